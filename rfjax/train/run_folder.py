@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run folder: one run, one config, one writer at a time.
+
+config.json     the resolved config
+run.json        what the run is: sizes, data, seed, code version, status
+metrics.jsonl   one JSON object a line, in the order of steps
+checkpoints/STEP/, samples/, figures/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+CONFIG_FILE = "config.json"
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = ".lock"
+
+# Fields that may change between a run and its continuation: they decide where and how
+# often work is done, not what is learnt.
+MAY_CHANGE = (
+    "checkpoint.",
+    "data.path",
+    "data.prefetch_batches",
+    "data.read_threads",
+    "mesh.",
+    "model.attention",
+    "model.remat",
+    "sample.",
+    "train.log_every_steps",
+    "validation.",
+)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} to {"a.b": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes the folder, or checks that it belongs to this config.
+
+    Raises:
+      ValueError: if a run with another config lives there.
+    """
+    path = workdir / CONFIG_FILE
+    if path.is_file():
+        old, new = flatten(json.loads(path.read_text("utf-8"))), flatten(config)
+        changed = [
+            f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
+            for name in sorted(old | new)
+            if old.get(name) != new.get(name) and not name.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            raise ValueError(
+                f"run folder {workdir} belongs to another config ({'; '.join(changed)})"
+                "; use another --workdir, or the config that the run was started with."
+            )
+    elif workdir.is_dir() and any(
+        entry.name != LOCK_FILE for entry in workdir.iterdir()
+    ):
+        raise ValueError(
+            f"run folder {workdir} is not empty and holds no {CONFIG_FILE}, so it is "
+            "not a run of rfjax; use another --workdir."
+        )
+    write_json(path, config)
+
+
+@contextlib.contextmanager
+def exclusive(workdir: Path) -> Iterator[None]:
+    """Holds the folder for one writing process; the system frees it if that dies.
+
+    Raises:
+      ValueError: if another process is training there.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"run folder {workdir} is in use by another training process; wait for "
+                "it to end, or use another --workdir."
+            ) from None
+        yield
+
+
+def update_run(workdir: Path, **fields: Any) -> None:
+    """Sets fields of run.json and keeps the others."""
+    path = workdir / RUN_FILE
+    record = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    write_json(path, record | fields)
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a half-written last line is left out."""
+    path = Path(workdir) / METRICS_FILE
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # Only a line that was ended is whole; what follows the last end was cut off.
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def trim_metrics(workdir: Path, *, last_step: int) -> None:
+    """Drops lines of steps that a resumed run is about to repeat."""
+    path = workdir / METRICS_FILE
+    if not path.is_file():
+        return
+    kept = [line for line in read_metrics(workdir) if line["step"] <= last_step]
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(
+        "".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"
+    )
+    os.replace(partial, path)
