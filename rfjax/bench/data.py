@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast the training pipeline reads, beside bare ArrayRecord reads.
+
+Both read the same records in random order in one process, in turns, so that the ratio
+holds on a busy machine too.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from rfjax.data import pipeline, shards
+from rfjax.encoders.patch_codec import fit_patch_codec
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingReport:
+    """Rates in examples per second, one entry for each round.
+
+    Attributes:
+      raw: bare ArrayRecord reads, records thrown away.
+      pipeline: batches out of `make_train_stream`.
+      example_bytes: stored size of one example.
+    """
+
+    raw: Sequence[float]
+    pipeline: Sequence[float]
+    example_bytes: int
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Pipeline over raw, in each round."""
+        return tuple(p / r for p, r in zip(self.pipeline, self.raw, strict=True))
+
+    def __str__(self) -> str:
+        def spread(values, digits):
+            middle, low, high = np.median(values), min(values), max(values)
+            return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+        return (
+            f"raw reads  {spread(self.raw, 0)} examples/s of "
+            f"{self.example_bytes / 1024:.0f} KiB\n"
+            f"pipeline   {spread(self.pipeline, 0)} examples/s\n"
+            f"ratio      {spread(self.ratios, 2)}, {len(self.raw)} rounds"
+        )
+
+
+def measure_reading(
+    root: str | os.PathLike,
+    *,
+    batch_size: int = 16,
+    num_batches: int = 64,
+    read_threads: int = 16,
+    rounds: int = 5,
+) -> ReadingReport:
+    """Measures the training split of a data set.
+
+    Args:
+      root: the data folder; files should fit the page cache, or both sides measure the
+        disk.
+      batch_size: examples in a batch.
+      num_batches: batches in a round; several times `read_threads`, since those read
+        ahead at the end of a round count against the pipeline.
+      read_threads: of both sides.
+      rounds: how often both are measured, in turns.
+    """
+    manifest = shards.check_shards(root, full=False)
+    own = [file for file in manifest.files if file.split == "train"]
+    source = ArrayRecordDataSource([str(Path(root) / file.path) for file in own])
+    stream = pipeline.make_train_stream(
+        pipeline.DataConfig(
+            str(root), read_threads=read_threads, prefetch_batches=read_threads
+        ),
+        global_batch_size=batch_size,
+        seed=0,
+    )
+    order = np.random.default_rng(0).integers(
+        len(source), size=batch_size * num_batches
+    )
+    raw, batches = [], []
+    with concurrent.futures.ThreadPoolExecutor(read_threads) as pool:
+        for _ in range(rounds):
+            start = time.perf_counter()
+            for _ in pool.map(lambda index: len(source[index]), order.tolist()):
+                pass
+            raw.append(order.size / (time.perf_counter() - start))
+            # Drop what was read ahead: every batch counted is read while measured.
+            stream.set_state(stream.get_state())
+            start = time.perf_counter()
+            for _ in range(num_batches):
+                next(stream)
+            batches.append(order.size / (time.perf_counter() - start))
+    stream.close()
+    return ReadingReport(
+        raw=tuple(raw),
+        pipeline=tuple(batches),
+        example_bytes=sum(file.num_bytes for file in own) // len(source),
+    )
+
+
+def write_random_dataset(
+    root: str | os.PathLike,
+    *,
+    latent_shape: tuple[int, int, int] = (32, 32, 16),
+    context_shape: tuple[int, int] = (154, 4096),
+    pooled_dim: int = 2048,
+    num_examples: int = 256,
+) -> shards.Manifest:
+    """Writes random records; by default in the layout of SD3 at 256 px (1.3 MB each).
+
+    Raises:
+      ValueError: `root` is not empty.
+    """
+    rng = np.random.default_rng(0)
+    length, context_dim = context_shape
+    encoder = shards.EncoderSpec(
+        name="random",
+        kind="random",
+        context_dim=context_dim,
+        length=length,
+        pooled_dim=pooled_dim,
+    )
+
+    def draw(shape):
+        return rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
+
+    text = {
+        "context": draw(context_shape),
+        "context_length": np.int32(length),
+        "pooled": draw((pooled_dim,)),
+    }
+
+    def examples(count):
+        for index in range(count):
+            yield {
+                "latents": draw(latent_shape),
+                "caption": f"random {index}",
+                "annotation": "",
+                **text,
+            }
+
+    codec = fit_patch_codec(rng.random((4, 8, 8, 3)), patch_size=4, channels=1)
+    splits = {"train": num_examples, "validation": 1}
+    return shards.write_dataset(
+        root,
+        manifest=shards.Manifest(
+            name="random",
+            grade="random",
+            splits=splits,
+            latent=shards.LatentSpec(shape=latent_shape, codec="none"),
+            text=shards.TextSpec(encoders=(encoder,)),
+        ),
+        examples={split: examples(count) for split, count in splits.items()},
+        empty_caption=text,
+        save_codec=codec.save,
+        records_per_shard=64,
+    )
