@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classifier-free guidance: a guided velocity_fn from a velocity_fn."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rfjax.types import Conditioning, VelocityFn
+
+
+def guided(
+    velocity_fn: VelocityFn, *, unconditional: Conditioning, guidance_scale: float
+) -> VelocityFn:
+    """Returns v_u + guidance_scale (v_c - v_u), from one call on a doubled batch.
+
+    Latents and noise are linear in the velocity at fixed noisy latents, so guiding the
+    velocity also guides any other prediction.
+
+    Args:
+      velocity_fn: the velocity to guide.
+      unconditional: conditioning of v_u, usually the embedding of the empty caption,
+        for B examples or for one that all share. Context of the same length and mask
+        (or none) as the conditioning of v_c.
+      guidance_scale: a Python number: 0 is unconditional, 1 unguided (and `velocity_fn`
+        itself is returned), more follows the text more.
+
+    Source: Ho and Salimans 2022, arXiv:2207.12598.
+    """
+    if guidance_scale == 1:
+        return velocity_fn
+
+    def velocity(noisy_latents, timesteps, conditioning):
+        doubled = _joined(conditioning, unconditional)
+        both = velocity_fn(
+            jnp.concatenate([noisy_latents, noisy_latents]),
+            jnp.concatenate([timesteps, timesteps]),
+            doubled,
+        )
+        conditional, unconditional_velocity = jnp.split(both, 2)
+        difference = conditional - unconditional_velocity
+        return unconditional_velocity + guidance_scale * difference
+
+    return velocity
+
+
+def _joined(conditioning, unconditional):
+    """Concatenates two conditionings; the second may hold a single example."""
+    _check_same_layout(conditioning, unconditional)
+
+    def join(first, second):
+        repeated = jnp.broadcast_to(second, (len(first), *second.shape[1:]))
+        return jnp.concatenate([first, repeated.astype(first.dtype)])
+
+    return jax.tree.map(join, conditioning, unconditional)
+
+
+def _check_same_layout(conditioning, unconditional):
+    """Raises ValueError unless both could stand in one batch."""
+    layouts = [
+        {
+            "context": value.context.shape[1:],
+            "pooled": value.pooled.shape[1:],
+            "masked": value.context_mask is not None,
+        }
+        for value in (conditioning, unconditional)
+    ]
+    if layouts[0] != layouts[1]:
+        raise ValueError(
+            "unconditional must have the layout of the conditioning per example, "
+            f"{layouts[0]}, got {layouts[1]}; encode the empty caption the same way."
+        )

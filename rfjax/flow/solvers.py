@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling: walks dz = velocity dt from noise at t = 1 to latents at t = 0.
+
+The walk is always on the rectified path; `Formulation.velocity_fn` brings networks of
+other formulations there. Nothing is lost: an Euler step of the rectified flow from t to
+t' is latents (1 - t') + noise t' with both as predicted at t, which is DDIM on a
+variance-preserving path and EDM's Euler step on its own. What remains of a path is the
+grid of timesteps.
+
+Step grids, `GRIDS`, all with num_steps + 1 timesteps from 1 to 0:
+
+- "uniform": linspace(1, 0) in the t of the formulation's path, moved to the rectified
+  t of equal log-SNR; for rf, linspace(1, 0) itself.
+- "karras": sigma = t / (1 - t) from 80 to 0.002, uniform in sigma^(1/7), then 0; the
+  default of edm(P_m,P_s), whose uniform t would take too few steps at high noise.
+- "diffusers": what FlowMatchEulerDiscreteScheduler does, rectified flow only. It shifts
+  the ends of its grid twice: with shift 3 the last of 50 timesteps before 0 is 0.00893,
+  where one shift would give 0.00299.
+
+The resolution shift moves any of them towards noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rfjax.flow import path as paths
+from rfjax.flow.formulations import Formulation, parse
+from rfjax.flow.timesteps import shift_timesteps
+from rfjax.types import Conditioning, VelocityFn
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """Where a solver arrived.
+
+    Attributes:
+      latents: [B, H, W, C], at t = 0.
+      path_length: [B], the sum over steps of the Euclidean length of the step. A
+        straight line from unit noise to unit latents has sqrt(2 H W C).
+    """
+
+    latents: jax.Array
+    path_length: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSetting:
+    """How the paper samples: Euler, so many steps, guided so strongly."""
+
+    num_steps: int
+    guidance_scale: float
+
+
+# The six settings behind the ranking of formulations, appendix B.3.
+PAPER_SETTINGS = {
+    "50 steps, cfg 1.0": SamplerSetting(50, 1.0),
+    "50 steps, cfg 2.5": SamplerSetting(50, 2.5),
+    "50 steps, cfg 5.0": SamplerSetting(50, 5.0),
+    "5 steps, cfg 5.0": SamplerSetting(5, 5.0),
+    "10 steps, cfg 5.0": SamplerSetting(10, 5.0),
+    "25 steps, cfg 5.0": SamplerSetting(25, 5.0),
+}
+
+
+def integrate(
+    velocity_fn: VelocityFn,
+    noise,
+    conditioning: Conditioning,
+    *,
+    num_steps: int,
+    solver: str = "euler",
+    shift: float = 1.0,
+    formulation: Formulation | None = None,
+    grid: str | None = None,
+) -> Solution:
+    """Integrates a velocity from noise at t = 1 to latents at t = 0. Can be jitted.
+
+    Args:
+      velocity_fn: velocity of the rectified path; see `Formulation.velocity_fn` for
+        networks of other formulations, `guidance.guided` for guidance.
+      noise: [B, H, W, C] standard normal float32.
+      conditioning: of the same B examples.
+      num_steps: at least 1.
+      solver: a key of `SOLVERS`; "euler" and "adams_bashforth" call velocity_fn once a
+        step, "heun" twice.
+      shift: > 0, moves the grid towards noise; 1 leaves it.
+      formulation: what the network was trained as; None is rf.
+      grid: a key of `GRIDS`; None is "karras" for edm(P_m,P_s), else "uniform".
+
+    Raises:
+      ValueError: zero steps, unknown solver or grid, shift <= 0, or a grid that does
+        not belong to the formulation.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(
+            f"solver must be one of {sorted(SOLVERS)}, got {solver!r}; choose 'euler'."
+        )
+    timesteps = jnp.asarray(
+        step_grid(num_steps, shift=shift, formulation=formulation, grid=grid),
+        dtype=noise.dtype,
+    )
+    step_sizes = jnp.diff(timesteps)
+    # How much further each step goes than the one before it; 0 on the first.
+    growth = jnp.concatenate(
+        [jnp.zeros(1, noise.dtype), step_sizes[1:] / step_sizes[:-1]]
+    )
+
+    def velocity_at(latents, timestep):
+        timesteps = jnp.full(len(noise), timestep)
+        return velocity_fn(latents, timesteps, conditioning).astype(noise.dtype)
+
+    def advance(state, step):
+        latents, path_length, previous = state
+        change, velocity = SOLVERS[solver](velocity_at, latents, previous, *step)
+        length = jnp.sqrt(jnp.square(change).sum(axis=tuple(range(1, noise.ndim))))
+        return (latents + change, path_length + length, velocity), None
+
+    start = noise, jnp.zeros(len(noise), noise.dtype), jnp.zeros_like(noise)
+    steps = timesteps[:-1], step_sizes, growth
+    (latents, path_length, _), _ = jax.lax.scan(advance, start, steps)
+    return Solution(latents=latents, path_length=path_length)
+
+
+def _euler(velocity_at, latents, previous, timestep, step_size, growth):
+    """First order: follows the velocity at the start of the step."""
+    del previous, growth
+    velocity = velocity_at(latents, timestep)
+    return step_size * velocity, velocity
+
+
+def _heun(velocity_at, latents, previous, timestep, step_size, growth):
+    """Second order: averages the velocities at both ends of the step."""
+    del previous, growth
+    velocity = velocity_at(latents, timestep)
+    end = velocity_at(latents + step_size * velocity, timestep + step_size)
+    return step_size * (velocity + end) / 2, velocity
+
+
+def _adams_bashforth(velocity_at, latents, previous, timestep, step_size, growth):
+    """Second order from one call: extrapolates to mid-step from the previous velocity.
+
+    The two-step Adams-Bashforth method for steps of unequal size; Euler on the first.
+    """
+    velocity = velocity_at(latents, timestep)
+    return step_size * (velocity + growth / 2 * (velocity - previous)), velocity
+
+
+# name -> (velocity_at, latents, previous velocity, timestep, step_size, growth) ->
+# (change of latents, velocity at timestep)
+SOLVERS = {"euler": _euler, "heun": _heun, "adams_bashforth": _adams_bashforth}
+
+
+def step_grid(
+    num_steps: int,
+    *,
+    shift: float = 1.0,
+    formulation: Formulation | None = None,
+    grid: str | None = None,
+):
+    """Returns the [num_steps + 1] timesteps that `integrate` visits, from 1 to 0.
+
+    Arguments and errors as in `integrate`; the grids are described in this module.
+    """
+    formulation = formulation or parse("rf")
+    if grid is None:
+        grid = "karras" if isinstance(formulation.path, paths.EDM) else "uniform"
+    if grid not in GRIDS:
+        raise ValueError(
+            f"grid must be one of {sorted(GRIDS)}, got {grid!r}; choose 'uniform'."
+        )
+    if num_steps < 1:
+        raise ValueError(
+            f"num_steps must be at least 1, got {num_steps}; choose such as 50."
+        )
+    return GRIDS[grid](num_steps, shift=shift, formulation=formulation)
+
+
+def _uniform_grid(num_steps, *, shift, formulation):
+    path_timesteps = np.linspace(1, 0, num_steps + 1)[1:-1]
+    return _with_ends(formulation.path.to_rectified(path_timesteps), shift=shift)
+
+
+def _karras_grid(num_steps, *, shift, formulation):
+    """Karras et al. 2022, arXiv:2206.00364, eq. 5."""
+    del formulation
+    sigmas = np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), num_steps) ** 7
+    return _with_ends((sigmas / (1 + sigmas))[1:], shift=shift)
+
+
+def _diffusers_grid(num_steps, *, shift, formulation):
+    if formulation.path != paths.RECTIFIED_FLOW:
+        raise ValueError(
+            "grid 'diffusers' integrates rectified flow only, because that scheduler "
+            f"knows no other path, got {formulation}; choose grid 'uniform'."
+        )
+    last = shift_timesteps(1 / 1000, shift=shift)  # of 1000 training timesteps
+    timesteps = shift_timesteps(np.linspace(1, last, num_steps), shift=shift)
+    return jnp.append(timesteps, 0)
+
+
+def _with_ends(inner_timesteps, *, shift):
+    """Shifts a grid and completes it: from pure noise at 1 to latents at 0."""
+    inner = shift_timesteps(inner_timesteps, shift=shift)
+    return jnp.concatenate([jnp.ones(1), inner, jnp.zeros(1)])
+
+
+GRIDS = {"uniform": _uniform_grid, "karras": _karras_grid, "diffusers": _diffusers_grid}
