@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch weights, both ways: `save.export_run` and `load.import_weights`."""

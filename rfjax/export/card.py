@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run folder says about its weights, and the model card made of it.
+
+Nothing that a config or a data set says reaches the card as Markdown, HTML or a link.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import traverse_util
+
+from rfjax import run_folder
+from rfjax.flow import formulations
+from rfjax.flow import path as paths
+from rfjax.models import flops
+from rfjax.models.mmdit import MMDiTConfig
+
+LONGEST_VALUE = 300  # characters of one value in the card
+
+# What Markdown, HTML, tables, formulas or automatic links are made of; underscores
+# inside words are none of it.
+ACTIVE = re.compile(
+    r"[\\`*{}\[\]#!|<>&~:@$^]|(?<=www)\.|(?<![a-z0-9])_|_(?![a-z0-9])", re.IGNORECASE
+)
+
+LOADING = {
+    "diffusers": """\
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+transformer = SD3Transformer2DModel.from_pretrained("FOLDER", subfolder="transformer")
+scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+    "FOLDER", subfolder="scheduler"
+)""",
+    "sd3": """\
+from safetensors.torch import load_file
+
+weights = load_file("FOLDER/model.safetensors")  # model.diffusion_model.*""",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder as export sees it.
+
+    Attributes:
+      name: of the folder.
+      config: config.json.
+      record: run.json, {} without.
+      metrics: the lines of metrics.jsonl.
+      model: the model section of the config.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    metrics: tuple[Mapping[str, Any], ...]
+    model: MMDiTConfig
+
+    @property
+    def shift(self) -> float:
+        """Resolution shift of the run's own sampler."""
+        return self.config["sample"]["shift"]
+
+    @property
+    def predicts_velocity(self) -> bool:
+        """Whether the network gives what flow-matching schedulers integrate."""
+        formulation = formulations.parse(self.config["objective"])
+        return (
+            formulation.path == paths.RECTIFIED_FLOW
+            and formulation.prediction == "velocity"
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user of the weights in PyTorch has to know."""
+        warnings = []
+        if self.config["data"]["context_mask"]:
+            warnings.append(
+                "The model was trained with a mask over padded text tokens, and "
+                "SD3Transformer2DModel has none: give it contexts without pads."
+            )
+        if not self.predicts_velocity:
+            warnings.append(
+                "The network does not predict the velocity of the rectified flow, so "
+                "no flow-matching scheduler can sample with it; none is written."
+            )
+        return tuple(warnings)
+
+
+def read_run(workdir: Path) -> Run:
+    """Reads a run folder.
+
+    Raises:
+      FileNotFoundError: if it holds no config.json.
+      ValueError: if config.json is not that of a run.
+    """
+    path = workdir / run_folder.CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"workdir {workdir} holds no config.json, so it is not a run folder; give "
+            "the --workdir that was trained in."
+        )
+    record = workdir / run_folder.RUN_FILE
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        run = Run(
+            name=workdir.resolve().name,
+            config=config,
+            record=json.loads(record.read_text("utf-8")) if record.is_file() else {},
+            metrics=tuple(run_folder.read_metrics(workdir)),
+            model=MMDiTConfig(**config["model"]),
+        )
+        _ = run.shift, run.warnings  # reads whatever else is needed
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"config.json, run.json and metrics.jsonl of workdir {workdir} must be "
+            f"those of a run: {error!r}; restore them, or give another workdir."
+        ) from error
+    return run
+
+
+def model_card(run: Run, *, format: str, weights: str, dtype: str, step: int) -> str:
+    """README.md for exported weights; the arguments are those of the export."""
+    prefix = "val_ema" if weights == "ema" else "val"
+    validation = _newest(run.metrics, f"{prefix}/loss", step=step)
+    samples = _newest(run.metrics, "samples", step=step)
+    rows = {
+        "depth": run.model.depth,
+        "parameters": f"{flops.num_params(run.model):,}",
+        "weights": f"{weights}, {dtype}, {format} layout",
+        "step": step,
+        "samples seen": samples["samples"] if samples else "not recorded",
+        "data set": run.record.get("data", "not recorded"),
+        "validation loss": _validation_text(run, validation, f"{prefix}/loss"),
+        "objective": run.config["objective"],
+        "shift in training": run.config["shift"],
+        "shift in sampling": run.shift,
+        "guidance scale in sampling": run.config["sample"]["guidance_scale"],
+        "written by": f"rfjax {run.record.get('code_version', '')}",
+    }
+    flat = traverse_util.flatten_dict(run.config, sep=".")
+    warnings = [f"> **Warning:** {warning}\n" for warning in run.warnings]
+    return "\n".join(
+        [
+            "---",
+            f"library_name: {'diffusers' if format == 'diffusers' else 'safetensors'}",
+            "pipeline_tag: text-to-image",
+            "tags: [rfjax, rectified-flow, mmdit]",
+            "---",
+            "",
+            f"# {escape(run.name)}: an MMDiT of depth {run.model.depth}",
+            "",
+            "A multimodal diffusion transformer of the Stable Diffusion 3 architecture "
+            "(arXiv:2403.03206).",
+            "",
+            *warnings,
+            *_table("", rows),
+            "",
+            "## Loading",
+            "",
+            "```python",
+            LOADING[format],
+            "```",
+            "",
+            "The network takes normalised latents [B, C, H, W], timesteps 1000 t in "
+            "[0, 1000] with t = 1 for noise, text states and a pooled text vector as "
+            "the data set stores them, and returns noise - latents for a run of the "
+            "rectified flow.",
+            "",
+            "## Configuration",
+            "",
+            *_table("field", flat),
+            "",
+        ]
+    )
+
+
+def _newest(metrics, name: str, *, step: int) -> Mapping[str, Any] | None:
+    """The last line at or before a step that has a metric."""
+    lines = [line for line in metrics if name in line and line["step"] <= step]
+    return lines[-1] if lines else None
+
+
+def _validation_text(run: Run, line: Mapping[str, Any] | None, name: str) -> str:
+    if line is None:
+        return "not measured"
+    protocol = run.record.get("validation_protocol", "unknown")
+    return f"{line[name]:.4f} at step {line['step']} (protocol {protocol})"
+
+
+def _table(title: str, rows: Mapping[str, Any]) -> list[str]:
+    body = [f"| {escape(name)} | {escape(value)} |" for name, value in rows.items()]
+    return [f"| {title} | |", "|---|---|", *body]
+
+
+def escape(value: Any) -> str:
+    """One line of text that Markdown shows as it is: no markup, HTML, cell or link."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(text) > LONGEST_VALUE:
+        text = text[: LONGEST_VALUE - 3] + "..."
+    return ACTIVE.sub(lambda match: f"&#{ord(match[0])};", text)

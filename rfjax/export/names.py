@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501  (the tables are wider than 88 columns)
+"""How the parameters are named and laid out in PyTorch files, both directions.
+
+Two layouts of the same network: `diffusers` (`SD3Transformer2DModel`) and `sd3`
+(Stability's single file). The tables below name every module in all three trees;
+everything else in this package follows from them. What differs besides names:
+
+- A torch weight is [out, in], an rfjax kernel [in, out].
+- rfjax flattens an input patch as (row, column, channel); in torch the patch
+  embedding is a convolution [D, channel, row, column]. Output patches are
+  (row, column, channel) everywhere.
+- Rows with the same `sd3` name are one tensor there, rows stacked: qkv.
+- diffusers stores the two-way modulations (final layer, text stream of the last
+  block) as (scale, shift); rfjax and `sd3` as (shift, scale).
+- rfjax stacks the equal blocks 0 .. depth - 2 along a leading axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+from rfjax.models.mmdit import MMDiTConfig, Network
+
+
+class Row(NamedTuple):
+    """One module in the three trees; the fields after the first are the layouts."""
+
+    rfjax: str
+    diffusers: str
+    sd3: str
+
+
+LAYOUTS = ("diffusers", "sd3")
+PREFIX = Row("", "", "model.diffusion_model.")
+BLOCK = Row("blocks", "transformer_blocks.{block}.", "joint_blocks.{block}.")
+# Computed in rfjax, a stored buffer [1, P * P, D] in torch.
+POSITIONS = Row("", "pos_embed.pos_embed", "pos_embed")
+
+# fmt: off
+OUTER_TABLE = (
+    Row("patch_embed",           "pos_embed.proj",                              "x_embedder.proj"),
+    Row("timestep_embed/hidden", "time_text_embed.timestep_embedder.linear_1",  "t_embedder.mlp.0"),
+    Row("timestep_embed/out",    "time_text_embed.timestep_embedder.linear_2",  "t_embedder.mlp.2"),
+    Row("pooled_embed/hidden",   "time_text_embed.text_embedder.linear_1",      "y_embedder.mlp.0"),
+    Row("pooled_embed/out",      "time_text_embed.text_embedder.linear_2",      "y_embedder.mlp.2"),
+    Row("context_embed",         "context_embedder",                            "context_embedder"),
+    Row("final/modulation",      "norm_out.linear",                             "final_layer.adaLN_modulation.1"),
+    Row("final/linear",          "proj_out",                                    "final_layer.linear"),
+)
+BLOCK_TABLE = (
+    Row("image/modulation", "norm1.linear",         "x_block.adaLN_modulation.1"),
+    Row("image/query",      "attn.to_q",            "x_block.attn.qkv"),
+    Row("image/key",        "attn.to_k",            "x_block.attn.qkv"),
+    Row("image/value",      "attn.to_v",            "x_block.attn.qkv"),
+    Row("image/query_norm", "attn.norm_q",          "x_block.attn.ln_q"),
+    Row("image/key_norm",   "attn.norm_k",          "x_block.attn.ln_k"),
+    Row("image/out",        "attn.to_out.0",        "x_block.attn.proj"),
+    Row("image/mlp_in",     "ff.net.0.proj",        "x_block.mlp.fc1"),
+    Row("image/mlp_out",    "ff.net.2",             "x_block.mlp.fc2"),
+    Row("text/modulation",  "norm1_context.linear", "context_block.adaLN_modulation.1"),
+    Row("text/query",       "attn.add_q_proj",      "context_block.attn.qkv"),
+    Row("text/key",         "attn.add_k_proj",      "context_block.attn.qkv"),
+    Row("text/value",       "attn.add_v_proj",      "context_block.attn.qkv"),
+    Row("text/query_norm",  "attn.norm_added_q",    "context_block.attn.ln_q"),
+    Row("text/key_norm",    "attn.norm_added_k",    "context_block.attn.ln_k"),
+    Row("text/out",         "attn.to_add_out",      "context_block.attn.proj"),
+    Row("text/mlp_in",      "ff_context.net.0.proj", "context_block.mlp.fc1"),
+    Row("text/mlp_out",     "ff_context.net.2",     "context_block.mlp.fc2"),
+)
+# fmt: on
+LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight"}
+SCALE_FIRST_IN_DIFFUSERS = ("final/modulation", "last_block/text/modulation")
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchTensor:
+    """One tensor of a PyTorch file, and the rfjax leaves it is made of.
+
+    Attributes:
+      name: key in the file, prefix included.
+      shape: in the file.
+      paths: rfjax leaves ("/"-joined) whose torch rows are stacked, in order.
+      block: index into leaves that are stacked over blocks, else None.
+      patch_size: of the patch embedding's convolution, else None.
+      swap_halves: whether the file has (scale, shift) for our (shift, scale).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    paths: tuple[str, ...]
+    block: int | None = None
+    patch_size: int | None = None
+    swap_halves: bool = False
+
+    def from_leaves(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        """Makes the torch tensor from whole rfjax leaves, in the order of `paths`."""
+        parts = [leaf if self.block is None else leaf[self.block] for leaf in leaves]
+        if self.patch_size is not None:
+            (kernel,) = parts
+            patch = (self.patch_size, self.patch_size, -1, kernel.shape[-1])
+            return kernel.reshape(patch).transpose(3, 2, 0, 1)
+        tensor = parts[0].T if len(parts) == 1 else np.concatenate(
+            [part.T for part in parts]
+        )  # fmt: skip
+        return _swap_halves(tensor) if self.swap_halves else tensor
+
+    def to_leaves(self, tensor: np.ndarray) -> list[np.ndarray]:
+        """Inverse of `from_leaves`; leaves of a stack come without their block axis."""
+        if self.patch_size is not None:
+            return [tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])]
+        if self.swap_halves:
+            tensor = _swap_halves(tensor)
+        return [part.T for part in np.split(tensor, len(self.paths))]
+
+
+def _swap_halves(tensor: np.ndarray) -> np.ndarray:
+    return np.roll(tensor, len(tensor) // 2, axis=0)
+
+
+def torch_name(path: str, *, layout: str, block: int | None = None) -> str:
+    """Key of an rfjax leaf such as "blocks/image/query/kernel" in a PyTorch file.
+
+    Args:
+      path: "/"-joined path; `blocks` and `last_block` mean the block `block`.
+      layout: a name in `LAYOUTS`.
+      block: index of the block, for leaves of a block.
+    """
+    module, leaf = path.rsplit("/", 1)
+    prefix = getattr(PREFIX, layout)
+    if module.startswith(("blocks/", "last_block/")):
+        prefix += getattr(BLOCK, layout).format(block=block)
+        table, module = BLOCK_TABLE, module.split("/", 1)[1]
+    else:
+        table = OUTER_TABLE
+    (row,) = (row for row in table if row.rfjax == module)
+    return f"{prefix}{getattr(row, layout)}.{LEAVES[leaf]}"
+
+
+def positions_name(layout: str) -> str:
+    """Key of the position buffer [1, P * P, D] in a PyTorch file."""
+    return getattr(PREFIX, layout) + getattr(POSITIONS, layout)
+
+
+def torch_tensors(config: MMDiTConfig, *, layout: str) -> list[TorchTensor]:
+    """Every tensor of a model's PyTorch file except the position buffer.
+
+    Tensors made of the same rfjax leaves follow each other, so a writer reads each
+    stack of blocks once.
+    """
+    shapes = leaf_shapes(config)
+    sources = {}  # (name, block) -> paths; a fused tensor collects several
+    for path in _table_paths():
+        if path not in shapes:  # without qk-norm, or text past the last attention
+            continue
+        for block, stack_index in _blocks_of(path, config.depth):
+            name = torch_name(path, layout=layout, block=block)
+            sources.setdefault((name, stack_index), []).append(path)
+    return [
+        _torch_tensor(name, paths, stack_index, shapes, config, layout)
+        for (name, stack_index), paths in sources.items()
+    ]
+
+
+def torch_shapes(config: MMDiTConfig, *, layout: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of all a file holds: the position buffer, then `torch_tensors`."""
+    positions = (1, config.max_grid_tokens**2, config.width)
+    tensors = torch_tensors(config, layout=layout)
+    return {
+        positions_name(layout): positions,
+        **{tensor.name: tensor.shape for tensor in tensors},
+    }
+
+
+@functools.cache  # tracing the network takes a while, and it is asked for often
+def leaf_shapes(config: MMDiTConfig) -> Mapping[str, tuple[int, ...]]:
+    """The rfjax parameter tree as "/"-joined path -> shape."""
+    params = traverse_util.flatten_dict(Network(config).abstract_params(), sep="/")
+    return types.MappingProxyType({path: leaf.shape for path, leaf in params.items()})
+
+
+def check_choice(field: str, value: str, choices: Collection[str]) -> None:
+    """Raises ValueError unless `value` is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{field} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    where: str,
+) -> None:
+    """Raises ValueError listing missing, unexpected and misshapen tensors, if any."""
+    both = expected.keys() & found.keys()
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of the wrong shape": [
+            f"{name} {found[name]} for {expected[name]}"
+            for name in sorted(both)
+            if found[name] != expected[name]
+        ],
+    }
+    lists = [f"{kind}: {_shorten(items)}" for kind, items in problems.items() if items]
+    if lists:
+        raise ValueError(
+            f"{where} must hold exactly the tensors of its model; {'; '.join(lists)}."
+        )
+
+
+def _shorten(items: list[str], most: int = 20) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def _table_paths() -> Iterator[str]:
+    """Every path that the tables and leaf names can spell."""
+    modules = [row.rfjax for row in OUTER_TABLE]
+    modules += [
+        f"{stack}/{row.rfjax}"
+        for row in BLOCK_TABLE
+        for stack in ("blocks", "last_block")
+    ]
+    return (f"{module}/{leaf}" for module in modules for leaf in LEAVES)
+
+
+def _blocks_of(path: str, depth: int) -> list[tuple[int | None, int | None]]:
+    """(block number, index into the stacked leaf) of every tensor a leaf goes to."""
+    if path.startswith("blocks/"):
+        return [(block, block) for block in range(depth - 1)]
+    return [(depth - 1 if path.startswith("last_block/") else None, None)]
+
+
+def _torch_tensor(name, paths, stack_index, shapes, config, layout) -> TorchTensor:
+    leaf_shape = shapes[paths[0]][0 if stack_index is None else 1 :]
+    *rest, rows = leaf_shape  # torch has the outputs first
+    shape = (len(paths) * rows, *rest)
+    module = paths[0].rsplit("/", 1)[0]
+    patch_size = None
+    if paths[0] == "patch_embed/kernel":
+        patch_size = config.patch_size
+        shape = (rows, config.latent_channels, patch_size, patch_size)
+    return TorchTensor(
+        name=name,
+        shape=shape,
+        paths=tuple(paths),
+        block=stack_index,
+        patch_size=patch_size,
+        swap_halves=layout == "diffusers" and module in SCALE_FIRST_IN_DIFFUSERS,
+    )

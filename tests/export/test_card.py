@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+import html
+import json
+
+import pytest
+
+from rfjax.export import card
+from rfjax.models import flops
+
+
+def read_card(workdir, *, format="diffusers", weights="ema", step=4):
+    text = card.model_card(
+        card.read_run(workdir),
+        format=format,
+        weights=weights,
+        dtype="float32",
+        step=step,
+    )
+    return html.unescape(text)
+
+
+def test_what_the_card_says(make_config, make_run):
+    config = make_config(qk_norm=True)
+    text = read_card(make_run(config))
+    for row in (
+        "| depth | 2 |",
+        f"| parameters | {flops.num_params(config):,} |",
+        "| weights | ema, float32, diffusers layout |",
+        "| step | 4 |",
+        "| samples seen | 1024 |",
+        "| data set | emoji |",
+        "| validation loss | 0.6250 at step 2 (protocol val_v1) |",
+        "| objective | rf/lognorm(0.00,1.00) |",
+        "| model.qk_norm | true |",
+    ):
+        assert row in text
+    assert "SD3Transformer2DModel.from_pretrained" in text
+
+
+def test_raw_weights_quote_their_own_loss(make_config, make_run):
+    text = read_card(make_run(make_config()), format="sd3", weights="raw")
+    assert "0.7500 at step 2" in text
+    assert "load_file" in text
+
+
+def test_a_run_without_metrics(make_config, make_run):
+    workdir = make_run(make_config())
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "run.json").unlink()
+    assert "| validation loss | not measured |" in read_card(workdir)
+
+
+def test_later_metrics_are_not_quoted(make_config, make_run):
+    text = read_card(make_run(make_config()), step=1)
+    assert "| validation loss | not measured |" in text
+
+
+ATTACKS = [
+    "a | b |\n|---|---|\n# Heading",
+    "<script>alert(1)</script>",
+    "[click](javascript:alert(1))",
+    "![](https://example.com/pixel.png)",
+    "www.example.com",
+    "`code` **bold** _it_ __b__ ~~no~~ $x$",
+    "---\nlicense: mit\n---",
+    "&lt;b&gt;",
+    "\u202eright to left\x1b[31m",
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_nothing_is_injected(attack):
+    text = card.escape(attack)
+    assert "\n" not in text
+    assert not set(text.replace("&#", "")) & set("<>|`*_[]!$~:@\u202e\x1b")
+    assert "www." not in text
+    # Readers see what was written, apart from line ends and control characters.
+    visible = " ".join(c for c in html.unescape(text).split())
+    printable = "".join(c if c.isprintable() else " " for c in attack)
+    assert visible == " ".join(printable.split())
+
+
+def test_long_values_are_cut():
+    assert len(card.escape("x" * 10_000)) == card.LONGEST_VALUE
+
+
+def test_hostile_data_set_name(make_config, make_run):
+    workdir = make_run(make_config())
+    (workdir / "run.json").write_text(json.dumps({"data": "<b>\n| x | y |"}))
+    choices = {"format": "sd3", "weights": "ema", "dtype": "float32", "step": 4}
+    text = card.model_card(card.read_run(workdir), **choices)
+    assert "<b>" not in text
+    assert "| data set | &#60;b&#62; &#124; x &#124; y &#124; |" in text

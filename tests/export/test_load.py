@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rfjax.export import load, names, save
+
+MODEL = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def exported(make_config, make_leaves, tmp_path):
+    """A diffusers folder of a model of depth 2 with qk-norm."""
+    config = make_config(qk_norm=True)
+    folder = tmp_path / "pipeline" / "transformer"
+    folder.parent.mkdir()
+    save.write_diffusers(make_leaves(config).__getitem__, config, folder)
+    return folder
+
+
+def edit(folder, change):
+    tensors = load_file(folder / MODEL)
+    change(tensors)
+    save_file(tensors, folder / MODEL, metadata={"format": "pt"})
+
+
+def claim(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("format", names.LAYOUTS)
+def test_import_then_export_gives_the_same_bytes(
+    make_config, make_leaves, tmp_path, format, dtype
+):
+    def write(leaves, config, folder):
+        folder.mkdir()
+        if format == "diffusers":
+            save.write_diffusers(
+                leaves.__getitem__, config, folder / "model", dtype=dtype
+            )
+            return folder / "model" / MODEL
+        save.write_sd3(leaves.__getitem__, config, folder / "file", dtype=dtype)
+        return folder / "file"
+
+    config = make_config(depth=3, qk_norm=True, position_scale=0.5)
+    first = write(make_leaves(config), config, tmp_path / "first")
+    imported, params = load.import_weights(first, format=format)
+    leaves = {path: _at(params, path) for path in names.leaf_shapes(imported)}
+    second = write(leaves, imported, tmp_path / "second")
+    assert first.read_bytes() == second.read_bytes()
+    other = write(make_leaves(config, seed=9), config, tmp_path / "other")
+    assert first.read_bytes() != other.read_bytes()
+
+
+def _at(tree, path):
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree
+
+
+def test_sources(exported):
+    """The pipeline, its transformer or the file: all the same."""
+    for source in (exported.parent, exported, exported / MODEL):
+        assert load.import_weights(source)[0].depth == 2
+
+
+def test_what_is_inferred(make_config, make_leaves, tmp_path):
+    config = make_config(
+        depth=1,
+        patch_size=4,
+        latent_channels=5,
+        context_dim=7,
+        pooled_dim=9,
+        grid_tokens=5,
+        max_grid_tokens=8,
+        position_scale=0.3,
+    )
+    save.write_diffusers(make_leaves(config).__getitem__, config, tmp_path / "model")
+    imported, _ = load.import_weights(tmp_path / "model")
+    assert {**vars(imported), "compute_dtype": "float32"} == vars(config)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("grid_tokens", "max_grid_tokens", "scale"),
+    [
+        (16, 192, 1.0),
+        (32, 96, 0.25),
+        (48, 64, 1 / 3),
+        (31, 40, 0.7),
+        (7, 7, 1.0),
+        (1, 1, 1.0),
+        (50, 48, 0.5),
+    ],
+)
+def test_positions_are_recognised(
+    make_config, make_leaves, tmp_path, grid_tokens, max_grid_tokens, scale, dtype
+):
+    config = make_config(
+        depth=1,
+        grid_tokens=grid_tokens,
+        max_grid_tokens=max_grid_tokens,
+        position_scale=scale,
+    )
+    path = tmp_path / "model.safetensors"
+    save.write_sd3(make_leaves(config).__getitem__, config, path, dtype=dtype)
+    imported, _ = load.import_weights(path, format="sd3")
+    assert imported.grid_tokens == grid_tokens
+    assert imported.max_grid_tokens == max_grid_tokens
+    assert imported.position_scale == scale
+
+
+def test_other_parts_of_a_single_file_are_left_alone(
+    make_config, make_leaves, tmp_path
+):
+    config = make_config()
+    path = tmp_path / "model.safetensors"
+    save.write_sd3(make_leaves(config).__getitem__, config, path)
+    tensors = load_file(path) | {"first_stage_model.x": np.zeros(3, np.float32)}
+    save_file(tensors, path)
+    assert load.import_weights(path, format="sd3")[0].depth == 2
+
+
+# -- Bad input ---------------------------------------------------------------------
+
+
+def test_unknown_format(exported):
+    with pytest.raises(ValueError, match="format must be one of diffusers, sd3"):
+        load.import_weights(exported, format="flux")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load.import_weights(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"holds no \*.safetensors"):
+        load.import_weights(tmp_path)
+
+
+def test_the_other_layout(exported):
+    with pytest.raises(ValueError, match="use format 'diffusers'"):
+        load.import_weights(exported / MODEL, format="sd3")
+
+
+def test_no_sd3_model(tmp_path):
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="must hold pos_embed.proj.weight"):
+        load.import_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.ckpt", "model.pt"])
+def test_pickles_are_refused(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"\x80\x04N.")
+    for source in (path, tmp_path):
+        with pytest.raises(
+            ValueError, match=r"is a pickle.*torch.load\(path, weights_"
+        ):
+            load.import_weights(source)
+
+
+def test_pickle_in_disguise(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"\x80\x04N.")
+    with pytest.raises(ValueError, match="must be a whole safetensors file"):
+        load.import_weights(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -1])
+def test_truncated_file(exported, keep):
+    path = exported / MODEL
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        load.import_weights(exported)
+
+
+def test_missing_shard(exported):
+    index = {"weight_map": {"a": "b-00001-of-00002.safetensors"}}
+    (exported / f"{MODEL}.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        FileNotFoundError, match="b-00001-of-00002.safetensors does not"
+    ):
+        load.import_weights(exported)
+
+
+def test_several_files_without_an_index(exported):
+    (exported / "other.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"got {MODEL}, other.safetensors"):
+        load.import_weights(exported)
+
+
+def test_missing_unexpected_and_misshapen(exported):
+    def change(tensors):
+        del tensors["proj_out.bias"]
+        tensors["transformer_blocks.0.attn.to_x.bias"] = np.zeros(2, np.float32)
+        name = "transformer_blocks.1.ff.net.2.bias"
+        tensors[name] = tensors[name][:-1].copy()
+
+    edit(exported, change)
+    with pytest.raises(
+        ValueError,
+        match="missing: proj_out.bias; unexpected: transformer_blocks.0.attn.to_x.bias"
+        r"; of the wrong shape: .*blocks.1.ff.net.2.bias \(127,\) for \(128,\)",
+    ):
+        load.import_weights(exported)
+
+
+def test_missing_block(exported):
+    def change(tensors):
+        for name in [n for n in tensors if n.startswith("transformer_blocks.1.")]:
+            del tensors[name]
+
+    edit(exported, change)
+    with pytest.raises(ValueError, match="got width 128 and 1 blocks"):
+        load.import_weights(exported)
+
+
+def test_missing_embedding(exported):
+    edit(exported, lambda tensors: tensors.pop("context_embedder.weight"))
+    with pytest.raises(
+        ValueError, match="context_embedder.weight with 2 dims, got none"
+    ):
+        load.import_weights(exported)
+
+
+def test_dual_attention(exported):
+    def change(tensors):
+        tensors["transformer_blocks.0.attn2.to_q.bias"] = np.zeros(128, np.float32)
+
+    edit(exported, change)
+    with pytest.raises(ValueError, match="has dual-attention blocks"):
+        load.import_weights(exported)
+
+
+@pytest.mark.parametrize("name", ["proj_out.bias", "pos_embed.pos_embed"])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_weights_that_are_no_numbers(exported, name, value):
+    def change(tensors):
+        tensors[name][..., 1] = value
+
+    edit(exported, change)
+    with pytest.raises(ValueError, match=f"NaN or infinity in {name}"):
+        load.import_weights(exported)
+
+
+def test_integer_weights(exported):
+    def change(tensors):
+        tensors["proj_out.bias"] = tensors["proj_out.bias"].astype(np.int32)
+
+    edit(exported, change)
+    with pytest.raises(ValueError, match="got I32 for proj_out.bias"):
+        load.import_weights(exported)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_layers": 3}, "num_layers is 3, the weights say 2"),
+        ({"qk_norm": None}, "qk_norm is None, the weights say 'rms_norm'"),
+        ({"dual_attention_layers": [0]}, r"dual_attention_layers is \[0\]"),
+        ({"_class_name": "FluxTransformer2DModel"}, "_class_name is 'FluxTransformer"),
+        ({"in_channels": 4, "pos_embed_max_size": 96}, "in_channels.*pos_embed_max_s"),
+    ],
+)
+def test_config_that_contradicts_the_weights(exported, fields, message):
+    claim(exported, **fields)
+    with pytest.raises(ValueError, match=message):
+        load.import_weights(exported)
+
+
+def test_harmless_claims(exported):
+    claim(exported, out_channels=None, sample_size=128, _diffusers_version="0.0")
+    assert load.import_weights(exported)[0].depth == 2
+
+
+def test_config_that_is_no_json(exported):
+    (exported / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json must be JSON"):
+        load.import_weights(exported)
+
+
+@pytest.mark.parametrize("kind", ["learned", "shifted", "one entry", "constant"])
+def test_positions_of_another_kind(exported, kind):
+    def change(tensors):
+        table = tensors["pos_embed.pos_embed"]
+        if kind == "learned":
+            table[...] = np.random.default_rng(0).standard_normal(table.shape)
+        elif kind == "shifted":
+            table += 0.01
+        elif kind == "constant":
+            table[...] = 0.5
+        else:
+            table[0, 77, 3] += 0.001
+
+    edit(exported, change)
+    with pytest.raises(
+        ValueError, match="pos_embed.pos_embed must be the sin-cos table that rfjax"
+    ):
+        load.import_weights(exported)
