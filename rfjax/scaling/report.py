@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rfjax fit`: one HTML page, its figures as PNG, and `fit.json`, in one folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json as json_format
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from rfjax.scaling import runs as runs_table
+from rfjax.scaling.document import describe
+from rfjax.scaling.fit import FitOptions
+from rfjax.scaling.page import page, summary
+from rfjax.scaling.study import Study, analyse
+
+
+@dataclasses.dataclass(frozen=True)
+class FitReport:
+    """What `run_fit` found and where it wrote it.
+
+    Attributes:
+      study: the fits and the rows behind them.
+      document: the content of `fit.json`.
+      out: the folder with `fit.json`, `index.html` and the figures.
+    """
+
+    study: Study
+    document: dict[str, Any]
+    out: Path
+
+    def summary(self) -> str:
+        """The law and its parameters as a few lines of text."""
+        return summary(self.study)
+
+
+def run_fit(
+    *,
+    runs: str | Path | None = None,
+    table: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    out: str | Path,
+    law: str = "chinchilla",
+    size_measure: str = "params",
+    loss: str | None = None,
+    num_bootstraps: int = 1000,
+    holdout_largest: bool = True,
+    budgets: Sequence[float] = (),
+    forecasts: Sequence[Mapping[str, float]] = (),
+    json: str | Path | None = None,
+    options: FitOptions | None = None,
+) -> FitReport:
+    """Fits a study and writes its report.
+
+    Args:
+      runs: sweep folder; give this or `table`.
+      table: CSV of somebody else's runs.
+      columns: of the CSV, our name -> theirs: params, samples, loss, and
+        optionally train_flops, depth, run, seed.
+      out: folder to write; an earlier report there is replaced.
+      law: "chinchilla" (size and samples), "size", "samples" or "compute".
+      size_measure: "params", "params_without_adaln" or "flops" (per sample).
+      loss: column of the loss; by default val_ema/loss of runs, loss of a CSV.
+      num_bootstraps: resamples for predictions and the compute-optimal frontier.
+      holdout_largest: whether to test the law on its largest model.
+      budgets: training FLOPs to find the compute-optimal model for.
+      forecasts: models to predict, such as {"depth": 12, "samples": 1e6}.
+      json: a file for a second copy of `fit.json`.
+      options: everything else about the fit.
+
+    Raises: ValueError with the reason if the law cannot be fitted, before anything
+      is written; FileNotFoundError if the runs or the table are missing.
+    """
+    if (runs is None) == (table is None):
+        raise ValueError("give exactly one of runs (a folder) and table (a CSV).")
+    out = Path(out)
+    _check_replaceable(out)
+    if runs is not None:
+        rows = runs_table.load(runs)
+        loss = loss or runs_table.DEFAULT_LOSS
+    else:
+        rows = runs_table.load_table(table, columns=columns)
+        loss = loss or "loss"
+    options = dataclasses.replace(
+        options or FitOptions(), num_bootstraps=num_bootstraps
+    )
+    study = analyse(
+        rows,
+        loss=loss,
+        law=law,
+        size_measure=size_measure,
+        holdout_largest=holdout_largest,
+        budgets=budgets,
+        forecasts=forecasts,
+        options=options,
+    )
+    document = describe(study)
+    text = json_format.dumps(document, indent=2, allow_nan=False) + "\n"
+    _write_folder(out, study, text)
+    if json is not None:
+        _write_whole(Path(json), text)
+    logging.info("wrote %s", out / "index.html")
+    return FitReport(study, document, out)
+
+
+def _check_replaceable(out: Path) -> None:
+    if (
+        out.exists()
+        and not (out / "fit.json").is_file()
+        and (not out.is_dir() or any(out.iterdir()))
+    ):
+        raise ValueError(
+            f"out {out} exists and holds no earlier report; choose another folder."
+        )
+
+
+def _write_folder(out: Path, study: Study, text: str) -> None:
+    """Writes the whole report beside its place, then moves it there."""
+    # matplotlib takes a second to import, and only reports need it.
+    from rfjax.scaling.figures import draw_all
+
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        pictures = []
+        for name, caption, figure in draw_all(study):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+            (partial / f"{name}.png").write_bytes(buffer.getvalue())
+            pictures.append((name, caption, buffer.getvalue()))
+        (partial / "fit.json").write_text(text, encoding="utf-8")
+        study.table.to_csv(partial / "points.csv", index=False)
+        (partial / "index.html").write_text(page(study, pictures), encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs table: one row per evaluated point, from run folders or from a CSV.
+
+Nothing is averaged and nothing is dropped. A row that must not be fitted says why in
+its column `reason`; a row in mid-training, whose learning rate has not cooled down,
+has `cooldown_end` False.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+DEFAULT_LOSS = "val_ema/loss"  # of run folders; the loss of a CSV is called "loss"
+
+# column -> what it holds
+COLUMNS = {
+    "run": "name of the run folder",
+    "depth": "number of blocks, which names the model",
+    "params": "number of parameters",
+    "params_without_adaln": "number of parameters outside the modulation layers",
+    "samples": "training samples seen, D",
+    "tokens": "image and text tokens seen",
+    "train_flops": "training FLOPs spent: samples times FLOPs per sample",
+    "step": "optimiser steps",
+    "seed": "of initialisation, data order and noise",
+    "cooldown_end": "whether the learning rate has cooled down here",
+    "wall_seconds": "time spent in the training loop",
+    "data": "name of the data set",
+    "data_hash": "its content",
+    "validation_protocol": "how the loss was measured",
+    "config_hash": "of the resolved config",
+    "code_version": "of the code that trained",
+    "status": "running, finished, stopped, diverged or failed",
+    "reason": "why the row is not fitted, empty if it may be",
+}
+_FROM_RUN_FILE = (
+    "depth",
+    "params",
+    "params_without_adaln",
+    "seed",
+    "config_hash",
+    "code_version",
+    "data",
+    "data_hash",
+    "validation_protocol",
+)
+
+
+def load(folder: str | Path) -> pd.DataFrame:
+    """The runs table of a sweep folder (or of one run folder), finished or running.
+
+    Args:
+      folder: holds run folders, each with `run.json` and `metrics.jsonl`.
+
+    Returns: the columns of `COLUMNS` and one for every `val/...` and `val_ema/...`
+      metric; one row per evaluation, and one row with a reason for a run that has
+      none.
+    Raises: FileNotFoundError if there is no such folder or no run in it; ValueError
+      if a run's files cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"runs folder {folder} does not exist.")
+    if (folder / RUN_FILE).is_file():
+        run_folders = [folder]
+    else:
+        run_folders = sorted(path.parent for path in folder.glob(f"*/{RUN_FILE}"))
+    if not run_folders:
+        raise FileNotFoundError(
+            f"{folder} holds no run: no {RUN_FILE} in it or in its subfolders."
+        )
+    rows = [row for run_folder in run_folders for row in _rows_of_run(run_folder)]
+    table = pd.DataFrame(rows)
+    metrics = sorted(name for name in table if name not in COLUMNS)
+    return table.reindex(columns=[*COLUMNS, *metrics])
+
+
+def load_table(
+    path: str | Path, *, columns: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """The runs table of somebody else's CSV.
+
+    Args:
+      path: a CSV with a header line.
+      columns: our name -> theirs, such as {"params": "N", "samples": "D", "loss":
+        "L"}; columns that are not named keep their names.
+
+    Returns: their rows with our names, and `cooldown_end` and `reason` added.
+    Raises: FileNotFoundError if the file is missing; ValueError if a column is.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"table {path} does not exist.")
+    table = pd.read_csv(path, skipinitialspace=True)
+    columns = dict(columns or {})
+    missing = [theirs for theirs in columns.values() if theirs not in table]
+    if missing:
+        raise ValueError(
+            f"table {path.name} has no column {', '.join(missing)}; it has "
+            f"{', '.join(table.columns)}. Name them as in params=N,samples=D,loss=L."
+        )
+    table = table.rename(columns={theirs: ours for ours, theirs in columns.items()})
+    repeated = sorted(table.columns[table.columns.duplicated()])
+    if repeated:
+        raise ValueError(
+            f"table {path.name} has several columns for {', '.join(repeated)} once "
+            "renamed; name another, or drop one from the CSV."
+        )
+    if "cooldown_end" not in table:
+        table["cooldown_end"] = True
+    if "reason" not in table:
+        table["reason"] = ""
+    reasons = table["reason"].astype(object)
+    table["reason"] = reasons.where(reasons.notna(), "").astype(str)
+    return table
+
+
+def _rows_of_run(run_folder: Path) -> list[dict]:
+    """One row per evaluation of a run."""
+    run = _read_json(run_folder / RUN_FILE)
+    status = run.get("status", "unknown")
+    shared = {
+        "run": run_folder.name,
+        "reason": "the run diverged" if status == "diverged" else "",
+        "cooldown_end": False,
+        "status": status,
+    }
+    shared |= {name: run.get(name) for name in _FROM_RUN_FILE}
+    rows = []
+    for line in _read_lines(run_folder / METRICS_FILE):
+        metrics = {
+            name: value
+            for name, value in line.items()
+            if name.startswith(("val/", "val_ema/"))
+        }
+        if not metrics:
+            continue
+        samples = line["samples"]
+        tokens_per_sample = run["image_tokens"] + run["context_tokens"]
+        rows.append(
+            {
+                **shared,
+                **metrics,
+                "step": line["step"],
+                "samples": samples,
+                "tokens": samples * tokens_per_sample,
+                "train_flops": samples * run["train_flops_per_sample"],
+                "wall_seconds": line["wall_seconds"],
+                "cooldown_end": bool(line.get("cooldown_end", False)),
+            }
+        )
+    if not rows:
+        return [{**shared, "reason": shared["reason"] or "no evaluation yet"}]
+    if status == "finished":
+        rows[-1]["cooldown_end"] = True
+    return rows
+
+
+def _read_lines(path: Path) -> list[dict]:
+    """Lines of metrics.jsonl, one per step, with the time spent up to it.
+
+    A resumed run repeats the steps since its checkpoint: the later line counts. A
+    last line without an end is still being written and is left out.
+    """
+    if not path.is_file():
+        return []
+    merged: dict[int, dict] = {}
+    spent_before, last_seconds = 0.0, 0.0
+    for number, text in enumerate(path.read_text("utf-8").split("\n")[:-1], start=1):
+        if not text:
+            continue
+        try:
+            line = json.loads(text)
+            step = line["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} line {number} must be a JSON object with a step, got "
+                f"{text[:60]!r}; repair or delete that line."
+            ) from error
+        seconds = line.get("perf/seconds", last_seconds)
+        if seconds < last_seconds:  # the clock starts again with every process
+            spent_before += last_seconds
+        last_seconds = seconds
+        for later in [known for known in merged if known > step]:
+            del merged[later]
+        merged.setdefault(step, {}).update(line, wall_seconds=spent_before + seconds)
+    return list(merged.values())
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
