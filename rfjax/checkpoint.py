@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from flax import traverse_util
 
 FOLDER = "checkpoints"
 WEIGHTS = {"ema": "ema_params", "raw": "params"}  # name for users -> field of the state
@@ -161,6 +162,11 @@ def restore_params(
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}.")
     step = choose_step(workdir, step)
+    _check_shapes(
+        stored_shapes(workdir, weights=weights, step=step),
+        _flat_shapes(abstract_params),
+        where=f"checkpoint {step} of {workdir}",
+    )
     item = {WEIGHTS[weights]: abstract_params}
     path = Path(workdir).absolute() / FOLDER / str(step) / "state"
     with (
@@ -176,6 +182,40 @@ def restore_params(
             ),
         )
     return restored[WEIGHTS[weights]]
+
+
+def stored_shapes(
+    workdir: Path | str, *, weights: str, step: int
+) -> dict[str, tuple[int, ...]]:
+    """Shape of every stored parameter by its path, from the metadata alone.
+
+    Raises:
+      CheckpointError: if the metadata cannot be read.
+    """
+    path = Path(workdir).absolute() / FOLDER / str(step) / "state"
+    with _readable(Path(workdir), finished_steps(workdir), step=step):
+        tree = ocp.PyTreeCheckpointHandler().metadata(path).tree
+        return _flat_shapes(tree[WEIGHTS[weights]])
+
+
+def _flat_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+
+
+def _check_shapes(stored, wanted, *, where: str) -> None:
+    """Orbax itself would hand back whatever is stored, in whatever shape."""
+    wrong = [
+        f"{path} {stored.get(path, 'missing')} instead of {shape}"
+        for path, shape in wanted.items()
+        if stored.get(path) != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"{where} belongs to another model: {'; '.join(wrong[:3])}{more}; read it "
+            "with the config.json of its own run folder."
+        )
 
 
 def _as_dict(state: Any) -> dict[str, Any]:
@@ -203,7 +243,7 @@ def _readable(workdir: Path, steps: list[int], *, step: int | None = None):
         )
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"checkpoint {step} of {workdir} is damaged or belongs to another model "
+            f"checkpoint {step} of {workdir} is damaged "
             f"({type(error).__name__}: {reason}); {remedy}."
         ) from error
     finally:

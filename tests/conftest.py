@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import jax  # noqa: E402  (the environment must be set before JAX starts)
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -24,3 +25,67 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """Keyword arguments -> a Network small enough to compile in seconds."""
+    from rfjax.models.mmdit import MMDiTConfig, Network
+
+    def make(*, constrain=None, **fields):
+        config = MMDiTConfig(
+            **{
+                "depth": 2,
+                "latent_channels": 4,
+                "context_dim": 6,
+                "pooled_dim": 5,
+                "grid_tokens": 4,
+                "max_grid_tokens": 8,
+                "compute_dtype": "float32",
+                **fields,
+            }
+        )
+        return Network(config, **({"constrain": constrain} if constrain else {}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_params():
+    """Network -> random parameters, none of them zero, so that no term can hide."""
+
+    def make(network, *, seed=0):
+        # NumPy, because XLA takes seconds to compile so many small random draws.
+        rng = np.random.default_rng(seed)
+
+        def draw(leaf):
+            scale = leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 0.1
+            return rng.normal(scale=scale, size=leaf.shape).astype(leaf.dtype)
+
+        return jax.tree.map(draw, network.abstract_params())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_batch():
+    """Sizes -> a Batch for `tiny_model`."""
+    from rfjax.types import Batch, Conditioning
+
+    def make(batch_size=8, *, height=8, width=8, tokens=3, seed=0, masked=False):
+        keys = jax.random.split(jax.random.key(seed), 3)
+        mask = None
+        if masked:
+            lengths = 1 + jax.numpy.arange(batch_size) % tokens
+            mask = jax.numpy.arange(tokens)[None, :] < lengths[:, None]
+        return Batch(
+            latents=jax.random.normal(keys[0], (batch_size, height, width, 4)),
+            conditioning=Conditioning(
+                context=jax.random.normal(keys[1], (batch_size, tokens, 6)),
+                pooled=jax.random.normal(keys[2], (batch_size, 5)),
+                context_mask=mask,
+            ),
+            sample_index=jax.numpy.arange(batch_size, dtype=jax.numpy.uint32),
+        )
+
+    return make

@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from rfjax import schema
 from rfjax.data import shards
 from rfjax.data.emoji import SOURCES, EmojiConfig, SceneConfig
 from rfjax.encoders.patch_codec import PatchCodec, fit_patch_codec
@@ -95,30 +96,8 @@ def make_encode_config(fields: Mapping[str, Any]) -> EncodeConfig:
     if grade not in SOURCES:
         raise ValueError(f"grade must be one of {sorted(SOURCES)}, got {grade!r}.")
     source_type = SOURCES[grade][0]
-    source = _build(source_type, fields.pop("source", {}), prefix="source.")
-    return _build(EncodeConfig, fields | {"source": source}, prefix="")
-
-
-def _build(config_type, fields: Mapping[str, Any], *, prefix: str):
-    known = {field.name: field for field in dataclasses.fields(config_type)}
-    unknown = sorted(set(fields) - set(known))
-    if unknown:
-        raise ValueError(
-            f"unknown field {prefix}{unknown[0]}; the fields are {sorted(known)}."
-        )
-    missing = [
-        name
-        for name, field in known.items()
-        if name not in fields and field.default is dataclasses.MISSING
-    ]
-    if missing:
-        raise ValueError(f"field {prefix}{missing[0]} is missing; set it.")
-    return config_type(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-        }
-    )
+    source = schema.build(source_type, fields.get("source", {}), prefix="source.")
+    return schema.build(EncodeConfig, fields | {"source": source})
 
 
 def encode_dataset(

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 from absl import logging
@@ -18,9 +18,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from rfjax import run_folder
 from rfjax.checkpoint import CheckpointConfig, Checkpoints
 from rfjax.parallel.mesh import put_batch
-from rfjax.train import run_folder
 from rfjax.train.metrics import MetricsWriter
 from rfjax.train.state import TrainState
 from rfjax.train.step import TrainStep
@@ -81,7 +81,7 @@ class Job:
       init_state: () -> fresh TrainState in those shardings.
       train_step: jitted step, the state donated.
       stream: training batches.
-      learning_rate: finished steps -> rate of the next update, for the log.
+      learning_rate: finished steps -> rate of the next update.
       evaluate: (state, step) -> metrics, or None.
       evaluate_every_steps: steps between evaluations; the last step always has one.
       flops_per_sample: model FLOPs of forward and backward for one example.
@@ -94,7 +94,7 @@ class Job:
     init_state: Callable[[], TrainState]
     train_step: TrainStep
     stream: DataStream
-    learning_rate: Callable[[int], Any]
+    learning_rate: Callable[[int], float]
     evaluate: Callable[[TrainState, int], Mapping[str, float]] | None
     evaluate_every_steps: int
     flops_per_sample: int
@@ -131,7 +131,7 @@ def run(job: Job, *, workdir: Path) -> TrainState:
                 wait_start = time.perf_counter()
                 batch = put_batch(next(job.stream), mesh=job.mesh)
                 log.add_wait(time.perf_counter() - wait_start)
-                state, metrics = job.train_step(state, batch)
+                state, metrics = job.train_step(state, batch, job.learning_rate(step))
                 step += 1
                 # Looks at the step before this one, so the device always has work.
                 log.add(step, metrics, bar=bar)

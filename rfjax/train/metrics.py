@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from rfjax.train.run_folder import METRICS_FILE
+from rfjax.run_folder import METRICS_FILE
 
 
 class MetricsWriter:

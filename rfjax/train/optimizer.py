@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
-import jax.numpy as jnp
 import optax
 
 COOLDOWNS = {  # fraction of the cooldown done -> fraction of the peak rate
     "linear": lambda done: 1.0 - done,
-    "sqrt": lambda done: 1.0 - jnp.sqrt(done),
+    "sqrt": lambda done: 1.0 - math.sqrt(done),
 }
 
 
@@ -74,8 +74,11 @@ class OptimizerConfig:
             )
 
 
-def learning_rate(step: jax.Array, *, config: OptimizerConfig, num_steps: int):
+def learning_rate(step: int, *, config: OptimizerConfig, num_steps: int) -> float:
     """Rate of the update that follows `step` finished updates (WSD).
+
+    It is computed on the host and handed to the step, so runs of different lengths
+    share one compiled program.
 
     Source: Hagele et al. 2024, arXiv:2405.18392: constant rate with a short
     cooldown replaces one cosine a run length.
@@ -83,14 +86,12 @@ def learning_rate(step: jax.Array, *, config: OptimizerConfig, num_steps: int):
     risen = (step + 1) / max(config.warmup_steps, 1)
     cooldown_start = num_steps - config.cooldown_steps
     fallen = (step - cooldown_start) / max(config.cooldown_steps, 1)
-    remaining = COOLDOWNS[config.cooldown](jnp.clip(fallen, 0.0, 1.0))
-    return config.learning_rate * jnp.minimum(risen, 1.0) * remaining
+    remaining = COOLDOWNS[config.cooldown](min(max(fallen, 0.0), 1.0))
+    return config.learning_rate * min(risen, 1.0) * remaining
 
 
-def make_optimizer(
-    config: OptimizerConfig, *, num_steps: int
-) -> optax.GradientTransformation:
-    """Clip, Adam, decay of kernels, scheduled rate."""
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clip, Adam, decay of kernels; its updates are still to be scaled by the rate."""
 
     def is_kernel(params):
         return jax.tree_util.tree_map_with_path(
@@ -101,7 +102,4 @@ def make_optimizer(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
-        optax.scale_by_learning_rate(
-            lambda step: learning_rate(step, config=config, num_steps=num_steps)
-        ),
     )

@@ -16,7 +16,10 @@ from rfjax.train.ema import EmaConfig, update_ema
 from rfjax.train.state import TrainState
 from rfjax.types import Batch
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+# (state, batch, learning_rate) -> (state, metrics)
+TrainStep = Callable[
+    [TrainState, Batch, float], tuple[TrainState, dict[str, jax.Array]]
+]
 
 
 def make_train_step(
@@ -36,7 +39,7 @@ def make_train_step(
 
     Args:
       network: the model.
-      optimizer: clipping, Adam, schedule.
+      optimizer: gradients to updates for a rate of 1.
       formulation: path, timestep density and weighting of the loss.
       shift: resolution shift of the timesteps; 1 leaves them alone.
       ema: moving average of the parameters.
@@ -44,7 +47,7 @@ def make_train_step(
       micro_batches: equal parts the batch is worked through in, to save memory.
 
     Returns:
-      step(state, batch) -> (state, metrics); metrics are float32 scalars
+      step(state, batch, learning_rate) -> (state, metrics); metrics are float32 scalars
       `loss` (mean over the batch), `grad_norm` (before clipping).
     """
 
@@ -62,7 +65,7 @@ def make_train_step(
             ).loss
         )
 
-    def train_step(state: TrainState, batch: Batch):
+    def train_step(state: TrainState, batch: Batch, learning_rate: float):
         loss, grads = accumulate_gradients(
             lambda params, part: mean_loss(params, part, state.step),
             state.params,
@@ -70,7 +73,9 @@ def make_train_step(
             micro_batches=micro_batches,
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = jax.tree.map(
+            lambda param, update: param - learning_rate * update, state.params, updates
+        )
         step = state.step + 1
         state = TrainState(
             step=step,
@@ -78,7 +83,7 @@ def make_train_step(
             ema_params=update_ema(state.ema_params, params, step=step, config=ema),
             opt_state=opt_state,
         )
-        return state, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return train_step
 

@@ -230,8 +230,8 @@ def test_config_files_are_valid_and_say_how_to_run_them(name):
     ("changes", "message"),
     [
         ({"grade": "photos"}, r"grade must be one of \['emoji', .* got 'photos'"),
-        ({"patchsize": 4}, "unknown field patchsize; the fields are"),
-        ({"source": {"size": 32}}, "unknown field source.size; the fields are"),
+        ({"patchsize": 4}, "patchsize is not a config field; did you mean patch_size"),
+        ({"source": {"size": 32}}, "source.size is not a config field"),
         ({"patch_size": 5}, "patch_size 5 must divide source.image_size 32"),
         ({"text_encoder": "clip"}, "text_encoder must be one of .* got 'clip'"),
         ({"text_layout": "ragged"}, "text_layout must be one of .* got 'ragged'"),
@@ -245,7 +245,7 @@ def test_bad_options(changes, message):
 
 
 def test_missing_name():
-    with pytest.raises(ValueError, match="field name is missing"):
+    with pytest.raises(ValueError, match="name must be set, and is missing"):
         encode.make_encode_config({"grade": "emoji"})
 
 

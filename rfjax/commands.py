@@ -1,0 +1,545 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands as functions: what a notebook calls, and `rfjax NAME` after its flags.
+
+Here the parts are wired: config -> data -> objective -> model -> step -> checkpoint ->
+evaluation. Everything is checked before anything is compiled or written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh, NamedSharding
+from tqdm import tqdm
+
+from rfjax import __version__, checkpoint, data, run_folder, schema
+from rfjax import config as configs
+from rfjax.config import Config
+from rfjax.data import shards, sheet
+from rfjax.data.encode import encode_dataset, make_encode_config
+from rfjax.data.shards import Manifest
+from rfjax.evaluation import captions, validation
+from rfjax.evaluation.curves import draw_curves
+from rfjax.evaluation.sample import SampleConfig, sample_latents, sample_noise
+from rfjax.flow import formulations
+from rfjax.models import flops
+from rfjax.models.mmdit import Network
+from rfjax.parallel import mesh as meshes
+from rfjax.parallel.sharding import make_constrain, state_shardings
+from rfjax.scaling.grid import Cell, GridConfig, make_cells
+from rfjax.scaling.sweep import run_locally
+from rfjax.train import loop
+from rfjax.train.optimizer import learning_rate, make_optimizer
+from rfjax.train.state import TrainState, init_state
+from rfjax.train.step import make_train_step
+from rfjax.types import Conditioning
+
+Report = Callable[[str], None]  # where a command says what it does
+
+
+def encode(
+    fields: Mapping[str, Any], *, out: Path | str, progress: bool = True
+) -> Manifest:
+    """Encodes pictures and captions into a data set folder.
+
+    Args:
+      fields: what configs/data/NAME.py returns, as a dict.
+      out: folder to write; must be absent or empty, and appears only when complete.
+      progress: show a progress bar.
+    """
+    config = make_encode_config(fields)
+    with tqdm(
+        desc=f"encode {config.name}", unit="example", disable=not progress
+    ) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return encode_dataset(config, out=out, progress=update)
+
+
+def train(config: Config, *, workdir: Path | str, report: Report) -> bool:
+    """Trains, or goes on where an earlier call was stopped or killed.
+
+    Args:
+      config: the resolved config.
+      workdir: run folder; made if missing.
+      report: receives the parameter table and a line for each event.
+
+    Returns:
+      Whether the last step is done; False after a signal to stop.
+
+    Raises:
+      ValueError: config, data, mesh and folder do not fit together.
+      FileNotFoundError: the data is missing.
+    """
+    workdir = Path(workdir)
+    mesh = make_mesh_for(config)
+    manifest = read_manifest(config)
+    stream = data.make_train_stream(
+        config.data,
+        global_batch_size=config.train.global_batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
+    with run_folder.exclusive(workdir):
+        if jax.process_index() == 0:
+            run_folder.claim(workdir, configs.to_dict(config))
+            describe_run(workdir, config, manifest)
+        report(parameter_overview.get_parameter_overview(
+            job.abstract_state.params, include_stats=False
+        ))  # fmt: skip
+        steps = checkpoint.finished_steps(workdir)
+        if steps:
+            report(f"going on at step {steps[-1]} of {config.train.num_steps}")
+        state = loop.run(job, workdir=workdir)
+    step, finished = int(state.step), int(state.step) == config.train.num_steps
+    if finished:
+        report(f"finished {step} steps in {workdir}")
+    else:
+        report(f"stopped and saved at step {step}; run the same command to go on")
+    return finished
+
+
+def evaluate(
+    workdir: Path | str, *, step: int | None = None, num_samples: int | None = None
+) -> dict[str, Any]:
+    """Validation loss (`val_v1`) of a checkpoint, EMA and raw weights.
+
+    Args:
+      workdir: run folder.
+      step: which checkpoint; the newest by default.
+      num_samples: held-out examples; by default as many as the config says.
+
+    Returns:
+      {"protocol", "step", "val/loss", "val/loss_t0", .., "val_ema/loss", ..}.
+    """
+    config = configs.load(workdir)
+    step = checkpoint.choose_step(workdir, step)
+    if num_samples is not None:
+        config = dataclasses.replace(
+            config,
+            validation=dataclasses.replace(config.validation, num_samples=num_samples),
+        )
+    # Any devices will do: the number does not depend on them.
+    mesh = meshes.make_mesh(meshes.MeshConfig())
+    network = Network(config.model)
+    validate = make_validation(config, network=network, mesh=mesh)
+    metrics: dict[str, Any] = {"protocol": validation.PROTOCOL, "step": step}
+    for prefix, weights in (("val", "raw"), ("val_ema", "ema")):
+        params = checkpoint.restore_params(
+            workdir,
+            with_sharding(network.abstract_params(), meshes.replicated(mesh)),
+            weights=weights,
+            step=step,
+        )
+        metrics |= {f"{prefix}/{k}": v for k, v in validate(params).items()}
+    return metrics
+
+
+def draw_run(workdir: Path | str, evaluation: Mapping[str, Any]) -> Path:
+    """Draws the run's losses and one evaluation into its `figures/loss.png`."""
+    config = configs.load(workdir)
+    out = Path(workdir) / "figures" / "loss.png"
+    draw_curves(
+        run_folder.read_metrics(Path(workdir)),
+        evaluation,
+        title=f"{Path(workdir).resolve().name}: depth {config.model.depth}, "
+        f"{config.objective}, step {evaluation['step']:,}",
+        out=out,
+    )
+    return out
+
+
+def sample(
+    workdir: Path | str,
+    prompts: Sequence[str],
+    *,
+    step: int | None = None,
+    weights: str = "ema",
+    seed: int = 0,
+    **settings: Any,
+) -> np.ndarray:
+    """Pictures of the prompts, drawn by a trained run.
+
+    Args:
+      workdir: run folder; its data set gives the text encoder and the codec.
+      prompts: one caption a picture.
+      step: which checkpoint; the newest by default.
+      weights: "ema" or "raw".
+      seed: of the noise.
+      **settings: fields of `SampleConfig` that differ from the run's; None is ignored.
+
+    Returns:
+      [B, height, width, 3] uint8.
+
+    Raises:
+      ImportError: if the text encoder's packages are not installed.
+      ValueError: if a prompt is too long, or the data set has no pictures.
+    """
+    config = configs.load(workdir)
+    return _draw(
+        workdir,
+        captions.encode_prompts(_picture_data(config), prompts),
+        step=step,
+        weights=weights,
+        seed=seed,
+        settings=settings,
+    )
+
+
+def sample_sheet(
+    workdir: Path | str,
+    *,
+    out: Path | str | None = None,
+    step: int | None = None,
+    weights: str = "ema",
+    seed: int = 0,
+    num_seen: int = 24,
+    num_held_out: int = 16,
+    **settings: Any,
+) -> Path:
+    """Draws captions the run was trained on and captions it never saw, on one sheet.
+
+    Needs no text encoder: the states stored with the data set are used.
+
+    Args:
+      workdir: run folder.
+      out: picture file; `samples/STEP.png` in the run folder by default.
+      step: which checkpoint; the newest by default.
+      weights: "ema" or "raw".
+      seed: of the noise.
+      num_seen: pictures of training captions.
+      num_held_out: pictures of validation captions.
+      **settings: fields of `SampleConfig` that differ from the run's; None is ignored.
+
+    Returns:
+      The path of the sheet.
+    """
+    config = configs.load(workdir)
+    data_config = _picture_data(config)
+    step = checkpoint.choose_step(workdir, step)
+    parts = [
+        ("captions seen in training", "train", num_seen),
+        ("captions held out", "validation", num_held_out),
+    ]
+    texts = [
+        captions.stored_captions(data_config, split, count=count)
+        for _, split, count in parts
+    ]
+    images = _draw(
+        workdir,
+        jax.tree.map(lambda *rows: np.concatenate(rows), *(text for _, text in texts)),
+        step=step,
+        weights=weights,
+        seed=seed,
+        settings=settings,
+    )
+    sections = []
+    for (title, _, _), (names, _) in zip(parts, texts, strict=True):
+        sections.append(sheet.Section(title, images[: len(names)], names))
+        images = images[len(names) :]
+    manifest = data.read_manifest(data_config)
+    chosen = _sample_config(config, settings)
+    picture = sheet.draw_sheet(
+        sections,
+        title=f"{manifest.name}, depth {config.model.depth}, step {step:,}: "
+        f"{chosen.num_steps} {chosen.solver} steps, guidance {chosen.guidance_scale:g}",
+        footer=manifest.licence,
+    )
+    out = Path(out or Path(workdir) / "samples" / f"{step}.png")
+    sheet.save_picture(picture, out)
+    return out
+
+
+def _draw(
+    workdir: Path | str,
+    conditioning: Conditioning,
+    *,
+    step: int | None,
+    weights: str,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> np.ndarray:
+    """Samples with a checkpoint and decodes: [B, height, width, 3] uint8."""
+    config = configs.load(workdir)
+    network = Network(config.model)
+    codec = shards.read_codec(config.data.path)
+    params = checkpoint.restore_params(
+        workdir,
+        checkpoint.abstract_on_device(network.abstract_params()),
+        weights=weights,
+        step=step,
+    )
+    solution = sample_latents(
+        network,
+        params,
+        sample_noise(
+            seed,
+            num_samples=len(conditioning.pooled),
+            latent_shape=data.read_manifest(config.data).latent_shape,
+        ),
+        conditioning,
+        unconditional=captions.empty_caption(config.data),
+        formulation=formulations.parse(config.objective),
+        config=_sample_config(config, settings),
+    )
+    return codec.decode(np.asarray(solution.latents))
+
+
+def _sample_config(config: Config, settings: Mapping[str, Any]) -> SampleConfig:
+    given = {name: value for name, value in settings.items() if value is not None}
+    return dataclasses.replace(config.sample, **given)
+
+
+def _picture_data(config: Config) -> data.DataConfig:
+    """The run's data section, if there are pictures behind its latents."""
+    if not isinstance(config.data, data.DataConfig):
+        raise ValueError(
+            "data.kind must be 'shards' to draw pictures, got a run on synthetic data; "
+            "train on an encoded data set such as configs/emoji.py."
+        )
+    return config.data
+
+
+def sweep(
+    fields: Mapping[str, Any],
+    *,
+    workdir: Path | str,
+    dry_run: bool = False,
+    report: Report,
+) -> list[str]:
+    """Trains every cell of a depth study, one after the other; goes on if killed.
+
+    Args:
+      fields: {"base": fields of a run config, "grid": fields of `GridConfig`}.
+      workdir: sweep folder; holds one run folder a cell and `runs.csv`.
+      dry_run: report the table of cells and stop.
+      report: receives the table and a line for each event.
+
+    Returns:
+      Names of the cells that failed.
+
+    Raises:
+      ValueError: if the grid or any cell's config is wrong; nothing was trained then.
+    """
+    for section in ("base", "grid"):
+        if section not in fields:
+            raise ValueError(f"a sweep config must have the section {section}; add it.")
+    grid_config = schema.build(GridConfig, fields["grid"], prefix="grid.")
+    cells = make_cells(fields["base"], grid_config)
+    resolved = {cell.name: configs.from_config_dict(cell.fields) for cell in cells}
+    report(_describe_cells(resolved))
+    if dry_run:
+        return []
+
+    def train_cell(cell: Cell, folder: Path) -> bool:
+        return train(resolved[cell.name], workdir=folder, report=lambda line: None)
+
+    return run_locally(
+        cells, workdir=Path(workdir), train_cell=train_cell, report=report
+    )
+
+
+def _describe_cells(resolved: Mapping[str, Config]) -> str:
+    """The table of a sweep: what each cell costs."""
+    lines = [f"{'cell':<20} {'params':>12} {'samples':>10} {'training FLOPs':>15}"]
+    for name, config in resolved.items():
+        manifest = read_manifest(config)
+        make_mesh_for(config)
+        num_samples = config.train.num_steps * config.train.global_batch_size
+        num_flops = num_samples * flops.train_flops_per_sample(
+            config.model,
+            latent_shape=manifest.latent_shape,
+            context_length=manifest.context_shape[0],
+        )
+        lines.append(
+            f"{name:<20} {flops.num_params(config.model):>12,} {num_samples:>10,} "
+            f"{num_flops:>15.3e}"
+        )
+    return "\n".join(lines)
+
+
+# -- Parts of a run ----------------------------------------------------------------
+
+
+def make_job(
+    config: Config, *, mesh: Mesh, stream: loop.DataStream, manifest: Manifest
+) -> loop.Job:
+    """Builds network, optimizer and jitted step on a mesh; nothing is compiled yet."""
+    network = Network(config.model, constrain=make_constrain(mesh))
+    optimizer = make_optimizer(config.optimizer)
+    init = functools.partial(init_state, init_params=network.init, optimizer=optimizer)
+    init_key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, init_key)
+    shardings = state_shardings(shapes, mesh=mesh)
+    step = make_train_step(
+        network,
+        optimizer=optimizer,
+        formulation=formulations.parse(config.objective),
+        shift=config.shift,
+        ema=config.ema,
+        seed=config.seed,
+        micro_batches=config.train.micro_batches,
+    )
+    validate = make_validation(config, network=network, mesh=mesh)
+
+    def evaluate_state(state: TrainState, step: int) -> dict[str, float]:
+        del step
+        return {
+            f"{prefix}/{name}": value
+            for prefix, params in (("val", state.params), ("val_ema", state.ema_params))
+            for name, value in validate(params).items()
+        }
+
+    return loop.Job(
+        config=config.train,
+        checkpoint=config.checkpoint,
+        mesh=mesh,
+        abstract_state=with_sharding(shapes, shardings),
+        init_state=lambda: jax.jit(init, out_shardings=shardings)(init_key),
+        train_step=jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(shardings, meshes.replicated(mesh)),
+        ),
+        stream=stream,
+        learning_rate=functools.partial(
+            learning_rate, config=config.optimizer, num_steps=config.train.num_steps
+        ),
+        evaluate=evaluate_state,
+        evaluate_every_steps=config.validation.every_steps,
+        flops_per_sample=flops.train_flops_per_sample(
+            config.model,
+            latent_shape=manifest.latent_shape,
+            context_length=manifest.context_shape[0],
+        ),
+    )
+
+
+def make_validation(config: Config, *, network: Network, mesh: Mesh):
+    """The evaluator of the run's held-out samples, checked at once."""
+    shards_of_batch = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = config.validation.batch_size
+    # Rounded up to what the mesh divides: the number does not depend on it.
+    batch_size += -batch_size % shards_of_batch
+    batches = functools.partial(
+        data.validation_batches,
+        config.data,
+        batch_size=batch_size,
+        num_samples=config.validation.num_samples,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    batches()  # raises now, not after hours, if the split is missing or too small
+    return validation.make_validation(
+        network,
+        formulation=formulations.parse(config.objective),
+        mesh=mesh,
+        batches=batches,
+    )
+
+
+def make_mesh_for(config: Config) -> Mesh:
+    """The mesh of all visible devices, checked against the batch."""
+    sizes = config.mesh.resolve(jax.device_count())
+    sizes.check_batch(
+        config.train.global_batch_size, micro_batches=config.train.micro_batches
+    )
+    return meshes.make_mesh(sizes)
+
+
+def read_manifest(config: Config) -> Manifest:
+    """What the data is, checked against the model that is to learn it.
+
+    Raises:
+      ValueError: if model and data disagree on a size.
+    """
+    manifest = data.read_manifest(config.data)
+    height, width, channels = manifest.latent_shape
+    config.model.check_latents(height, width)
+    for field, needed in (
+        ("latent_channels", channels),
+        ("context_dim", manifest.context_shape[1]),
+        ("pooled_dim", manifest.pooled_dim),
+    ):
+        if getattr(config.model, field) != needed:
+            raise ValueError(
+                f"model.{field} must be {needed} for data set {manifest.name}, "
+                f"got {getattr(config.model, field)}; set it to {needed}."
+            )
+    tokens = max(height, width) // config.model.patch_size
+    if config.model.max_grid_tokens < tokens:
+        raise ValueError(
+            f"model.max_grid_tokens must be at least {tokens} for latents of {height} "
+            f"x {width}, got {config.model.max_grid_tokens}."
+        )
+    return manifest
+
+
+def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
+    """Writes run.json: what a later reader needs to place this run among others.
+
+    Raises:
+      ValueError: if the run was started on other data under the same path.
+    """
+    data_hash = _digest(shards.manifest_to_json(manifest))
+    path = workdir / run_folder.RUN_FILE
+    if path.is_file():
+        started_on = json.loads(path.read_text("utf-8"))["data_hash"]
+        if started_on != data_hash:
+            raise ValueError(
+                f"run folder {workdir} was started on data set {started_on}, data.path "
+                f"now holds {data_hash}; give it the old data, or use a new --workdir."
+            )
+    length = manifest.context_shape[0]
+    run_folder.update_run(
+        workdir,
+        depth=config.model.depth,
+        params=flops.num_params(config.model),
+        params_without_adaln=flops.num_params(config.model, adaln=False),
+        train_flops_per_sample=flops.train_flops_per_sample(
+            config.model, latent_shape=manifest.latent_shape, context_length=length
+        ),
+        image_tokens=flops.num_image_tokens(
+            config.model, latent_shape=manifest.latent_shape
+        ),
+        context_tokens=length,
+        data=manifest.name,
+        data_hash=data_hash,
+        validation_protocol=validation.PROTOCOL,
+        seed=config.seed,
+        config_hash=_digest(json.dumps(configs.to_dict(config), sort_keys=True)),
+        code_version=__version__,
+        num_devices=jax.device_count(),
+        device=jax.devices()[0].device_kind,
+    )
+
+
+def with_sharding(shapes: Any, shardings: Any) -> Any:
+    """Puts shardings (a tree like `shapes`, or one for all) on ShapeDtypeStructs."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        shapes,
+        shardings,
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One frozen tree of all sections' configs, validated once.
+
+`configs/NAME.py` returns a ConfigDict; `from_config_dict` turns it into a `Config` and
+checks every field and every rule between sections, before anything is compiled or
+written. Each section is described beside the code that reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rfjax import schema
+from rfjax.checkpoint import CheckpointConfig
+from rfjax.data import DATA_CONFIGS, DataConfig, SyntheticConfig
+from rfjax.evaluation.sample import SampleConfig
+from rfjax.evaluation.validation import ValidationConfig
+from rfjax.flow import formulations
+from rfjax.models.mmdit import MMDiTConfig
+from rfjax.parallel.mesh import MeshConfig
+from rfjax.run_folder import CONFIG_FILE
+from rfjax.train.ema import EmaConfig
+from rfjax.train.loop import TrainConfig
+from rfjax.train.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a run.
+
+    Attributes:
+      seed: of parameters, data order, dropout, timesteps and noise.
+      objective: a formulation by the name the paper prints, e.g. rf/lognorm(0.00,1.00).
+      shift: resolution shift of the timesteps in training; 3 at 1024 px.
+      model: shape and numerics of the MMDiT.
+      data: which examples, and how they are read.
+      mesh: sizes of the mesh axes.
+      optimizer: AdamW and its schedule.
+      ema: moving average of the parameters.
+      train: length and size of the run.
+      checkpoint: when to save and what to keep.
+      validation: when to validate and on how much.
+      sample: how pictures are drawn.
+    """
+
+    seed: int = 0
+    objective: str = "rf/lognorm(0.00,1.00)"
+    shift: float = 1.0
+    model: MMDiTConfig
+    data: DataConfig | SyntheticConfig
+    mesh: MeshConfig = MeshConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    sample: SampleConfig = SampleConfig()
+
+    def __post_init__(self):
+        formulations.parse(self.objective)
+        if not self.shift > 0:
+            raise ValueError(
+                f"shift must be positive, got {self.shift}; 1.0 leaves timesteps alone."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be in [0, 2^32), got {self.seed}.")
+        self.optimizer.check_steps(self.train.num_steps)
+        if self.mesh.tensor > 1 and self.model.depth % self.mesh.tensor:
+            raise ValueError(
+                "mesh.tensor must divide the number of heads, model.depth = "
+                f"{self.model.depth}, got {self.mesh.tensor}; choose a divisor."
+            )
+
+
+def from_config_dict(values: Mapping[str, Any]) -> Config:
+    """Builds and checks a Config from a ConfigDict, or a dict read from config.json.
+
+    Raises:
+      ValueError: unknown or missing fields, wrong types, values out of range, or
+        sections that contradict each other.
+    """
+    if hasattr(values, "to_dict"):
+        values = values.to_dict()
+    values = dict(values)
+    if "data" in values:
+        values["data"] = _build_data(values["data"])
+    return schema.build(Config, values)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved config as plain values, as config.json holds it."""
+    fields = dataclasses.asdict(config)
+    kind = next(k for k, cls in DATA_CONFIGS.items() if isinstance(config.data, cls))
+    fields["data"] = {"kind": kind, **fields["data"]}
+    # Tuples become lists, as they do when config.json is read back.
+    return json.loads(json.dumps(fields))
+
+
+def load(workdir: Path | str) -> Config:
+    """The config of a run folder.
+
+    Raises:
+      FileNotFoundError: if the folder holds no run.
+    """
+    path = Path(workdir) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--workdir={workdir} holds no {CONFIG_FILE}, so it is not a run folder; "
+            "train one with `rfjax train --config=... --workdir=...`."
+        )
+    return from_config_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _build_data(value: Any) -> DataConfig | SyntheticConfig:
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if kind not in DATA_CONFIGS:
+        raise ValueError(
+            f"data.kind must be one of {', '.join(DATA_CONFIGS)}, got {kind!r}."
+        )
+    fields = {name: field for name, field in value.items() if name != "kind"}
+    return schema.build(DATA_CONFIGS[kind], fields, prefix="data.")

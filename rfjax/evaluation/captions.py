@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captions to sample from: a user's own prompts, or those stored with a data set.
+
+Both give what training saw: bfloat16 states, padded to the data set's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from rfjax.data import shards
+from rfjax.data.pipeline import DataConfig
+from rfjax.encoders.text import make_text_encoder
+from rfjax.types import Conditioning
+
+
+def encode_prompts(config: DataConfig, prompts: Sequence[str]) -> Conditioning:
+    """Encodes B prompts with the data set's own text encoder.
+
+    Raises:
+      ImportError: if the encoder's packages are not installed.
+      ValueError: if a prompt has more tokens than the data set's captions may have.
+    """
+    encoder = shards.only_encoder(shards.read_manifest(config.path))
+    text = make_text_encoder(encoder.kind, length=encoder.length).encode(prompts)
+    return _stack(
+        config,
+        [
+            {
+                f"{encoder.prefix}context": text.context[row],
+                f"{encoder.prefix}context_length": text.context_length[row],
+                f"{encoder.prefix}pooled": text.pooled[row],
+            }
+            for row in range(len(prompts))
+        ],
+    )
+
+
+def stored_captions(
+    config: DataConfig, split: str, *, count: int
+) -> tuple[list[str], Conditioning]:
+    """At most `count` captions spread over a split, with their stored states."""
+    source = shards.open_split(config.path, split)
+    count = min(count, len(source))
+    records = [source[len(source) * i // count] for i in range(count)]
+    captions = [record["caption"].decode() for record in records]
+    return captions, _stack(config, records)
+
+
+def empty_caption(config: DataConfig) -> Conditioning:
+    """The data set's empty caption, one row: what guidance leads away from."""
+    return _stack(config, [shards.read_empty_caption(config.path)])
+
+
+def _stack(config: DataConfig, records: Sequence[Mapping]) -> Conditioning:
+    """Stacks text features as the training pipeline does: padded, masked if asked."""
+    manifest = shards.read_manifest(config.path)
+    encoder = shards.only_encoder(manifest)
+    positions = np.arange(encoder.length)
+    contexts, masks = [], []
+    for record in records:
+        num_tokens = record[f"{encoder.prefix}context_length"]
+        context = np.zeros((encoder.length, encoder.context_dim), ml_dtypes.bfloat16)
+        # An unpadded data set stores no states of pads, so training saw zeros there.
+        stored = encoder.length if manifest.text.layout == "padded" else int(num_tokens)
+        context[:stored] = record[f"{encoder.prefix}context"][:stored]
+        contexts.append(context)
+        masks.append(positions < num_tokens)
+    pooled = [np.asarray(r[f"{encoder.prefix}pooled"]) for r in records]
+    return Conditioning(
+        context=np.stack(contexts),
+        pooled=np.stack(pooled).astype(ml_dtypes.bfloat16),
+        context_mask=np.stack(masks) if config.context_mask else None,
+    )

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The validation loss, protocol `val_v1`: one number that can be compared.
+
+Held-out samples; t = k / 8 for k = 0 .. 7; the noise of each pair (sample, k) is
+fixed for ever; everything in float32. The loss is the mean over k = 1 .. 7 of the
+mean over samples; k = 0, where the target cannot be known, is reported but not
+averaged. The number depends on the parameters and the samples alone: not on batch
+size, devices, hosts or the step.
+
+Source of the levels: Esser et al. 2024, arXiv:2403.03206, sections 5.3.3 and B.3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rfjax.flow.formulations import Formulation
+from rfjax.flow.objective import loss_at_timesteps
+from rfjax.models.mmdit import Network
+from rfjax.parallel.mesh import put_batch, replicated
+from rfjax.types import Batch
+
+PROTOCOL = "val_v1"
+NUM_LEVELS = 8  # t = k / 8
+NOISE_SEED = 0x5D3  # part of the protocol: another seed is another metric
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """When and on how much to validate.
+
+    Attributes:
+      every_steps: optimizer steps between validations; the last step is always one.
+      num_samples: held-out examples, from the first on; None for all of them.
+      batch_size: examples at a time over all devices; no influence on the number.
+    """
+
+    every_steps: int = 1000
+    num_samples: int | None = None
+    batch_size: int = 64
+
+    def __post_init__(self):
+        for field in ("every_steps", "batch_size", "num_samples"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"validation.{field} must be at least 1, got {value}.")
+
+
+def make_validation(
+    network: Network,
+    *,
+    formulation: Formulation,
+    mesh: Mesh,
+    batches: Callable[[], Iterable[tuple[Batch, np.ndarray]]],
+) -> Callable[[Mapping], dict[str, float]]:
+    """Builds the evaluator of one set of parameters.
+
+    Args:
+      network: the model; it is run in float32 whatever its compute dtype.
+      formulation: what it was trained as.
+      mesh: its batch axes must divide the batches.
+      batches: () -> (host-local Batch, valid [B / hosts] bool) pairs, one pass over the
+        held-out samples; `sample_index` is the record's place in the split.
+
+    Returns:
+      params -> {"loss", "loss_t0", .., "loss_t7"}.
+    """
+    float32_network = dataclasses.replace(
+        network, config=dataclasses.replace(network.config, compute_dtype="float32")
+    )
+
+    # Replicated, so that every host can read all losses.
+    @jax.jit(out_shardings=replicated(mesh))
+    def level_losses(params, batch: Batch, valid: jax.Array):
+        # A TPU would multiply float32 in bfloat16 passes unless told not to.
+        with jax.default_matmul_precision("float32"):
+            losses = losses_at_levels(float32_network, params, batch, formulation)
+        return losses, valid
+
+    def validate(params: Mapping) -> dict[str, float]:
+        per_sample = []
+        for batch, valid in batches():
+            batch, valid = put_batch((batch, valid), mesh=mesh)
+            losses, valid = jax.device_get(level_losses(params, batch, valid))
+            per_sample.append(losses[valid])
+        # float64, so that the split into batches leaves no trace in the sum.
+        level_means = np.concatenate(per_sample).mean(axis=0, dtype=np.float64)
+        metrics = {f"loss_t{k}": float(level_means[k]) for k in range(NUM_LEVELS)}
+        return {"loss": float(level_means[1:].mean()), **metrics}
+
+    return validate
+
+
+def losses_at_levels(
+    network: Network, params: Mapping, batch: Batch, formulation: Formulation
+) -> jax.Array:
+    """Loss of each example at each level: [B, 8] float32."""
+
+    def loss_at_level(level: jax.Array) -> jax.Array:
+        timesteps = jnp.full(batch.latents.shape[:1], level / NUM_LEVELS, jnp.float32)
+        return loss_at_timesteps(
+            network.bind(params),
+            batch,
+            timesteps=timesteps,
+            noise=protocol_noise(batch, level=level),
+            formulation=formulation,
+        )
+
+    # One level after the other: the memory of one forward pass.
+    return jax.lax.map(loss_at_level, jnp.arange(NUM_LEVELS)).T
+
+
+def protocol_noise(batch: Batch, *, level: jax.Array) -> jax.Array:
+    """The noise that belongs to (sample, level): [B, H, W, C] float32."""
+    level_key = jax.random.fold_in(jax.random.key(NOISE_SEED), level)
+
+    def sample_noise(sample_index):
+        key = jax.random.fold_in(level_key, sample_index)
+        return jax.random.normal(key, batch.latents.shape[1:], jnp.float32)
+
+    return jax.vmap(sample_noise)(batch.sample_index)

@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console script `rfjax`: flags in, one function of `rfjax.commands` called.
+
+`rfjax COMMAND --help` lists a command's flags. Fields of a config file are set with
+`--config.SECTION.FIELD=VALUE`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+
+from rfjax import __version__
+
+_REQUIRED = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One command-line flag.
+
+    Attributes:
+      help: what it sets, with the unit or the choices.
+      type: str, int, float, bool or list (given as often as wanted).
+      default: value when absent; `_REQUIRED` if it must be given.
+    """
+
+    help: str
+    type: type = str
+    default: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One word after `rfjax`.
+
+    Attributes:
+      run: called with a dict of flag values; returns the exit status.
+      help: one line.
+      flags: by name.
+      config: whether it takes `--config=FILE[:ARG]` and `--config.FIELD=VALUE`.
+    """
+
+    run: Callable[[dict[str, Any]], int]
+    help: str
+    flags: dict[str, Flag]
+    config: bool = False
+
+
+CONFIG = Flag(
+    "config file, as configs/NAME.py or configs/NAME.py:ARG", default=_REQUIRED
+)
+WORKDIR = Flag("run folder", default=_REQUIRED)
+STEP = Flag("checkpoint to read; the newest if absent", int)
+WEIGHTS = Flag("'ema' or 'raw' weights", default="ema")
+JSON = Flag("file to write the result to as JSON")
+
+
+# -- Commands ----------------------------------------------------------------------
+
+
+def encode(values: dict[str, Any]) -> int:
+    """Writes a data set from a source of pictures and captions."""
+    from rfjax import commands
+
+    manifest = commands.encode(values["config"], out=values["out"])
+    counts = ", ".join(f"{n:,} {split}" for split, n in manifest.splits.items())
+    print(f"encoded {manifest.name}: {counts} examples in {values['out']}")
+    return 0
+
+
+def verify(values: dict[str, Any]) -> int:
+    """Checks a data set and draws a contact sheet of it."""
+    from rfjax.data.verify import verify as verify_data
+
+    picture = values["picture"] or Path(values["data"]) / "contact_sheet.png"
+    report = verify_data(values["data"], picture=picture)
+    print(report)
+    print(f"contact sheet: {picture}")
+    return 0 if report.ok else 1
+
+
+def train(values: dict[str, Any]) -> int:
+    """Trains a run folder, or goes on with it."""
+    from rfjax import commands, config
+
+    commands.train(
+        config.from_config_dict(values["config"]),
+        workdir=values["workdir"],
+        report=print,
+    )
+    return 0
+
+
+def evaluate(values: dict[str, Any]) -> int:
+    """Prints the validation loss of a checkpoint."""
+    from rfjax import commands
+
+    metrics = commands.evaluate(
+        values["workdir"], step=values["step"], num_samples=values["num_samples"]
+    )
+    print(f"{metrics['protocol']}, step {metrics['step']}")
+    print(f"{'t':>5}  {'raw':>8}  {'ema':>8}")
+    for level in range(8):
+        raw, ema = (metrics[f"{v}/loss_t{level}"] for v in ("val", "val_ema"))
+        print(f"{level / 8:5.3f}  {raw:8.4f}  {ema:8.4f}")
+    raw, ema = metrics["val/loss"], metrics["val_ema/loss"]
+    print(f" mean  {raw:8.4f}  {ema:8.4f}   (t = 1/8 .. 7/8)")
+    print(f"curves: {commands.draw_run(values['workdir'], metrics)}")
+    _write_json(values["json"], metrics)
+    return 0
+
+
+def sample(values: dict[str, Any]) -> int:
+    """Draws prompts, or a sheet of seen and held-out captions."""
+    from rfjax import commands
+    from rfjax.data import sheet
+
+    settings = {
+        name: values[name]
+        for name in ("step", "weights", "seed", "num_steps", "solver", "guidance_scale")
+    }
+    if values["sheet"] == bool(values["prompt"]):
+        raise ValueError("give either --sheet or at least one --prompt=TEXT.")
+    if values["sheet"]:
+        out = commands.sample_sheet(values["workdir"], out=values["out"], **settings)
+    else:
+        prompts = values["prompt"]
+        images = commands.sample(values["workdir"], prompts, **settings)
+        out = values["out"] or "sample.png"
+        picture = sheet.draw_sheet(
+            [sheet.Section("", images, prompts)],
+            title=Path(values["workdir"]).name,
+            columns=min(len(prompts), 8),
+        )
+        sheet.save_picture(picture, out)
+    print(f"wrote {out}")
+    return 0
+
+
+def sweep(values: dict[str, Any]) -> int:
+    """Trains the cells of a depth study."""
+    from rfjax import commands
+
+    failed = commands.sweep(
+        values["config"],
+        workdir=values["workdir"],
+        dry_run=values["dry_run"],
+        report=print,
+    )
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def fit(values: dict[str, Any]) -> int:
+    """Fits power laws to a sweep, or to a table of somebody else's runs."""
+    from rfjax.scaling import report
+
+    columns = dict(
+        pair.split("=", 1) for pair in (values["columns"] or "").split(",") if pair
+    )
+    fitted = report.run_fit(
+        runs=values["runs"],
+        table=values["table"],
+        columns=columns or None,
+        out=values["out"],
+        law=values["law"],
+        size_measure=values["size"],
+        loss=values["loss"],
+        num_bootstraps=values["bootstraps"],
+        holdout_largest=values["holdout"],
+        json=values["json"],
+    )
+    print(fitted.summary())
+    print(f"report: {fitted.out / 'index.html'}")
+    return 0
+
+
+def export(values: dict[str, Any]) -> int:
+    """Writes a checkpoint as PyTorch weights."""
+    from rfjax.export.save import export_run
+
+    report = export_run(
+        values["workdir"],
+        out=values["out"],
+        format=values["format"],
+        weights=values["weights"],
+        dtype=values["dtype"],
+        step=values["step"],
+    )
+    print(
+        f"wrote step {report.step}, {report.num_params:,} parameters, "
+        f"{report.num_bytes / 1e6:,.1f} MB in {report.out}"
+    )
+    for warning in report.warnings:
+        print(f"warning: {warning}")
+    return 0
+
+
+COMMANDS = {
+    "encode": Command(
+        encode,
+        "pictures and captions to shards",
+        {"out": Flag("folder to write; must be absent or empty", default=_REQUIRED)},
+        config=True,
+    ),
+    "verify": Command(
+        verify,
+        "check a data set, draw a contact sheet",
+        {
+            "data": Flag("data folder", default=_REQUIRED),
+            "picture": Flag("contact sheet to write; DATA/contact_sheet.png if absent"),
+        },
+    ),
+    "train": Command(
+        train, "train a run folder, or go on with it", {"workdir": WORKDIR}, config=True
+    ),
+    "evaluate": Command(
+        evaluate,
+        "validation loss val_v1 of a checkpoint",
+        {
+            "workdir": WORKDIR,
+            "step": STEP,
+            "num_samples": Flag("held-out examples; the run's number if absent", int),
+            "json": JSON,
+        },
+    ),
+    "sample": Command(
+        sample,
+        "pictures of prompts, or a sheet of seen and held-out captions",
+        {
+            "workdir": WORKDIR,
+            "prompt": Flag("caption to draw; may be given several times", list),
+            "sheet": Flag("draw captions of the data set instead", bool, False),
+            "out": Flag("picture to write"),
+            "step": STEP,
+            "weights": WEIGHTS,
+            "seed": Flag("of the noise", int, 0),
+            "num_steps": Flag("solver steps; the run's number if absent", int),
+            "solver": Flag("euler, heun or adams_bashforth; the run's if absent"),
+            "guidance_scale": Flag("1 is unguided; the run's if absent", float),
+        },
+    ),
+    "sweep": Command(
+        sweep,
+        "train the cells of a depth study, or go on with them",
+        {
+            "workdir": Flag("sweep folder: one run folder a cell", default=_REQUIRED),
+            "dry_run": Flag("print the table of cells and stop", bool, False),
+        },
+        config=True,
+    ),
+    "fit": Command(
+        fit,
+        "power laws with intervals from runs or a table",
+        {
+            "runs": Flag("sweep folder; give this or --table"),
+            "table": Flag("CSV file of somebody else's runs"),
+            "columns": Flag("its columns, as params=N,samples=D,loss=L"),
+            "out": Flag("report folder to write", default=_REQUIRED),
+            "law": Flag("chinchilla, size, samples or compute", default="chinchilla"),
+            "size": Flag("params, params_without_adaln or flops", default="params"),
+            "loss": Flag("column of the loss; val_ema/loss of runs if absent"),
+            "bootstraps": Flag("resamples behind the intervals", int, 1000),
+            "holdout": Flag("test the law on the largest depth", bool, True),
+            "json": JSON,
+        },
+    ),
+    "export": Command(
+        export,
+        "PyTorch weights of a checkpoint",
+        {
+            "workdir": WORKDIR,
+            "out": Flag("folder to write; must be absent or empty", default=_REQUIRED),
+            "format": Flag("diffusers or sd3", default="diffusers"),
+            "weights": WEIGHTS,
+            "dtype": Flag("float32, bfloat16 or float16", default="float32"),
+            "step": STEP,
+        },
+    ),
+}
+
+
+# -- Flags and configs -------------------------------------------------------------
+
+
+def usage() -> str:
+    """What `rfjax` alone prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"rfjax {__version__}: rectified-flow transformers in JAX", ""]
+    lines += [f"  rfjax {n:<{width}}  {c.help}" for n, c in COMMANDS.items()]
+    lines += ["", "rfjax COMMAND --help lists the flags of a command."]
+    return "\n".join(lines)
+
+
+def command_usage(name: str) -> str:
+    """What `rfjax NAME --help` prints."""
+    command = COMMANDS[name]
+    rows = []
+    if command.config:
+        rows.append(("--config=FILE[:ARG]", CONFIG.help + " (required)"))
+        rows.append(("--config.FIELD=VALUE", "sets one field, e.g. --config.seed=1"))
+    for flag_name, flag in command.flags.items():
+        note = {_REQUIRED: " (required)", None: "", False: ""}.get(
+            flag.default, f" (default {flag.default})"
+        )
+        form = f"--{flag_name}" if flag.type is bool else f"--{flag_name}=VALUE"
+        rows.append((form, flag.help + note))
+    width = max(len(form) for form, _ in rows)
+    return "\n".join(
+        [f"rfjax {name}: {command.help}", ""]
+        + [f"  {form:<{width}}  {text}" for form, text in rows]
+    )
+
+
+def parse_flags(name: str, args: Sequence[str]) -> dict[str, Any]:
+    """Values of a command's flags, and its config as a plain dict with overrides.
+
+    Raises:
+      ValueError: unknown, missing or ill-formed flags.
+    """
+    command = COMMANDS[name]
+    overrides = [arg for arg in args if arg.startswith("--config.")]
+    if overrides and not command.config:
+        raise ValueError(f"rfjax {name} takes no {overrides[0]}; see rfjax {name} -h.")
+    values = flags.FlagValues()
+    described = command.flags | ({"config": CONFIG} if command.config else {})
+    define = {
+        str: flags.DEFINE_string,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        bool: flags.DEFINE_bool,
+        list: flags.DEFINE_multi_string,
+    }
+    for flag_name, flag in described.items():
+        default = None if flag.default is _REQUIRED else flag.default
+        define[flag.type](flag_name, default, flag.help, flag_values=values)
+    try:
+        rest = values(["rfjax", *(arg for arg in args if arg not in overrides)])[1:]
+    except flags.Error as error:
+        raise ValueError(f"{error}; see rfjax {name} --help.") from error
+    if rest:
+        raise ValueError(
+            f"rfjax {name} takes flags only, got {rest[0]!r}; write --NAME=VALUE."
+        )
+    result = {flag_name: values[flag_name].value for flag_name in described}
+    for flag_name, flag in described.items():
+        if flag.default is _REQUIRED and result[flag_name] is None:
+            raise ValueError(f"rfjax {name} needs --{flag_name}: {flag.help}.")
+    if command.config:
+        result["config"] = apply_overrides(
+            load_config_file(result["config"]), overrides
+        )
+    return result
+
+
+def load_config_file(path_and_arg: str) -> dict[str, Any]:
+    """Runs get_config(ARG) of FILE[:ARG] and returns its fields.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it defines no get_config.
+    """
+    path, _, arg = path_and_arg.partition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"--config={path} does not exist; name a file such as configs/emoji.py."
+        )
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(
+            f"--config={path} must define get_config(arg), and does not; see configs/."
+        )
+    return module.get_config(arg).to_dict()
+
+
+def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Sets fields from --config.SECTION.FIELD=VALUE; types are checked later."""
+    for override in overrides:
+        name, equals, text = override.removeprefix("--config.").partition("=")
+        if not equals:
+            raise ValueError(f"{override} must have the form --config.FIELD=VALUE.")
+        *sections, field = name.split(".")
+        target = config
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ValueError(f"{override}: {section} is a field, not a section.")
+        target[field] = parse_value(text)
+    return config
+
+
+def parse_value(text: str) -> Any:
+    """A Python literal if it is one (3, 1e-4, True, None, [1, 2]), else the text."""
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _write_json(path: str | None, value: Any) -> None:
+    if path is not None:
+        partial = Path(f"{path}.partial")
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The entry point; returns the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    name, *rest = args
+    if name not in COMMANDS:
+        print(f"rfjax: no command {name!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    if {"-h", "--help"} & set(rest):
+        print(command_usage(name))
+        return 0
+    logging.set_verbosity(logging.WARNING)
+    # Compiled programs are kept between commands; JAX reads this when it starts.
+    cache = Path.home() / ".cache" / "rfjax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    try:
+        return COMMANDS[name].run(parse_flags(name, rest))
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        if not _raised_by_us(error):
+            raise
+        # Input that cannot be used: what and why, without a traceback.
+        print(f"rfjax {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"rfjax {name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether the error comes from a check of rfjax, not from a library's depths."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).is_relative_to(Path(__file__).parent)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house plan, kept by machine: who may import whom, and what stays out."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "rfjax"
+
+# A module imports lower ranks, or its own folder.
+RANKS = {
+    "types": 0,
+    "schema": 0,
+    "flow": 1,
+    "parallel": 1,
+    "encoders": 1,
+    "models": 2,
+    "data": 2,
+    "checkpoint": 2,
+    "run_folder": 2,
+    "train": 3,
+    "evaluation": 3,
+    "export": 3,
+    "scaling": 4,
+    "plan": 4,
+    "bench": 4,
+    "config": 5,
+    "commands": 6,
+    "main": 7,
+}
+# The only places that may name these packages, outside of functions or inside.
+HEAVY = {
+    "torch": {"encoders"},
+    "transformers": {"encoders"},
+    "diffusers": {"encoders"},
+    "tensorflow": set(),
+}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    part = part_of(path)
+    if part == "__init__":
+        assert not imports_of(path)
+        return
+    assert part in RANKS, f"give rfjax/{part} a rank"
+    for name in imports_of(path):
+        if not name.startswith("rfjax"):
+            assert not name.startswith(("configs", "launch", "notebooks")), name
+            package = name.split(".")[0]
+            assert part in HEAVY.get(package, {part}), f"{path} imports {package}"
+            continue
+        target = name.removeprefix("rfjax").removeprefix(".").split(".")[0]
+        if target not in RANKS:  # rfjax.__version__
+            continue
+        assert target == part or RANKS[target] < RANKS[part], (
+            f"{path.relative_to(ROOT)} (rank {RANKS[part]}) imports {name} "
+            f"(rank {RANKS[target]})"
+        )
+
+
+def test_no_folder_imports_itself_in_a_circle():
+    graph = {}
+    for path in modules():
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        graph[module] = {n for n in imports_of(path) if n.startswith("rfjax")}
+    resolved = {
+        module: {
+            other
+            for name in names
+            for other in graph
+            if name in (other, f"{other}.{name.rsplit('.', 1)[-1]}") and other != module
+        }
+        for module, names in graph.items()
+    }
+
+    def visit(module, trail):
+        assert module not in trail, " -> ".join([*trail, module])
+        for other in resolved[module]:
+            visit(other, [*trail, module])
+
+    for module in resolved:
+        visit(module, [])
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_main_prints_and_every_file_is_licensed(path):
+    text = path.read_text()
+    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n"), path
+    calls = {
+        node.func.id
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert "print" not in calls or path.name == "main.py", path
+    assert path.stem not in ("utils", "helpers", "common", "misc"), path
+
+
+def test_every_logical_name_has_a_rule_and_a_use():
+    from rfjax.parallel.sharding import PARAMETER_DIMS, RULES
+
+    named = {name for _, names in PARAMETER_DIMS for name in names} | {"layers"}
+    source = (PACKAGE / "models" / "mmdit.py").read_text()
+    in_model = {name for name in RULES if f'"{name}"' in source}
+    assert named <= set(RULES)
+    assert set(RULES) == named | in_model
+
+
+def test_import_is_quick_and_light():
+    """`import rfjax` costs nothing; training pulls in neither torch nor TensorFlow."""
+    script = (
+        "import sys, rfjax\n"
+        "assert 'jax' not in sys.modules\n"
+        "import rfjax.commands\n"
+        "heavy = {'torch', 'tensorflow', 'transformers', 'diffusers'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import rfjax"], check=True, cwd=ROOT)
+    assert time.perf_counter() - start < 2

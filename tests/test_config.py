@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configs: what they resolve to, and how every wrong one is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rfjax import config as configs
+from rfjax.main import apply_overrides, load_config_file
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+SHIPPED = {"debug": "configs/debug.py", "emoji": "configs/emoji.py"}
+
+
+def load(name="debug", *overrides):
+    fields = load_config_file(str(ROOT / SHIPPED[name]))
+    return configs.from_config_dict(apply_overrides(fields, overrides))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_resolve_to_their_golden_files(name):
+    """A change here is a change of a default: put the new file into the review."""
+    resolved = configs.to_dict(load(name))
+    assert resolved == json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def test_resolved_config_reads_back_equal(tmp_path):
+    config = load("debug", "--config.data.latent_shape=[4, 4, 16]")
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(config)))
+    assert configs.load(tmp_path) == config
+    assert configs.load(tmp_path) != load("debug")  # control
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.dpth=3", r"model\.dpth is not a config field; did you mean model\.dep"),
+        ("optimiser=3", r"optimiser is not a config field; did you mean optimizer"),
+        ("zzz=3", r"zzz is not a config field; the fields are seed, objective"),
+        ("model.depth=0", r"model\.depth must be at least 1, got 0"),
+        ("model.depth=two", r"model\.depth must be of type int, got 'two' \(str\)"),
+        ("model.qk_norm=1", r"model\.qk_norm must be of type bool, got 1"),
+        ("data.kind=csv", r"data\.kind must be one of shards, synthetic, got 'csv'"),
+        ("data.latent_shape=[1, 2]", r"data\.latent_shape must be a list of 3"),
+        ("data.caption_dropout=2.0", r"caption_dropout must be between 0 and 1"),
+        ("objective=rf/lognrm(0,1)", r"rf/lognorm"),
+        ("shift=0.0", r"shift must be positive, got 0\.0"),
+        ("seed=-1", r"seed must be in \[0, 2\^32\), got -1"),
+        ("mesh.fsdp=0", r"mesh\.fsdp must be at least 1, or -1"),
+        ("mesh.fsdp=-1", r"mesh may leave one axis at -1, got data=-1 fsdp=-1"),
+        ("mesh.tensor=3", r"mesh\.tensor must divide .* model\.depth = 2, got 3"),
+        ("optimizer.learning_rate=-1.0", r"optimizer\.learning_rate must be positive"),
+        ("optimizer.b2=1.0", r"optimizer\.b2 must be in \[0, 1\)"),
+        ("optimizer.cooldown=cosine", r"optimizer\.cooldown must be one of linear, sq"),
+        ("optimizer.warmup_steps=50", r"must fit into train\.num_steps = 60, got 50"),
+        ("ema.decay=1.5", r"ema\.decay must be in \[0, 1\), got 1\.5"),
+        ("train.num_steps=0", r"train\.num_steps must be at least 1, got 0"),
+        ("checkpoint.keep=0", r"checkpoint\.keep must be at least 1, got 0"),
+        ("validation.batch_size=0", r"validation\.batch_size must be at least 1"),
+        ("sample.solver=rk4", r"sample\.solver must be one of .*euler, heun"),
+        ("sample.num_steps=0", r"sample\.num_steps must be at least 1, got 0"),
+        ("train=3", r"train must be a section of fields, got 3"),
+        ("train.num_steps.x=3", r"num_steps is a field, not a section"),
+        ("train.num_steps", r"must have the form --config\.FIELD=VALUE"),
+    ],
+)
+def test_wrong_fields_are_named_with_rule_and_value(override, message):
+    with pytest.raises(ValueError, match=message):
+        load("debug", f"--config.{override}")
+
+
+def test_missing_fields_are_named():
+    with pytest.raises(ValueError, match=r"model must be set, and is missing"):
+        configs.from_config_dict({"train": {"num_steps": 1}})
+
+
+def test_whole_numbers_may_stand_for_real_ones():
+    assert load("debug", "--config.optimizer.learning_rate=1").optimizer == (
+        load("debug", "--config.optimizer.learning_rate=1.0").optimizer
+    )

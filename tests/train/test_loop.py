@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that are stopped, killed, damaged or confused with others."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rfjax import checkpoint, commands, run_folder
+from rfjax import config as configs
+from rfjax.main import apply_overrides, load_config_file
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--config.model.depth=1",
+    "--config.data.latent_shape=[4, 4, 4]",
+    "--config.model.latent_channels=4",
+    "--config.train.num_steps=24",
+    "--config.train.global_batch_size=8",
+    "--config.train.log_every_steps=4",
+    "--config.optimizer.warmup_steps=2",
+    "--config.optimizer.cooldown_steps=4",
+    "--config.checkpoint.every_steps=8",
+    "--config.validation.every_steps=8",
+    "--config.validation.num_samples=8",
+    "--config.validation.batch_size=8",
+]
+ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+
+
+def make_config(*overrides):
+    fields = load_config_file(str(ROOT / "configs" / "debug.py"))
+    return configs.from_config_dict(apply_overrides(fields, [*SMALL, *overrides]))
+
+
+def train(workdir, *overrides):
+    lines = []
+    commands.train(make_config(*overrides), workdir=workdir, report=lines.append)
+    return lines
+
+
+def params_of(workdir, *, step=None, weights="raw"):
+    from rfjax.models.mmdit import Network
+
+    network = Network(configs.load(workdir).model)
+    return checkpoint.restore_params(
+        workdir,
+        checkpoint.abstract_on_device(network.abstract_params()),
+        weights=weights,
+        step=step,
+    )
+
+
+def assert_equal_to_the_bit(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    train(workdir)
+    return workdir
+
+
+def losses(workdir):
+    return [
+        (line["step"], line["train/loss"])
+        for line in run_folder.read_metrics(workdir)
+        if "train/loss" in line
+    ]
+
+
+def test_a_run_leaves_what_it_should(uninterrupted):
+    record = json.loads((uninterrupted / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["validation_protocol"] == "val_v1"
+    assert checkpoint.finished_steps(uninterrupted) == [16, 24]
+    assert [step for step, _ in losses(uninterrupted)] == [4, 8, 12, 16, 20, 24]
+    validations = [
+        line for line in run_folder.read_metrics(uninterrupted) if "val/loss" in line
+    ]
+    assert [line["step"] for line in validations] == [8, 16, 24]
+    assert {"val_ema/loss", "val/loss_t0", "val_ema/loss_t7"} <= set(validations[0])
+    assert validations[-1]["val/loss"] < validations[0]["val/loss"]
+    assert validations[-1]["samples"] == 24 * 8
+
+
+def run_cli(workdir, *overrides, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "rfjax.main", "train", "--config=configs/debug.py",
+         f"--workdir={workdir}", *SMALL, "--config.mesh.data=-1", *overrides],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | options.pop("env", {}), **options,
+    )  # fmt: skip
+
+
+def wait_for(condition, process, *, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.02)
+
+
+def last_logged_step(workdir):
+    try:
+        return max((step for step, _ in losses(workdir)), default=0)
+    except json.JSONDecodeError:
+        return 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_resumes_to_the_bit(uninterrupted, tmp_path, number):
+    workdir = tmp_path / "run"
+    process = run_cli(workdir)
+    wait_for(
+        lambda: last_logged_step(workdir) >= 12 and checkpoint.finished_steps(workdir),
+        process,
+    )
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    status = json.loads((workdir / "run.json").read_text())["status"]
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+        assert status == "running"
+    elif status != "finished":  # the signal may arrive during the last step
+        assert process.returncode == 0, stderr
+        assert status == "stopped"
+        assert checkpoint.finished_steps(workdir)[-1] not in (8, 16)
+    report = train(workdir)
+    assert json.loads((workdir / "run.json").read_text())["status"] == "finished"
+    assert any("going on at step" in line for line in report) or status == "finished"
+    for weights in ("raw", "ema"):
+        assert_equal_to_the_bit(
+            params_of(workdir, weights=weights),
+            params_of(uninterrupted, weights=weights),
+        )
+    steps = [step for step, _ in losses(workdir)]
+    assert steps == sorted(set(steps)), "no step is logged twice"
+    assert losses(workdir)[-1] == losses(uninterrupted)[-1]
+
+
+def test_another_seed_gives_other_parameters(uninterrupted, tmp_path):
+    """Control of the equality above."""
+    train(tmp_path / "run", "--config.seed=1")
+    kernel = params_of(tmp_path / "run")["patch_embed"]["kernel"]
+    assert np.abs(kernel - params_of(uninterrupted)["patch_embed"]["kernel"]).max() > (
+        1e-3
+    )
+
+
+def test_resume_on_another_mesh(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "24")
+    train(workdir, "--config.mesh.data=2", "--config.mesh.fsdp=4")
+    (_, expected), (_, actual) = losses(uninterrupted)[-1], losses(workdir)[-1]
+    assert actual == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_finished_run_is_left_alone(uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_text()
+    train(uninterrupted)
+    assert (uninterrupted / "metrics.jsonl").read_text() == before
+
+
+def test_evaluate_repeats_the_last_validation(uninterrupted):
+    metrics = commands.evaluate(uninterrupted)
+    logged = [
+        line for line in run_folder.read_metrics(uninterrupted) if "val/loss" in line
+    ][-1]
+    for name in ("val/loss", "val_ema/loss", "val_ema/loss_t3"):
+        assert metrics[name] == pytest.approx(logged[name], rel=1e-6)
+    older = commands.evaluate(uninterrupted, step=16)
+    assert older["val/loss"] != pytest.approx(metrics["val/loss"], rel=1e-5)
+
+
+def test_a_folder_of_another_config_is_refused(uninterrupted):
+    message = r"another config \(optimizer\.learning_rate: 0\.003 there, 0\.1 here\)"
+    with pytest.raises(ValueError, match=message):
+        train(uninterrupted, "--config.optimizer.learning_rate=0.1")
+    # Where and how often is not what: these may change.
+    train(uninterrupted, "--config.checkpoint.keep=3", "--config.mesh.fsdp=2")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"is not empty and holds no config\.json"):
+        train(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "thesis.tex"]
+
+
+def test_two_processes_cannot_train_one_folder(tmp_path):
+    with run_folder.exclusive(tmp_path / "run"):
+        with pytest.raises(ValueError, match=r"in use by another training process"):
+            train(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["largest", "_METADATA", "manifest.ocdbt"])
+def test_a_truncated_checkpoint_is_reported(uninterrupted, tmp_path, name):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    state = workdir / "checkpoints" / "24" / "state"
+    if name == "largest":
+        files = [path for path in state.rglob("*") if path.is_file()]
+        path = max(files, key=lambda path: path.stat().st_size)
+    else:
+        path = state / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for read in (
+        lambda: train(workdir),
+        lambda: commands.evaluate(workdir),
+    ):
+        message = r"checkpoint 24 .* is damaged .*; delete .*24 to go on from step 16"
+        with pytest.raises(checkpoint.CheckpointError, match=message):
+            read()
+    shutil.rmtree(workdir / "checkpoints" / "24")
+    train(workdir)
+    assert_equal_to_the_bit(params_of(workdir), params_of(uninterrupted))
+
+
+def test_an_unfinished_save_is_named(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    folder = workdir / "checkpoints"
+    (folder / "24").rename(folder / "24.orbax-checkpoint-tmp")
+    message = r"24 cannot be read: its save was interrupted .* of the steps \[16\]"
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        commands.evaluate(workdir, step=24)
+    with pytest.raises(checkpoint.CheckpointError, match=r"holds none of that step"):
+        commands.evaluate(workdir, step=99)
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        commands.evaluate(tmp_path)
+    train(workdir)
+    assert_equal_to_the_bit(params_of(workdir), params_of(uninterrupted))
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path):
+    from rfjax.train.loop import TrainingDiverged
+
+    message = r"must stay finite, got .* at step .*lower optimizer\.learning_rate"
+    with pytest.raises(TrainingDiverged, match=message):
+        train(
+            tmp_path / "run",
+            "--config.optimizer.learning_rate=1e30",
+            "--config.optimizer.clip_norm=1e30",
+        )
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "diverged"
+
+
+def test_half_written_metrics_are_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert run_folder.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    run_folder.trim_metrics(tmp_path, last_step=1)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mesh.fsdp=3", r"needs a multiple of 3 devices, 8 are visible"),
+        ("train.global_batch_size=9", r"global_batch_size must be a multiple of"),
+        (
+            "model.context_dim=7",
+            r"model\.context_dim must be 32 for data set synthetic",
+        ),
+        ("model.patch_size=3", r"patch_size must divide the latents, got 3"),
+        ("model.max_grid_tokens=1", r"model\.max_grid_tokens must be at least 2"),
+        ("validation.num_samples=1000", r"must be between 1 and the 64 records"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path, override, message
+):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", f"--config.{override}")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step: same losses on any mesh, and an optimizer that can be checked by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rfjax.flow.formulations import parse
+from rfjax.parallel import mesh as meshes
+from rfjax.parallel.sharding import make_constrain, state_shardings
+from rfjax.train.ema import EmaConfig, update_ema
+from rfjax.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from rfjax.train.state import TrainState, init_state
+from rfjax.train.step import make_train_step
+
+OPTIMIZER = OptimizerConfig(weight_decay=0.1)
+
+
+def train(make_model, batches, *, mesh=None, devices=1, micro_batches=1, seed=0):
+    """Runs a few steps and returns (losses, final params)."""
+    mesh = meshes.make_mesh(
+        mesh or meshes.MeshConfig(), devices=jax.devices()[:devices]
+    )
+    network = make_model(constrain=make_constrain(mesh))
+    optimizer = make_optimizer(OPTIMIZER)
+
+    def init(key):
+        return init_state(key, init_params=network.init, optimizer=optimizer)
+
+    shardings = state_shardings(jax.eval_shape(init, jax.random.key(0)), mesh=mesh)
+    state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+    step = jax.jit(
+        make_train_step(
+            network,
+            optimizer=optimizer,
+            formulation=parse("rf/lognorm(0.00,1.00)"),
+            shift=1.0,
+            ema=EmaConfig(decay=0.9, every_steps=1),
+            seed=seed,
+            micro_batches=micro_batches,
+        ),
+        donate_argnums=0,
+        out_shardings=(shardings, meshes.replicated(mesh)),
+    )
+    losses = []
+    for batch in batches:
+        state, metrics = step(state, meshes.put_batch(batch, mesh=mesh), 1e-3)
+        losses.append(float(metrics["loss"]))
+    assert int(state.step) == len(batches)
+    assert (
+        state.params["blocks"]["image"]["out"]["kernel"].sharding
+        == (shardings.params["blocks"]["image"]["out"]["kernel"])
+    )
+    return np.array(losses), jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def batches(random_batch):
+    return [random_batch(16, seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tiny_model, batches):
+    return train(tiny_model, batches)
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        meshes.MeshConfig(data=8),
+        meshes.MeshConfig(data=1, fsdp=8),
+        meshes.MeshConfig(data=2, fsdp=2, tensor=2),
+    ],
+    ids=lambda mesh: mesh.describe(),
+)
+def test_eight_devices_equal_one(tiny_model, batches, on_one_device, mesh):
+    losses, params = train(tiny_model, batches, mesh=mesh, devices=8)
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        params["patch_embed"]["kernel"],
+        on_one_device[1]["patch_embed"]["kernel"],
+        atol=2e-4,  # Adam divides by tiny second moments in the first steps
+    )
+
+
+def test_another_seed_differs(tiny_model, batches, on_one_device):
+    """Control of the equivalences: noise and timesteps do come from the seed."""
+    losses, _ = train(tiny_model, batches, seed=1)
+    assert np.abs(losses / on_one_device[0] - 1).min() > 1e-4
+
+
+def test_micro_batches_equal_one_batch(tiny_model, batches, on_one_device):
+    losses, _ = train(tiny_model, batches, micro_batches=4)
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+
+
+def test_rows_may_stand_in_any_order(tiny_model, batches, on_one_device):
+    """Noise belongs to the sample, so hosts may deal out rows as they like."""
+    reverse = [jax.tree.map(lambda rows: rows[::-1], batch) for batch in batches]
+    losses, _ = train(tiny_model, reverse)
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+    renamed = [
+        dataclasses.replace(b, sample_index=b.sample_index[::-1]) for b in batches
+    ]
+    other, _ = train(tiny_model, renamed)
+    assert np.abs(other / on_one_device[0] - 1).max() > 1e-4  # control
+
+
+def adamw_by_hand(params, grads, *, config, num_steps):
+    """Loshchilov and Hutter's AdamW with global clipping, in float64 NumPy."""
+    mu = nu = {name: 0.0 for name in params}
+    for i, grad in enumerate(grads):
+        norm = np.sqrt(sum(np.square(g).sum() for g in grad.values()))
+        grad = {n: g * min(1.0, config.clip_norm / norm) for n, g in grad.items()}
+        mu = {n: config.b1 * mu[n] + (1 - config.b1) * g for n, g in grad.items()}
+        nu = {n: config.b2 * nu[n] + (1 - config.b2) * g**2 for n, g in grad.items()}
+        rate = learning_rate(i, config=config, num_steps=num_steps)
+        params = {
+            n: p
+            - rate
+            * (
+                mu[n]
+                / (1 - config.b1 ** (i + 1))
+                / (np.sqrt(nu[n] / (1 - config.b2 ** (i + 1))) + config.eps)
+                + (config.weight_decay * p if n == "kernel" else 0.0)
+            )
+            for n, p in params.items()
+        }
+    return params
+
+
+def test_adamw_equals_numpy():
+    rng = np.random.default_rng(0)
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_steps=2, cooldown_steps=2, weight_decay=0.3,
+        clip_norm=2.0, b2=0.95,
+    )  # fmt: skip
+    params = {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)}
+    grads = [{n: rng.normal(size=p.shape) for n, p in params.items()} for _ in range(5)]
+    optimizer = make_optimizer(config)
+    actual = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    state = optimizer.init(actual)
+    for i, grad in enumerate(grads):
+        grad = jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grad)
+        updates, state = optimizer.update(grad, state, actual)
+        rate = learning_rate(i, config=config, num_steps=5)
+        actual = jax.tree.map(lambda p, u: p - rate * u, actual, updates)  # noqa: B023
+    expected = adamw_by_hand(params, grads, config=config, num_steps=5)
+    undecayed = adamw_by_hand(
+        params,
+        grads,
+        config=dataclasses.replace(config, weight_decay=0.0),
+        num_steps=5,
+    )
+    for name in params:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, atol=1e-5)
+    assert np.abs(actual["kernel"] - undecayed["kernel"]).max() > 1e-2  # control
+    np.testing.assert_allclose(expected["bias"], undecayed["bias"])
+
+
+def test_tiny_gradients_are_not_swallowed():
+    """AdamW with eps 1e-15 moves by the rate even when gradients are 1e-10."""
+    optimizer = make_optimizer(OptimizerConfig())
+    params = {"kernel": jnp.zeros((1, 1))}
+    updates, _ = optimizer.update(
+        {"kernel": jnp.full((1, 1), 1e-10)}, optimizer.init(params), params
+    )
+    assert float(updates["kernel"][0, 0]) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("cooldown", "halfway"), [("linear", 0.5), ("sqrt", 1 - np.sqrt(0.5))]
+)
+def test_schedule_rises_stays_and_falls(cooldown, halfway):
+    config = OptimizerConfig(
+        learning_rate=2.0, warmup_steps=4, cooldown_steps=10, cooldown=cooldown
+    )
+    rates = [learning_rate(i, config=config, num_steps=30) for i in range(31)]
+    np.testing.assert_allclose(rates[:4], [0.5, 1.0, 1.5, 2.0])
+    np.testing.assert_allclose(rates[4:21], 2.0)
+    assert rates[25] == pytest.approx(2.0 * halfway, rel=1e-6)
+    assert rates[30] == pytest.approx(0.0, abs=1e-7)
+    assert rates[29] > 0
+
+
+def test_ema_is_the_weighted_sum_of_its_history():
+    config = EmaConfig(decay=0.9, every_steps=2, warmup=False)
+    ema = {"p": jnp.float32(1.0)}
+    expected = 1.0
+    for step in range(1, 9):
+        ema = update_ema(ema, {"p": jnp.float32(step)}, step=step, config=config)
+        if step % 2 == 0:
+            expected = 0.9 * expected + 0.1 * step
+        assert float(ema["p"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_ema_warmup_forgets_the_start():
+    ema = {"p": jnp.float32(100.0)}
+    for step in range(1, 61):
+        ema = update_ema(
+            ema, {"p": jnp.float32(0)}, step=step, config=EmaConfig(every_steps=1)
+        )
+    assert float(ema["p"]) < 1e-3
+    plain = EmaConfig(every_steps=1, warmup=False)
+    slow = update_ema({"p": 100.0}, {"p": 0.0}, step=1, config=plain)
+    assert float(slow["p"]) == pytest.approx(99.0)  # control
+
+
+def test_paper_ema_half_life():
+    """0.99 every 100 steps halves after about 6,900 steps (section B.3)."""
+    config, ema = EmaConfig(warmup=False), 1.0
+    for step in range(100, 7000, 100):
+        ema = float(update_ema(ema, 0.0, step=step, config=config))
+    assert 0.49 < ema < 0.51
+
+
+def test_fresh_state_has_its_own_copy_of_the_parameters(tiny_model):
+    network = tiny_model()
+    optimizer = make_optimizer(OPTIMIZER)
+    state = jax.jit(
+        lambda key: init_state(key, init_params=network.init, optimizer=optimizer)
+    )(jax.random.key(0))
+    assert isinstance(state, TrainState)
+    pairs = zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(state.ema_params), strict=True
+    )
+    for param, average in pairs:
+        np.testing.assert_array_equal(param, average)
+        assert param.unsafe_buffer_pointer() != average.unsafe_buffer_pointer()
