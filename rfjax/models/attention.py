@@ -1,14 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Joint attention over image and text tokens: one entry point, several kernels.
 
+`xla` runs anywhere. `fused` (short sequences) and `splash` (any length) are TPU kernels
+and run on the devices of a TPU mesh; elsewhere the same config takes the `xla` way.
+
 Dims: B batch, Q query tokens, S key tokens (image first, then text), N heads,
 K head dim.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from rfjax.models import fused_attention
+
+HEADS = ("batch", None, "heads", None)  # logical names of [B, S, N, K]
 
 
 def joint_attention(
@@ -18,6 +30,7 @@ def joint_attention(
     *,
     mask_BS: jax.Array | None = None,
     implementation: str = "xla",
+    constrain=None,
 ) -> jax.Array:
     """softmax(query key^T / sqrt(K)) value, without causality.
 
@@ -28,11 +41,175 @@ def joint_attention(
       mask_BS: [B, S] bool, True where a key may be attended; None for all of them.
         At least one key of each example must be attended.
       implementation: a name in `IMPLEMENTATIONS`.
+      constrain: what places arrays on the mesh; kernels need it to run a shard each.
 
     Returns:
       [B, Q, N, K] in the compute dtype; the softmax is taken in float32.
     """
-    return IMPLEMENTATIONS[implementation](query_BQNK, key_BSNK, value_BSNK, mask_BS)
+    return attend_streams(
+        (query_BQNK,),
+        (key_BSNK,),
+        (value_BSNK,),
+        mask_BS=mask_BS,
+        implementation=implementation,
+        constrain=constrain,
+    )[0]
+
+
+def attend_streams(
+    queries: Sequence[jax.Array],
+    keys: Sequence[jax.Array],
+    values: Sequence[jax.Array],
+    *,
+    mask_BS: jax.Array | None = None,
+    implementation: str = "xla",
+    constrain=None,
+) -> tuple[jax.Array, ...]:
+    """`joint_attention` of several streams, each query to the keys of all of them.
+
+    Args:
+      queries: [B, Q_i, N, K], one for each stream that reads.
+      keys: [B, S_i, N, K], one for each stream.
+      values: [B, S_i, N, K].
+      mask_BS: over all streams' keys in order.
+      implementation: as in `joint_attention`.
+      constrain: as in `joint_attention`.
+
+    Returns:
+      One [B, Q_i, N, K] for each query.
+    """
+    attend = IMPLEMENTATIONS[implementation]
+    # A shard of a TPU mesh can run a kernel; the CPU, and a float32 pass, take XLA.
+    if not _runs_kernels(constrain, queries[0].dtype):
+        attend = _xla_streams
+    outputs = attend(tuple(queries), tuple(keys), tuple(values), mask_BS, constrain)
+    return tuple(checkpoint_name(output, "attention") for output in outputs)
+
+
+def _runs_kernels(constrain, dtype) -> bool:
+    platform = getattr(constrain, "platform", None)
+    return platform == "tpu" and dtype == jnp.bfloat16
+
+
+def _xla_streams(queries, keys, values, mask_BS, constrain):
+    """The streams joined, attended to at once, and parted again."""
+    del constrain
+    output = _xla_attention(*map(_join, (queries, keys, values)), mask_BS)
+    return _part(output, queries)
+
+
+def _fused_streams(queries, keys, values, mask_BS, constrain):
+    """Our kernel for short sequences: streams stay apart, no copy around it."""
+    num_tokens = sum(key.shape[1] for key in keys)
+    if mask_BS is not None or num_tokens > fused_attention.MAX_TOKENS:
+        return _splash_streams(queries, keys, values, mask_BS, constrain)
+    head_dim = queries[0].shape[-1]
+
+    def attend(queries, keys, values):
+        rows = jax.tree.map(
+            lambda x: x.reshape(*x.shape[:2], -1), (queries, keys, values)
+        )
+        outputs = fused_attention.attend(*rows, head_dim, False)
+        return tuple(
+            output.reshape(query.shape)
+            for output, query in zip(outputs, queries, strict=True)
+        )
+
+    return constrain.map_shards(
+        attend, in_names=(HEADS, HEADS, HEADS), out_names=HEADS
+    )(queries, keys, values)
+
+
+def _splash_streams(queries, keys, values, mask_BS, constrain):
+    """JAX's flash attention kernel: any length, masked or not."""
+    query, key, value = map(_join, (queries, keys, values))
+    if mask_BS is None:
+        mask_BS = jnp.ones(key.shape[:2], bool)
+    output = constrain.map_shards(
+        splash_attention,
+        in_names=(HEADS, HEADS, HEADS, ("batch", None)),
+        out_names=HEADS,
+    )(query, key, value, mask_BS)
+    return _part(output, queries)
+
+
+def splash_attention(
+    query_BQNK, key_BSNK, value_BSNK, mask_BS, *, block_size=512, interpret=False
+):
+    """`joint_attention` by JAX's splash kernel, on one device.
+
+    Tokens are padded to whole blocks; pads form a segment of their own, so that no
+    token attends to them, and so do masked keys.
+
+    Args:
+      query_BQNK: [B, Q, N, K].
+      key_BSNK: [B, S, N, K].
+      value_BSNK: [B, S, N, K].
+      mask_BS: [B, S] bool.
+      block_size: tokens a block, a multiple of 128.
+      interpret: run as plain JAX, for tests on a CPU.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    def padded(tokens: int) -> int:
+        return tokens + -tokens % min(block_size, tokens + -tokens % 128)
+
+    num_queries, num_keys = query_BQNK.shape[1], key_BSNK.shape[1]
+    padded_queries, padded_keys = padded(num_queries), padded(num_keys)
+    q_block, kv_block = min(block_size, padded_queries), min(block_size, padded_keys)
+    kernel = _splash_kernel(
+        query_BQNK.shape[2], padded_queries, padded_keys, q_block, kv_block, interpret
+    )
+
+    def heads_first(array, length):
+        array = jnp.pad(array, ((0, 0), (0, length - array.shape[1]), (0, 0), (0, 0)))
+        return array.transpose(0, 2, 1, 3)
+
+    pad = ((0, 0), (0, padded_keys - num_keys))
+    segments = splash.SegmentIds(
+        q=jnp.zeros((len(mask_BS), padded_queries), jnp.int32),
+        kv=jnp.where(jnp.pad(mask_BS, pad), 0, 1),
+    )
+    output = jax.vmap(kernel)(
+        heads_first(query_BQNK * query_BQNK.shape[-1] ** -0.5, padded_queries),
+        heads_first(key_BSNK, padded_keys),
+        heads_first(value_BSNK, padded_keys),
+        segments,
+    )
+    return output.transpose(0, 2, 1, 3)[:, :num_queries]
+
+
+@functools.lru_cache
+def _splash_kernel(num_heads, num_queries, num_keys, q_block, kv_block, interpret):
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernels,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as masks,
+    )
+
+    mask = masks.MultiHeadMask(
+        [masks.FullMask((num_queries, num_keys)) for _ in range(num_heads)]
+    )
+    sizes = kernels.BlockSizes(
+        block_q=q_block, block_kv=kv_block, block_kv_compute=kv_block,
+        block_q_dkv=q_block, block_kv_dkv=kv_block, block_kv_dkv_compute=kv_block,
+        use_fused_bwd_kernel=True,
+    )  # fmt: skip
+    # Its tables must be constants of no trace: the kernel is kept between traces.
+    with jax.ensure_compile_time_eval():
+        return kernels.make_splash_mha(
+            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+
+
+def _join(parts):
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def _part(output_BQNK, queries) -> tuple[jax.Array, ...]:
+    ends = np.cumsum([query.shape[1] for query in queries])
+    return tuple(jnp.split(output_BQNK, ends[:-1], axis=1))
 
 
 def _xla_attention(query_BQNK, key_BSNK, value_BSNK, mask_BS):
@@ -58,4 +235,8 @@ def _xla_attention(query_BQNK, key_BSNK, value_BSNK, mask_BS):
     return (outputs / total).astype(query_BQNK.dtype).transpose(0, 2, 1, 3)
 
 
-IMPLEMENTATIONS = {"xla": _xla_attention}
+IMPLEMENTATIONS = {
+    "xla": _xla_streams,
+    "fused": _fused_streams,
+    "splash": _splash_streams,
+}

@@ -7,6 +7,7 @@ mesh axes. Models only name dims; nothing here knows the model beyond the paths.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
@@ -17,11 +18,13 @@ RULES = {  # logical name -> mesh axes
     "batch": ("data", "fsdp"),  # [B, ...] activations
     "tokens": (),  # [B, S, D] activations
     "embed_activation": (),  # [B, S, D] activations
-    "layers": (),  # [depth - 1, ...] stacked blocks, walked by the scan
+    "layers": (),  # [blocks, ...] stacked blocks, walked by the scan
     "embed": ("fsdp",),  # [D, ...] the width side of every kernel
     "heads": ("tensor",),  # [D, N * K] query, key, value; [N * K, D] out
     "mlp": ("tensor",),  # [D, F] MLP in, [F, D] MLP out
-    "modulation": ("tensor",),  # [D, 6 D] adaLN, a third of all parameters
+    # Not split by `tensor`: shards would cut across the six vectors of an adaLN, and
+    # XLA 0.10's partitioner then computes wrong modulations on meshes of three axes.
+    "modulation": (),  # [D, 6 D] adaLN, a third of all parameters
     "input": (),  # [P, D], [256, D], [context_dim, D]: what enters the model
     "output": (),  # [D, P] patches, [D, D] second layer of an embedder
     "vector": (),  # [D] biases of the stream, [K] norm scales: a few kilobytes
@@ -31,9 +34,9 @@ PARAMETER_DIMS = (  # path pattern -> logical names of the dims
     (r"(patch|context)_embed/kernel", ("input", "embed")),
     (r"(timestep|pooled)_embed/hidden/kernel", ("input", "embed")),
     (r"(timestep|pooled)_embed/out/kernel", ("embed", "output")),
-    (r"(image|text)/(query|key|value)/kernel", ("embed", "heads")),
-    (r"(image|text)/(query|key|value)/bias", ("heads",)),
-    (r"(image|text)/out/kernel", ("heads", "embed")),
+    (r"(image|text|image_only)/(query|key|value)/kernel", ("embed", "heads")),
+    (r"(image|text|image_only)/(query|key|value)/bias", ("heads",)),
+    (r"(image|text|image_only)/out/kernel", ("heads", "embed")),
     (r"(image|text)/mlp_in/kernel", ("embed", "mlp")),
     (r"(image|text)/mlp_in/bias", ("mlp",)),
     (r"(image|text)/mlp_out/kernel", ("mlp", "embed")),
@@ -53,7 +56,8 @@ def parameter_dims(path: str) -> tuple[str, ...]:
     """
     for pattern, names in PARAMETER_DIMS:
         if re.search(rf"(^|/){pattern}$", path):
-            return ("layers", *names) if path.startswith("blocks/") else names
+            is_stacked = path.startswith(("blocks/", "dual_blocks/"))
+            return ("layers", *names) if is_stacked else names
     raise ValueError(
         f"parameter {path} has no row in parallel.sharding.PARAMETER_DIMS; add one."
     )
@@ -112,14 +116,46 @@ def state_shardings(abstract_state, *, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract_state)
 
 
-def make_constrain(mesh: Mesh):
-    """A function that pins an activation's layout by the names of its dims."""
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Places activations on a mesh by the logical names of their dims.
 
-    def constrain(array: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-        sharding = NamedSharding(mesh, partition_spec(names))
+    Attributes:
+      mesh: the mesh.
+    """
+
+    mesh: Mesh
+
+    def __call__(self, array: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+        """Pins an array's layout."""
+        sharding = NamedSharding(self.mesh, partition_spec(names))
         return jax.lax.with_sharding_constraint(array, sharding)
 
-    return constrain
+    @property
+    def platform(self) -> str:
+        """What the devices are: cpu, gpu or tpu."""
+        return self.mesh.devices.flat[0].platform
+
+    def map_shards(self, function, *, in_names, out_names):
+        """Runs a function on each device's shards, for kernels that XLA cannot split.
+
+        Args:
+          function: of as many pytrees of arrays as `in_names` has entries.
+          in_names: logical names of the dims, one tuple for all leaves of an argument.
+          out_names: the same for the result.
+        """
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=tuple(partition_spec(names) for names in in_names),
+            out_specs=partition_spec(out_names),
+            check_vma=False,
+        )
+
+
+def make_constrain(mesh: Mesh) -> Layout:
+    """What pins an activation's layout by the names of its dims."""
+    return Layout(mesh)
 
 
 def explain(abstract_params, *, mesh: Mesh) -> str:

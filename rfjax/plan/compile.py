@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles a train step ahead of time for devices that are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What the compiler made of a step.
+
+    Attributes:
+      text: optimised HLO.
+      argument_bytes: state and batch, a chip.
+      temporary_bytes: everything else at the worst moment, a chip.
+      seconds: time that tracing and compiling took.
+    """
+
+    text: str
+    argument_bytes: int
+    temporary_bytes: int
+    seconds: float
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Peak use of a chip's memory."""
+        return self.argument_bytes + self.temporary_bytes
+
+
+def compile_step(step: jax.stages.Wrapped, *args: Any) -> Compiled:
+    """Compiles step(*args) for the devices in the shardings of its arguments.
+
+    Args:
+      step: what `jax.jit` returned.
+      *args: state, batch and the rest as ShapeDtypeStructs with shardings.
+
+    Raises:
+      ValueError: if the program does not fit the memory of a chip.
+    """
+    start = time.perf_counter()
+    lowered = step.lower(*args)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        excess = memory_excess(str(error))
+        if excess is None:
+            raise
+        used, limit = excess
+        advice = remedy(used, argument_bytes=shard_bytes(args))
+        raise ValueError(
+            f"the train step must fit {limit / 1e9:.1f} GB of HBM a chip, and needs "
+            f"{used / 1e9:.1f} GB, {(used - limit) / 1e9:.1f} GB too much; {advice}"
+        ) from error
+    memory = compiled.memory_analysis()
+    return Compiled(
+        text=compiled.as_text(),
+        argument_bytes=memory.argument_size_in_bytes,
+        # Outputs reuse the donated state; what does not is counted here.
+        temporary_bytes=memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def memory_excess(message: str) -> tuple[float, float] | None:
+    """(bytes needed, bytes there) out of the compiler's out-of-memory message."""
+    match = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    if match is None:
+        return None
+    return float(match[1]) * _UNITS[match[2]], float(match[3]) * _UNITS[match[4]]
+
+
+def remedy(used_bytes: float, *, argument_bytes: float) -> str:
+    """Which knob helps: more shards if the state is the load, else less to keep."""
+    if argument_bytes > used_bytes / 2:
+        return (
+            f"{argument_bytes / 1e9:.1f} GB of it is the train state: raise mesh.fsdp "
+            "or take a larger slice."
+        )
+    return (
+        f"only {argument_bytes / 1e9:.1f} GB of it is the train state: lower "
+        "train.global_batch_size, raise train.micro_batches, or set "
+        "model.remat=full."
+    )
+
+
+def shard_bytes(abstract: Any) -> int:
+    """Bytes a chip of a tree of ShapeDtypeStructs with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract)
+    )

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TPU chips and slices: what they can do, what they are called, and a stand-in.
+
+`make_devices` gives the devices of a slice that nobody has booked: the TPU compiler
+(package libtpu) compiles for them on any machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """Published figures of one chip.
+
+    Attributes:
+      peak_flops: bfloat16 FLOP/s.
+      clock_hz: of the tensor core, the unit of the compiler's cycles. Derived:
+        peak_flops / (MXUs * rows * columns * 2).
+      hbm_bytes: memory that a program may use.
+      hbm_bandwidth: bytes/s.
+      ici_bandwidth: bytes/s of one torus axis, one way, over both of its links.
+      dcn_bandwidth: bytes/s a chip between slices.
+      num_torus_axes: of a slice.
+      cores_in_name: whether marketing names count cores, two a chip.
+      shapes: number of chips -> slice, where a number alone is given.
+
+    Sources: cloud.google.com/tpu/docs/{v5e,v5p,v6e} for peak, memory and links; "How
+    to scale your model" (jax-ml.github.io/scaling-book/tpus) for bandwidth a link.
+    """
+
+    peak_flops: float
+    clock_hz: float
+    hbm_bytes: float
+    hbm_bandwidth: float
+    ici_bandwidth: float
+    dcn_bandwidth: float
+    num_torus_axes: int
+    cores_in_name: bool
+    shapes: dict[int, str]
+
+
+_FLAT_SHAPES = {
+    1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16",
+    256: "16x16",
+}  # fmt: skip
+_CUBE_SHAPES = {
+    4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8",
+    256: "4x8x8", 512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16", 4096: "16x16x16",
+}  # fmt: skip
+
+CHIPS = {
+    "v5e": Chip(
+        peak_flops=197e12, clock_hz=1.5e9, hbm_bytes=15.75 * 2**30,
+        hbm_bandwidth=819e9, ici_bandwidth=90e9, dcn_bandwidth=3.1e9,
+        num_torus_axes=2, cores_in_name=False, shapes=_FLAT_SHAPES,
+    ),
+    "v5p": Chip(
+        peak_flops=459e12, clock_hz=1.75e9, hbm_bytes=95.74 * 2**30,
+        hbm_bandwidth=2765e9, ici_bandwidth=180e9, dcn_bandwidth=6.25e9,
+        num_torus_axes=3, cores_in_name=True, shapes=_CUBE_SHAPES,
+    ),
+    "v6e": Chip(
+        peak_flops=918e12, clock_hz=1.75e9, hbm_bytes=31.25 * 2**30,
+        hbm_bandwidth=1638e9, ici_bandwidth=180e9, dcn_bandwidth=12.5e9,
+        num_torus_axes=2, cores_in_name=False, shapes=_FLAT_SHAPES,
+    ),
+}  # fmt: skip
+_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
+_EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:8x8, v5litepod-256 or v5p-128"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """One slice, or several equal ones joined by the data-centre network.
+
+    Attributes:
+      chip_name: a name in `CHIPS`.
+      shape: chips along each torus axis of one slice.
+      num_slices: 1 or more.
+    """
+
+    chip_name: str
+    shape: tuple[int, ...]
+    num_slices: int = 1
+
+    @property
+    def chip(self) -> Chip:
+        """What one chip can do."""
+        return CHIPS[self.chip_name]
+
+    @property
+    def num_chips(self) -> int:
+        """Over all slices."""
+        return math.prod(self.shape) * self.num_slices
+
+    @property
+    def slice_name(self) -> str:
+        """One slice as the compiler calls it, e.g. v5p:4x4x4."""
+        return f"{self.chip_name}:{'x'.join(map(str, self.shape))}"
+
+    def __str__(self) -> str:
+        slices = f"{self.num_slices}*" if self.num_slices > 1 else ""
+        return slices + self.slice_name
+
+
+def parse_topology(name: str) -> Topology:
+    """Reads v5p:4x4x4, v5p-128 (128 cores, 64 chips), v5litepod-256, 2*v5e:16x16.
+
+    Raises:
+      ValueError: if there is no such chip, or no slice of that shape.
+    """
+    match = re.fullmatch(
+        r"(?:(\d+)\*)?(\w+?)(?::(\d+(?:x\d+)*)|-(\d+))", name.lower().strip()
+    )
+    chip_name = match and _ALIASES.get(match[2], match[2])
+    if not match or chip_name not in CHIPS:
+        raise ValueError(
+            f"--topology must name a chip of {', '.join(CHIPS)} and a slice, got "
+            f"{name!r}; examples: {_EXAMPLES}."
+        )
+    chip = CHIPS[chip_name]
+    num_slices = int(match[1] or 1)
+    shape_text = match[3]
+    if match[4]:
+        chips, odd = divmod(int(match[4]), 2 if chip.cores_in_name else 1)
+        shape_text = None if odd else chip.shapes.get(chips)
+        if shape_text is None:
+            unit = "cores" if chip.cores_in_name else "chips"
+            sizes = [n * (2 if chip.cores_in_name else 1) for n in chip.shapes]
+            raise ValueError(
+                f"--topology={name} must give a number of {unit} of {chip_name} out of "
+                f"{', '.join(map(str, sizes))}; write the shape out for others, as in "
+                f"{chip_name}:{list(chip.shapes.values())[-1]}."
+            )
+    shape = tuple(map(int, shape_text.split("x")))
+    if num_slices < 1 or min(shape) < 1 or len(shape) != chip.num_torus_axes:
+        raise ValueError(
+            f"--topology={name} must have {chip.num_torus_axes} torus axes for "
+            f"{chip_name} and at least one chip on each; examples: {_EXAMPLES}."
+        )
+    _check_exists(name, chip_name, shape)
+    return Topology(chip_name, shape, num_slices)
+
+
+def _check_exists(name: str, chip_name: str, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for a slice that is not made."""
+    if len(shape) == 2:
+        exists = "x".join(map(str, shape)) in CHIPS[chip_name].shapes.values()
+        rule = f"be one of {', '.join(CHIPS[chip_name].shapes.values())}"
+    else:
+        small = shape in ((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+        exists = small or (
+            all(n % 4 == 0 for n in shape) and math.prod(shape) <= 16 * 20 * 28
+        )
+        rule = (
+            "be 2x2x1, 2x2x2, 2x2x4, 2x4x4 or have multiples of 4, 8960 chips at most"
+        )
+    if not exists:
+        raise ValueError(f"--topology={name} must {rule}; examples: {_EXAMPLES}.")
+
+
+def check_compiler() -> None:
+    """Raises ImportError if the TPU compiler is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError(
+            "rfjax plan needs the TPU compiler, package libtpu, which is not "
+            "installed; run `pip install rfjax[tpu]` (no TPU is needed)."
+        )
+
+
+def make_devices(topology: Topology) -> list[jax.Device]:
+    """Devices that can be compiled for, but not run on.
+
+    Raises:
+      ImportError: if libtpu is not installed.
+      ValueError: if the compiler knows no such slice.
+    """
+    check_compiler()
+    # Read when the library is loaded: there is no TPU to ask or to lock.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    options = {"num_slices": topology.num_slices} if topology.num_slices > 1 else {}
+    try:
+        described = topologies.get_topology_desc(topology.slice_name, "tpu", **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"--topology={topology} is refused by the TPU compiler: {error}; "
+            f"examples: {_EXAMPLES}."
+        ) from error
+    return list(described.devices)
