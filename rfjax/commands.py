@@ -30,11 +30,17 @@ from rfjax.data.shards import Manifest
 from rfjax.evaluation import captions, validation
 from rfjax.evaluation.curves import draw_curves
 from rfjax.evaluation.sample import SampleConfig, sample_latents, sample_noise
+from rfjax.export.load import merge_model_fields, open_weights
+from rfjax.export.save import new_folder
 from rfjax.flow import formulations
 from rfjax.models import flops
 from rfjax.models.mmdit import Network
 from rfjax.parallel import mesh as meshes
 from rfjax.parallel.sharding import make_constrain, state_shardings
+from rfjax.plan import report as plan_report
+from rfjax.plan.report import Plan
+from rfjax.plan.step import plan_step
+from rfjax.plan.topology import make_devices, parse_topology
 from rfjax.scaling.grid import Cell, GridConfig, make_cells
 from rfjax.scaling.sweep import run_locally
 from rfjax.train import loop
@@ -86,17 +92,18 @@ def train(config: Config, *, workdir: Path | str, report: Report) -> bool:
     workdir = Path(workdir)
     mesh = make_mesh_for(config)
     manifest = read_manifest(config)
-    stream = data.make_train_stream(
-        config.data,
-        global_batch_size=config.train.global_batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    stream = make_stream(config)
     job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
     with run_folder.exclusive(workdir):
         if jax.process_index() == 0:
-            run_folder.claim(workdir, configs.to_dict(config))
+            has_run = (workdir / run_folder.CONFIG_FILE).is_file()
+            run_folder.claim(
+                workdir,
+                configs.to_dict(config),
+                started_with=configs.to_dict(configs.load(workdir))
+                if has_run
+                else None,
+            )
             describe_run(workdir, config, manifest)
         report(parameter_overview.get_parameter_overview(
             job.abstract_state.params, include_stats=False
@@ -111,6 +118,67 @@ def train(config: Config, *, workdir: Path | str, report: Report) -> bool:
     else:
         report(f"stopped and saved at step {step}; run the same command to go on")
     return finished
+
+
+def import_run(
+    source: Path | str,
+    *,
+    fields: Mapping[str, Any],
+    workdir: Path | str,
+    format: str = "diffusers",
+) -> Config:
+    """Makes a run folder of PyTorch weights, to be trained on, evaluated and sampled.
+
+    The run stands at step 0 with a fresh optimizer; the weights are its parameters and
+    their moving average alike.
+
+    Args:
+      source: file or folder of weights, as `export.load.open_weights` takes it.
+      fields: of a run config; what its model section leaves out the weights decide.
+      workdir: run folder to make; must be absent or empty, and appears only when
+        complete.
+      format: "diffusers" or "sd3".
+
+    Returns:
+      The resolved config of the run.
+
+    Raises:
+      ValueError: weights, config and data do not fit together.
+      FileNotFoundError: the weights or the data are missing.
+    """
+    workdir = Path(workdir)
+    weights = open_weights(source, format=format)
+    model_fields = merge_model_fields(
+        weights,
+        fields.get("model", {}),
+        position_file=workdir / run_folder.POSITION_FILE,
+    )
+    config = configs.from_config_dict({**fields, "model": model_fields})
+    mesh = make_mesh_for(config)
+    manifest = read_manifest(config)
+    with new_folder(workdir.absolute(), field="workdir") as folder:
+        run_folder.claim(folder, configs.to_dict(config))
+        describe_run(folder, config, manifest)
+        run_folder.update_run(folder, imported_from=str(source), status="imported")
+        if weights.positions is not None:
+            np.save(folder / run_folder.POSITION_FILE, weights.positions)
+        state = _imported_state(config, weights.read_params(), mesh=mesh)
+        checkpoints = checkpoint.Checkpoints(folder, config=config.checkpoint)
+        checkpoints.save(0, state, data_position=make_stream(config).get_state())
+        checkpoints.close()
+    return config
+
+
+def _imported_state(config: Config, params: Any, *, mesh: Mesh) -> TrainState:
+    """A fresh state around given parameters, laid out as in training."""
+    init = functools.partial(
+        init_state,
+        init_params=lambda params: params,
+        optimizer=make_optimizer(config.optimizer),
+    )
+    shardings = state_shardings(jax.eval_shape(init, params), mesh=mesh)
+    params = jax.device_put(params, shardings.params)
+    return jax.jit(init, out_shardings=shardings)(params)
 
 
 def evaluate(
@@ -372,7 +440,70 @@ def _describe_cells(resolved: Mapping[str, Config]) -> str:
     return "\n".join(lines)
 
 
+def plan(
+    config: Config,
+    *,
+    topology: str,
+    num_images: int | None = None,
+    json: Path | str | None = None,
+    picture: Path | str | None = None,
+) -> Plan:
+    """What the TPU compiler says about a config; no TPU is needed.
+
+    Args:
+      config: the resolved config.
+      topology: chips, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16.
+      num_images: training budget; by default as many as the config trains on.
+      json: file to write the figures to.
+      picture: file to draw time by class and memory into.
+
+    Raises:
+      ValueError: no such topology, a mesh or batch that does not fit it, or a step
+        that does not fit the memory of a chip.
+      ImportError: the TPU compiler is not installed.
+    """
+    slices = parse_topology(topology)
+    sizes = config.mesh.resolve(slices.num_chips)
+    sizes.check_batch(
+        config.train.global_batch_size, micro_batches=config.train.micro_batches
+    )
+    manifest = read_manifest(config)
+    mesh = meshes.make_mesh(sizes, devices=make_devices(slices))
+    stream = make_stream(config)
+    job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
+    rate = jax.ShapeDtypeStruct((), np.float32, sharding=meshes.replicated(mesh))
+    planned = plan_step(
+        job.train_step,
+        job.abstract_state,
+        with_sharding(stream.spec, meshes.batch_sharding(mesh)),
+        rate,
+        topology=slices,
+        mesh_shape=mesh.shape,
+        num_params=flops.num_params(config.model),
+        flops_per_sample=job.flops_per_sample,
+        global_batch_size=config.train.global_batch_size,
+        num_images=num_images
+        or config.train.num_steps * config.train.global_batch_size,
+    )
+    if json is not None:
+        plan_report.write_json(planned, json)
+    if picture is not None:
+        plan_report.draw(planned, picture)
+    return planned
+
+
 # -- Parts of a run ----------------------------------------------------------------
+
+
+def make_stream(config: Config) -> loop.DataStream:
+    """The training batches of this process, from the first on."""
+    return data.make_train_stream(
+        config.data,
+        global_batch_size=config.train.global_batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def make_job(

@@ -58,7 +58,8 @@ class Command:
 
 
 CONFIG = Flag(
-    "config file, as configs/NAME.py or configs/NAME.py:ARG", default=_REQUIRED
+    "config file, as configs/NAME.py or configs/NAME.py:ARG, or a run's config.json",
+    default=_REQUIRED,
 )
 WORKDIR = Flag("run folder", default=_REQUIRED)
 STEP = Flag("checkpoint to read; the newest if absent", int)
@@ -163,6 +164,25 @@ def sweep(values: dict[str, Any]) -> int:
     return 1 if failed else 0
 
 
+def plan(values: dict[str, Any]) -> int:
+    """Compiles a config for TPUs that are not there, and says what to expect."""
+    # Nothing runs: neither a TPU nor a GPU of this machine is to be claimed.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from rfjax import commands, config
+
+    planned = commands.plan(
+        config.from_config_dict(values["config"]),
+        topology=values["topology"],
+        num_images=values["num_images"],
+        json=values["json"],
+        picture=values["picture"],
+    )
+    print(planned)
+    if values["picture"]:
+        print(f"picture: {values['picture']}")
+    return 0
+
+
 def fit(values: dict[str, Any]) -> int:
     """Fits power laws to a sweep, or to a table of somebody else's runs."""
     from rfjax.scaling import report
@@ -198,6 +218,7 @@ def export(values: dict[str, Any]) -> int:
         weights=values["weights"],
         dtype=values["dtype"],
         step=values["step"],
+        pipeline=values["pipeline"],
     )
     print(
         f"wrote step {report.step}, {report.num_params:,} parameters, "
@@ -205,6 +226,22 @@ def export(values: dict[str, Any]) -> int:
     )
     for warning in report.warnings:
         print(f"warning: {warning}")
+    return 0
+
+
+def import_weights(values: dict[str, Any]) -> int:
+    """Makes a run folder of PyTorch weights."""
+    from rfjax import commands
+
+    workdir = values["workdir"]
+    config = commands.import_run(
+        values["from"],
+        fields=values["config"],
+        workdir=workdir,
+        format=values["format"],
+    )
+    print(f"imported a model of depth {config.model.depth} into {workdir}")
+    print(f"go on: rfjax train --config={workdir}/config.json --workdir={workdir}")
     return 0
 
 
@@ -252,6 +289,19 @@ COMMANDS = {
             "guidance_scale": Flag("1 is unguided; the run's if absent", float),
         },
     ),
+    "plan": Command(
+        plan,
+        "memory and speed on TPUs, from the compiler alone",
+        {
+            "topology": Flag(
+                "chips, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16", default=_REQUIRED
+            ),
+            "num_images": Flag("training budget; the config's if absent", int),
+            "json": JSON,
+            "picture": Flag("file to draw time and memory into, as plan.png"),
+        },
+        config=True,
+    ),
     "sweep": Command(
         sweep,
         "train the cells of a depth study, or go on with them",
@@ -287,7 +337,18 @@ COMMANDS = {
             "weights": WEIGHTS,
             "dtype": Flag("float32, bfloat16 or float16", default="float32"),
             "step": STEP,
+            "pipeline": Flag("folder whose vae, text_encoder* and tokenizer* to add"),
         },
+    ),
+    "import": Command(
+        import_weights,
+        "a run folder of PyTorch weights, to go on with",
+        {
+            "from": Flag("safetensors file, or folder with one", default=_REQUIRED),
+            "format": Flag("diffusers or sd3", default="diffusers"),
+            "workdir": Flag("run folder to make", default=_REQUIRED),
+        },
+        config=True,
     ),
 }
 
@@ -366,17 +427,24 @@ def parse_flags(name: str, args: Sequence[str]) -> dict[str, Any]:
 
 
 def load_config_file(path_and_arg: str) -> dict[str, Any]:
-    """Runs get_config(ARG) of FILE[:ARG] and returns its fields.
+    """Runs get_config(ARG) of FILE[:ARG], or reads FILE.json, and returns the fields.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it defines no get_config.
+      ValueError: if it defines no get_config, or is no JSON.
     """
     path, _, arg = path_and_arg.partition(":")
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"--config={path} does not exist; name a file such as configs/emoji.py."
         )
+    if path.endswith(".json"):
+        try:
+            return json.loads(Path(path).read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"--config={path} must be JSON: {error}; take a run's config.json."
+            ) from error
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

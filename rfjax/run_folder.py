@@ -5,6 +5,7 @@ config.json     the resolved config
 run.json        what the run is: sizes, data, seed, code version, status
 metrics.jsonl   one JSON object a line, in the order of steps
 checkpoints/STEP/, samples/, figures/
+positions.npy   only with imported weights: their position table, if it is unlike ours
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+POSITION_FILE = "positions.npy"
 LOCK_FILE = ".lock"
 
 # Fields that may change between a run and its continuation: they decide where and how
@@ -56,15 +58,25 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the folder, or checks that it belongs to this config.
+def claim(
+    workdir: Path,
+    config: Mapping[str, Any],
+    *,
+    started_with: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the config of a fresh folder, or checks that a run goes on with its own.
+
+    Args:
+      workdir: run folder.
+      config: the resolved config.
+      started_with: the resolved config of the run that lives there, if one does;
+        fields that are newer than that run hold their defaults.
 
     Raises:
       ValueError: if a run with another config lives there.
     """
-    path = workdir / CONFIG_FILE
-    if path.is_file():
-        old, new = flatten(json.loads(path.read_text("utf-8"))), flatten(config)
+    if started_with is not None:
+        old, new = flatten(started_with), flatten(config)
         changed = [
             f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
             for name in sorted(old | new)
@@ -82,7 +94,7 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
             f"run folder {workdir} is not empty and holds no {CONFIG_FILE}, so it is "
             "not a run of rfjax; use another --workdir."
         )
-    write_json(path, config)
+    write_json(workdir / CONFIG_FILE, config)
 
 
 @contextlib.contextmanager

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch weights, both ways: `save.export_run` and `load.import_weights`."""
+"""PyTorch weights, both ways: `save.export_run` and `load.open_weights`."""

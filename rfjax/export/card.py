@@ -125,8 +125,19 @@ def read_run(workdir: Path) -> Run:
     return run
 
 
-def model_card(run: Run, *, format: str, weights: str, dtype: str, step: int) -> str:
-    """README.md for exported weights; the arguments are those of the export."""
+def model_card(
+    run: Run,
+    *,
+    format: str,
+    weights: str,
+    dtype: str,
+    step: int,
+    loading: str | None = None,
+) -> str:
+    """README.md for exported weights; the arguments are those of the export.
+
+    Python code that loads something else than the format's usual is given as `loading`.
+    """
     prefix = "val_ema" if weights == "ema" else "val"
     validation = _newest(run.metrics, f"{prefix}/loss", step=step)
     samples = _newest(run.metrics, "samples", step=step)
@@ -165,7 +176,7 @@ def model_card(run: Run, *, format: str, weights: str, dtype: str, step: int) ->
             "## Loading",
             "",
             "```python",
-            LOADING[format],
+            loading or LOADING[format],
             "```",
             "",
             "The network takes normalised latents [B, C, H, W], timesteps 1000 t in "

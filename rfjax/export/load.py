@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Import: PyTorch weights become an rfjax config and parameter tree.
 
-The tensors say what the model is: depth, channels, patch size, text widths, qk-norm
-and positions are inferred from them, and a config.json may only agree. Only
-safetensors are read; no code in a file is ever run.
+The tensors say what the model is: depth, channels, patch size, text widths, qk-norm,
+dual attention and positions are inferred from them, and a config.json may only agree.
+Only safetensors are read; no code in a file is ever run.
 """
 
 from __future__ import annotations
@@ -24,29 +24,61 @@ from rfjax.export import names, save, tensor_file
 from rfjax.models.embeddings import MAX_PERIOD
 from rfjax.models.mmdit import HEAD_DIM, MMDiTConfig
 
+# Fields of `MMDiTConfig` that the weights decide.
+TOLD_BY_WEIGHTS = (
+    "depth",
+    "patch_size",
+    "latent_channels",
+    "context_dim",
+    "pooled_dim",
+    "qk_norm",
+    "dual_attention_blocks",
+    "max_grid_tokens",
+)
+TOLD_BY_POSITIONS = ("grid_tokens", "position_scale")
+
 # One unit in the last place of numbers below 1, and in float32 a little more: diffusers
 # computes positions such as 100 / 3 in float32.
 POSITION_TOLERANCE = {"float32": 1e-5, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
-def import_weights(
-    source: Path | str, *, format: str = "diffusers"
-) -> tuple[MMDiTConfig, dict[str, Any]]:
-    """Reads PyTorch weights of the SD3 architecture.
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """PyTorch weights whose names, shapes and positions were found to be a model's.
+
+    Attributes:
+      config: of the model, with the defaults of `MMDiTConfig` in what weights do not
+        tell (compute dtype, remat, attention).
+      positions: [max_grid_tokens**2, D] float32, the stored position table, if it is
+        none that `embeddings.position_table` computes; else None.
+    """
+
+    config: MMDiTConfig
+    positions: np.ndarray | None
+    _files: tensor_file.TensorFiles
+    _format: str
+
+    def read_params(self) -> dict[str, Any]:
+        """Reads the parameter tree in float32.
+
+        Raises:
+          ValueError: weights that are not finite.
+        """
+        return _read_params(self._files, self.config, self._format)
+
+
+def open_weights(source: Path | str, *, format: str = "diffusers") -> Weights:
+    """Opens PyTorch weights of the SD3 architecture; only positions are read yet.
 
     Args:
       source: for "diffusers" a pipeline folder, its `transformer` folder or a
         safetensors file; for "sd3" a safetensors file or a folder with exactly one.
       format: "diffusers" or "sd3".
 
-    Returns:
-      The config, with the defaults of `MMDiTConfig` in what weights do not tell
-      (compute dtype, remat, attention), and the parameter tree in float32.
-
     Raises:
       ValueError: an unknown format; pickles; damaged files; tensors that are missing,
-        unexpected, of the wrong shape or dtype, or not finite; a config.json that
-        contradicts the tensors; positions that rfjax does not compute.
+        unexpected, or of the wrong shape or dtype; a config.json that contradicts the
+        tensors; positions that are not finite.
       FileNotFoundError: nothing to read.
     """
     names.check_choice("format", format, names.LAYOUTS)
@@ -60,8 +92,45 @@ def import_weights(
         shapes, names.torch_shapes(config, layout=format), where=str(source)
     )
     _check_dtypes(files, shapes, source)
-    config = _infer_positions(files, config, format)
-    return config, _read_params(files, config, format)
+    config, positions = _infer_positions(files, config, format)
+    sample_size = claims.get("sample_size")
+    if positions is not None and isinstance(sample_size, int) and sample_size > 0:
+        # A table of another kind does not tell what size the model was made for.
+        grid_tokens = max(sample_size // config.patch_size, 1)
+        config = dataclasses.replace(config, grid_tokens=grid_tokens)
+    return Weights(config, positions, files, format)
+
+
+def merge_model_fields(
+    weights: Weights, given: Mapping[str, Any], *, position_file: Path
+) -> dict[str, Any]:
+    """The model section of a run config, completed by what the weights say.
+
+    Args:
+      weights: opened weights.
+      given: the section as a user wrote it; may lack any field.
+      position_file: where a stored position table will be.
+
+    Raises:
+      ValueError: if the section contradicts the weights.
+    """
+    told = {field: getattr(weights.config, field) for field in TOLD_BY_WEIGHTS}
+    if weights.positions is None:
+        told |= {field: getattr(weights.config, field) for field in TOLD_BY_POSITIONS}
+    else:
+        told["position_file"] = str(position_file)
+        given = {"grid_tokens": weights.config.grid_tokens, **given}
+    wrong = [
+        f"model.{field} is {given[field]!r}, the weights say {value!r}"
+        for field, value in told.items()
+        if given.get(field, value) != value
+    ]
+    if wrong:
+        raise ValueError(
+            f"the config must agree with the weights: {'; '.join(wrong)}; correct "
+            "these fields, or leave them out."
+        )
+    return {**told, **given}
 
 
 def _find_files(source: Path, format: str) -> tuple[list[Path], dict[str, Any]]:
@@ -123,12 +192,6 @@ def _network_shapes(files: tensor_file.TensorFiles, format: str, source: Path):
         raise ValueError(
             f"{source} must hold {probe} to be of format {format!r}; {remedy}."
         )
-    dual = sorted(name for name in shapes if ".attn2." in name)
-    if dual:
-        raise ValueError(
-            f"{source} has dual-attention blocks (SD3.5 medium; {dual[0]}), which "
-            "rfjax does not implement; choose SD3 or SD3.5 large weights."
-        )
     return shapes
 
 
@@ -150,28 +213,36 @@ def _infer_config(
 
     width, channels, patch_size, _ = weight("patch_embed/kernel", rank=4)
     _, positions, _ = shape_of(names.positions_name(format), 3)
-    block = getattr(names.PREFIX, format) + getattr(names.BLOCK, format)
-    pattern = re.compile(re.escape(block).replace(r"\{block\}", r"(\d+)"))
-    matches = [match for name in shapes if (match := pattern.match(name))]
-    depth = 1 + max((int(match[1]) for match in matches), default=-1)
+    blocks = _blocks_with("blocks/image/modulation/kernel", shapes, format)
+    depth = 1 + max(blocks, default=-1)
     if width != HEAD_DIM * depth:
         raise ValueError(
             f"{source} must have width {HEAD_DIM} x depth, got width {width} and "
             f"{depth} blocks; blocks are missing, or it is no SD3 model."
         )
-    query_norms = {
-        names.torch_name("blocks/image/query_norm/scale", layout=format, block=block)
-        for block in range(depth)
-    }
+    dual_blocks = _blocks_with("dual_blocks/image_only/out/kernel", shapes, format)
+    if dual_blocks != set(range(len(dual_blocks))) or depth - 1 in dual_blocks:
+        raise ValueError(
+            f"{source} must have its dual-attention blocks first and none at the end, "
+            f"got {sorted(dual_blocks)} of {depth} blocks; choose SD3 or SD3.5 weights."
+        )
     return MMDiTConfig(
         depth=depth,
         patch_size=patch_size,
         latent_channels=channels,
         context_dim=weight("context_embed/kernel")[1],
         pooled_dim=weight("pooled_embed/hidden/kernel")[1],
-        qk_norm=bool(query_norms & shapes.keys()),
+        qk_norm=bool(_blocks_with("blocks/image/query_norm/scale", shapes, format)),
+        dual_attention_blocks=len(dual_blocks),
         max_grid_tokens=math.isqrt(positions),
     )
+
+
+def _blocks_with(path: str, shapes: Mapping[str, Any], format: str) -> set[int]:
+    """Numbers of the blocks that have a leaf such as "blocks/image/query/kernel"."""
+    name = names.torch_name(path, layout=format, block="*")
+    pattern = re.compile(re.escape(name).replace(r"\*", r"(\d+)"))
+    return {int(match[1]) for name in shapes if (match := pattern.fullmatch(name))}
 
 
 def _check_claims(claims: Mapping[str, Any], config: MMDiTConfig, source: Path):
@@ -203,8 +274,12 @@ def _check_dtypes(files: tensor_file.TensorFiles, shapes, source: Path) -> None:
 
 def _infer_positions(
     files: tensor_file.TensorFiles, config: MMDiTConfig, format: str
-) -> MMDiTConfig:
-    """Finds the grid and scale whose computed table is the stored buffer."""
+) -> tuple[MMDiTConfig, np.ndarray | None]:
+    """Finds the grid and scale whose computed table is the stored buffer, if any.
+
+    Returns:
+      The config with them and None; or the config as it was and the table.
+    """
     name = names.positions_name(format)
     (table,) = files.read([name])
     _check_finite(table, name)
@@ -222,21 +297,11 @@ def _infer_positions(
         for scale in _simple_fractions(spacing)
         if (grid_tokens := round(side + 2 * positions[0] / scale)) >= 1
     ]
-    closest = "none comes near"
     if candidates:
         best = min(candidates, key=lambda candidate: distance(candidate, middle, 1))
-        error = distance(best, table, side)
-        if error <= POSITION_TOLERANCE[dtype]:
-            return best
-        closest = (
-            f"the closest (model.grid_tokens {best.grid_tokens}, model.position_scale "
-            f"{best.position_scale:.6g}) differs by {error:.2g}"
-        )
-    raise ValueError(
-        f"{name} must be the sin-cos table that rfjax computes for some "
-        f"model.grid_tokens and model.position_scale, but {closest}; stored tables of "
-        "another kind are not supported."
-    )
+        if distance(best, table, side) <= POSITION_TOLERANCE[dtype]:
+            return best, None
+    return config, table[0]
 
 
 def _unwrap_positions(features: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ everything else in this package follows from them. What differs besides names:
 - Rows with the same `sd3` name are one tensor there, rows stacked: qkv.
 - diffusers stores the two-way modulations (final layer, text stream of the last
   block) as (scale, shift); rfjax and `sd3` as (shift, scale).
-- rfjax stacks the equal blocks 0 .. depth - 2 along a leading axis.
+- rfjax stacks equal blocks along a leading axis: `dual_blocks`, then `blocks`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,12 @@ BLOCK_TABLE = (
     Row("image/out",        "attn.to_out.0",        "x_block.attn.proj"),
     Row("image/mlp_in",     "ff.net.0.proj",        "x_block.mlp.fc1"),
     Row("image/mlp_out",    "ff.net.2",             "x_block.mlp.fc2"),
+    Row("image_only/query",      "attn2.to_q",      "x_block.attn2.qkv"),
+    Row("image_only/key",        "attn2.to_k",      "x_block.attn2.qkv"),
+    Row("image_only/value",      "attn2.to_v",      "x_block.attn2.qkv"),
+    Row("image_only/query_norm", "attn2.norm_q",    "x_block.attn2.ln_q"),
+    Row("image_only/key_norm",   "attn2.norm_k",    "x_block.attn2.ln_k"),
+    Row("image_only/out",        "attn2.to_out.0",  "x_block.attn2.proj"),
     Row("text/modulation",  "norm1_context.linear", "context_block.adaLN_modulation.1"),
     Row("text/query",       "attn.add_q_proj",      "context_block.attn.qkv"),
     Row("text/key",         "attn.add_k_proj",      "context_block.attn.qkv"),
@@ -77,6 +83,7 @@ BLOCK_TABLE = (
 )
 # fmt: on
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight"}
+STACKS = ("dual_blocks", "blocks", "last_block")  # where blocks are, in their order
 SCALE_FIRST_IN_DIFFUSERS = ("final/modulation", "last_block/text/modulation")
 
 
@@ -125,19 +132,20 @@ def _swap_halves(tensor: np.ndarray) -> np.ndarray:
     return np.roll(tensor, len(tensor) // 2, axis=0)
 
 
-def torch_name(path: str, *, layout: str, block: int | None = None) -> str:
+def torch_name(path: str, *, layout: str, block: int | str | None = None) -> str:
     """Key of an rfjax leaf such as "blocks/image/query/kernel" in a PyTorch file.
 
     Args:
-      path: "/"-joined path; `blocks` and `last_block` mean the block `block`.
+      path: "/"-joined path; all of `STACKS` mean the block `block`.
       layout: a name in `LAYOUTS`.
       block: index of the block, for leaves of a block.
     """
     module, leaf = path.rsplit("/", 1)
     prefix = getattr(PREFIX, layout)
-    if module.startswith(("blocks/", "last_block/")):
+    stack, _, rest = module.partition("/")
+    if stack in STACKS:
         prefix += getattr(BLOCK, layout).format(block=block)
-        table, module = BLOCK_TABLE, module.split("/", 1)[1]
+        table, module = BLOCK_TABLE, rest
     else:
         table = OUTER_TABLE
     (row,) = (row for row in table if row.rfjax == module)
@@ -158,9 +166,9 @@ def torch_tensors(config: MMDiTConfig, *, layout: str) -> list[TorchTensor]:
     shapes = leaf_shapes(config)
     sources = {}  # (name, block) -> paths; a fused tensor collects several
     for path in _table_paths():
-        if path not in shapes:  # without qk-norm, or text past the last attention
+        if path not in shapes:  # no qk-norm, dual attention, text past the last one
             continue
-        for block, stack_index in _blocks_of(path, config.depth):
+        for block, stack_index in _blocks_of(path, config):
             name = torch_name(path, layout=layout, block=block)
             sources.setdefault((name, stack_index), []).append(path)
     return [
@@ -224,19 +232,18 @@ def _shorten(items: list[str], most: int = 20) -> str:
 def _table_paths() -> Iterator[str]:
     """Every path that the tables and leaf names can spell."""
     modules = [row.rfjax for row in OUTER_TABLE]
-    modules += [
-        f"{stack}/{row.rfjax}"
-        for row in BLOCK_TABLE
-        for stack in ("blocks", "last_block")
-    ]
+    modules += [f"{stack}/{row.rfjax}" for row in BLOCK_TABLE for stack in STACKS]
     return (f"{module}/{leaf}" for module in modules for leaf in LEAVES)
 
 
-def _blocks_of(path: str, depth: int) -> list[tuple[int | None, int | None]]:
+def _blocks_of(path: str, config: MMDiTConfig) -> list[tuple[int | None, int | None]]:
     """(block number, index into the stacked leaf) of every tensor a leaf goes to."""
+    num_dual, last = config.dual_attention_blocks, config.depth - 1
+    if path.startswith("dual_blocks/"):
+        return [(block, block) for block in range(num_dual)]
     if path.startswith("blocks/"):
-        return [(block, block) for block in range(depth - 1)]
-    return [(depth - 1 if path.startswith("last_block/") else None, None)]
+        return [(block, block - num_dual) for block in range(num_dual, last)]
+    return [(last if path.startswith("last_block/") else None, None)]
 
 
 def _torch_tensor(name, paths, stack_index, shapes, config, layout) -> TorchTensor:

@@ -9,6 +9,9 @@ stacked leaf (one weight of all blocks) and no model is ever built.
     OUT/transformer/config.json                 OUT/model.safetensors
     OUT/transformer/diffusion_pytorch_model.safetensors (several and an index if big)
     OUT/scheduler/scheduler_config.json
+
+With the folder of a pipeline also its autoencoder and text encoders, and
+OUT/model_index.json.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import numpy as np
 from flax import traverse_util
 
 from rfjax import checkpoint
-from rfjax.export import card, names, tensor_file
+from rfjax.export import card, names, pipelines, tensor_file
 from rfjax.models import flops
 from rfjax.models.embeddings import position_table
 from rfjax.models.mmdit import HEAD_DIM, MMDiTConfig
@@ -68,6 +71,7 @@ def export_run(
     weights: str = "ema",
     dtype: str = "float32",
     step: int | None = None,
+    pipeline: Path | str | None = None,
 ) -> ExportReport:
     """Writes the weights of a run as PyTorch files with a model card.
 
@@ -78,12 +82,14 @@ def export_run(
       weights: "ema" or "raw".
       dtype: "float32", "bfloat16" or "float16", of every tensor.
       step: which checkpoint; the newest by default.
+      pipeline: folder with vae/, text_encoder*/ and tokenizer*/, to be copied so that
+        `out` is a whole pipeline; only for the diffusers format.
 
     Raises:
       ValueError: an unknown choice, a folder `out` that is not empty, a checkpoint that
-        is missing, unfinished, damaged or of another model, or weights that are not
-        finite in `dtype`. Nothing is left behind.
-      FileNotFoundError: `workdir` is not a run folder.
+        is missing, unfinished, damaged or of another model, weights that are not
+        finite in `dtype`, or a pipeline that does not fit. Nothing is left behind.
+      FileNotFoundError: `workdir` is not a run folder, or `pipeline` has no vae.
     """
     names.check_choice("format", format, names.LAYOUTS)
     names.check_choice("weights", weights, checkpoint.WEIGHTS)
@@ -92,11 +98,20 @@ def export_run(
     step = checkpoint.choose_step(workdir, step)
     read_leaf = _checkpoint_reader(workdir, run.model, weights=weights, step=step)
     choices = {"format": format, "weights": weights, "dtype": dtype, "step": step}
+    if pipeline is not None:
+        if format != "diffusers":
+            raise ValueError(
+                f"format must be diffusers to write a pipeline, got {format!r}."
+            )
+        parts = pipelines.find_parts(Path(pipeline), run)
+        choices["loading"] = pipelines.loading_code(parts)
     with new_folder(Path(out).absolute()) as folder:
         if format == "diffusers":
             write_diffusers(read_leaf, run.model, folder / "transformer", dtype=dtype)
             if run.predicts_velocity:
                 write_scheduler(folder / "scheduler", shift=run.shift)
+            if pipeline is not None:
+                pipelines.copy_parts(Path(pipeline), folder, parts)
         else:
             write_sd3(read_leaf, run.model, folder / "model.safetensors", dtype=dtype)
         (folder / "README.md").write_text(card.model_card(run, **choices), "utf-8")
@@ -113,12 +128,17 @@ def export_run(
 
 
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder that gets its name when the block ends well, and vanishes otherwise."""
+def new_folder(out: Path, *, field: str = "out") -> Iterator[Path]:
+    """A folder that gets its name when the block ends well, and vanishes otherwise.
+
+    Args:
+      out: the name.
+      field: what errors call it.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
-            f"out must be a new or empty folder, got {out}; choose another name, or "
-            "delete it."
+            f"{field} must be a new or empty folder, got {out}; choose another name, "
+            "or delete it."
         )
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
@@ -227,7 +247,7 @@ def diffusers_config(config: MMDiTConfig) -> dict[str, Any]:
         "caption_projection_dim": config.width,
         "pooled_projection_dim": config.pooled_dim,
         "pos_embed_max_size": config.max_grid_tokens,
-        "dual_attention_layers": [],
+        "dual_attention_layers": list(range(config.dual_attention_blocks)),
         "qk_norm": "rms_norm" if config.qk_norm else None,
     }
 
@@ -253,6 +273,7 @@ def stored_positions(
         grid_tokens=config.grid_tokens,
         max_grid_tokens=side,
         scale=config.position_scale,
+        file=config.position_file,
     )
     return table[None].astype(tensor_file.DTYPES[dtype][1])
 
@@ -267,6 +288,7 @@ def _stream(
         leaves = [read_leaf(path) for path in paths]
         for tensor in group:
             yield _cast(tensor.from_leaves(leaves), dtype, where=", ".join(paths))
+        del leaves  # before the next ones are read: the largest is 1.3 GB at d = 24
 
 
 def _cast(tensor: np.ndarray, dtype: str, *, where: str) -> np.ndarray:

@@ -7,6 +7,7 @@ Dims: B batch, H W C latent height, width, channels, I image tokens, D width.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,7 @@ def position_table(
     grid_tokens: int,
     max_grid_tokens: int,
     scale: float = 1.0,
+    file: str | None = None,
 ) -> np.ndarray:
     """Fixed 2-D sin-cos positions of an image of `rows` x `columns` tokens.
 
@@ -98,9 +100,14 @@ def position_table(
       grid_tokens: tokens a side of a square image of the target resolution.
       max_grid_tokens: tokens a side of the full table.
       scale: distance between neighbouring tokens.
+      file: .npy file of another full table, [max_grid_tokens**2, D], to be cropped.
 
     Returns:
       [rows * columns, D] float32, computed in float64.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the image exceeds the full table, or the file is none.
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 5.3.2.
     """
@@ -110,8 +117,12 @@ def position_table(
             f"{rows} x {columns}, got {max_grid_tokens}; raise it to "
             f"{max(rows, columns)} or use smaller latents."
         )
-    all_positions = np.arange(max_grid_tokens) - (max_grid_tokens - grid_tokens) / 2
     top, left = (max_grid_tokens - rows) // 2, (max_grid_tokens - columns) // 2
+    if file is not None:
+        full = _read_table(file, side=max_grid_tokens, width=width)
+        crop = full[top : top + rows, left : left + columns]
+        return np.array(crop).reshape(rows * columns, width)
+    all_positions = np.arange(max_grid_tokens) - (max_grid_tokens - grid_tokens) / 2
     row_features = position_features(
         all_positions[top : top + rows] * scale, width=width // 2
     )
@@ -126,6 +137,23 @@ def position_table(
         axis=-1,
     )
     return table.reshape(rows * columns, width).astype(np.float32)
+
+
+def _read_table(file: str, *, side: int, width: int) -> np.ndarray:
+    """Opens a full table as [side, side, D]; only what is used is read from disk."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(
+            f"model.position_file {file} does not exist; set it to the positions.npy "
+            "in the run folder that the weights were imported into."
+        )
+    table = np.load(file, mmap_mode="r", allow_pickle=False)
+    if table.shape != (side**2, width) or table.dtype != np.float32:
+        raise ValueError(
+            f"model.position_file {file} must hold float32 {(side**2, width)}, got "
+            f"{table.dtype} {table.shape}; take the file that was imported with the "
+            "weights."
+        )
+    return table.reshape(side, side, width)
 
 
 class VectorEmbedder(nnx.Module):

@@ -50,10 +50,13 @@ def forward_flops_per_sample(
     # query x key and weights x value; the last block has image queries only.
     attention = 2 * tokens * width * ((depth - 1) * tokens + image)
     modulation = square * (6 * depth + 6 * (depth - 1) + 2 + 2)
+    # The image-only attention of one block: qkv and out, two products, 3 modulations.
+    alone = 4 * square * image + 2 * image * image * width + 3 * square
+    dual = config.dual_attention_blocks * alone
     embedders = (2 * NUM_FREQUENCIES + config.pooled_dim) * width + 2 * square
     patches = 2 * config.patch_dim * width * image  # in and out
     context = config.context_dim * width * text
-    return 2 * (streams + attention + modulation + embedders + patches + context)
+    return 2 * (streams + attention + modulation + dual + embedders + patches + context)
 
 
 def train_flops_per_sample(

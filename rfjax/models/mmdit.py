@@ -4,6 +4,7 @@
 Image and text tokens keep two streams of weights and meet in one joint
 attention a block. A model is named by its depth d: d blocks, width 64 d, d heads
 of 64, MLP 256 d. Source: Esser et al. 2024, arXiv:2403.03206, section 4, figure 2.
+In SD3.5 medium the first blocks have a second attention among image tokens alone.
 
 Dims: B batch, H W C latents, I image tokens, T text tokens, S = I + T, D width,
 N heads, K head dim.
@@ -25,6 +26,7 @@ from rfjax.models.layers import (
     Linear,
     Modulation,
     RMSNorm,
+    gelu,
     modulated_norm,
     xavier_uniform,
     zeros,
@@ -38,6 +40,9 @@ COMPUTE_DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Every linear layer's output with its bias, and what was attended to: the backward
+    # pass recomputes only what is elementwise.
+    "linear": jax.checkpoint_policies.save_only_these_names("linear", "attention"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -56,9 +61,13 @@ class MMDiTConfig:
       context_dim: features of a text token.
       pooled_dim: features of the pooled text vector.
       qk_norm: RMSNorm on queries and keys, per head and stream (SD3 section 5.3.2).
+      dual_attention_blocks: first blocks with a second, image-only attention (SD3.5
+        medium: 13); fewer than `depth`.
       grid_tokens: tokens a side of a square image of the target resolution.
       max_grid_tokens: tokens a side of the full position table.
       position_scale: distance of neighbouring positions; 256 / S at S px.
+      position_file: .npy file of another full table, [max_grid_tokens**2, width], that
+        came with imported weights; None for the computed one.
       compute_dtype: of activations and matrix products.
       remat: a name in `REMAT_POLICIES`.
       attention: a name in `attention.IMPLEMENTATIONS`.
@@ -70,9 +79,11 @@ class MMDiTConfig:
     context_dim: int = 4096
     pooled_dim: int = 2048
     qk_norm: bool = False
+    dual_attention_blocks: int = 0
     grid_tokens: int = 16
     max_grid_tokens: int = 192
     position_scale: float = 1.0
+    position_file: str | None = None
     compute_dtype: str = "bfloat16"
     remat: str = "none"
     attention: str = "xla"
@@ -85,6 +96,12 @@ class MMDiTConfig:
                     f"model.{field} must be at least 1, got {getattr(self, field)}; "
                     "give a positive whole number."
                 )
+        if not 0 <= self.dual_attention_blocks < self.depth:
+            raise ValueError(
+                "model.dual_attention_blocks must be at least 0 and less than "
+                f"model.depth = {self.depth}, got {self.dual_attention_blocks}; 0 "
+                "switches the second attention off."
+            )
         if not self.position_scale > 0:
             raise ValueError(
                 f"model.position_scale must be positive, got {self.position_scale}; "
@@ -107,6 +124,11 @@ class MMDiTConfig:
         return HEAD_DIM * self.depth
 
     @property
+    def num_plain_blocks(self) -> int:
+        """Blocks with one attention, the last block left out."""
+        return self.depth - 1 - self.dual_attention_blocks
+
+    @property
     def patch_dim(self) -> int:
         """Numbers in one patch."""
         return self.patch_size**2 * self.latent_channels
@@ -120,28 +142,21 @@ class MMDiTConfig:
             )
 
 
-class Stream(nnx.Module):
-    """The weights of one stream (image or text) in one block.
+class Projections(nnx.Module):
+    """What attention needs of one stream: queries, keys, values and a way back."""
 
-    With `pre_only` the stream gives queries, keys and values and ends there: the
-    text stream of the last block, whose output nobody reads.
-    """
-
-    def __init__(self, config: MMDiTConfig, *, pre_only: bool, rngs: nnx.Rngs):
+    def __init__(self, config: MMDiTConfig, *, has_out: bool = True, rngs: nnx.Rngs):
         width = config.width
         self.num_heads = config.depth
         self.qk_norm = config.qk_norm
-        self.modulation = AdaLN(width, 2 if pre_only else 6, rngs=rngs)
         self.query = Linear(width, width, rngs=rngs)
         self.key = Linear(width, width, rngs=rngs)
         self.value = Linear(width, width, rngs=rngs)
         if config.qk_norm:
             self.query_norm = RMSNorm(HEAD_DIM)
             self.key_norm = RMSNorm(HEAD_DIM)
-        if not pre_only:
+        if has_out:
             self.out = Linear(width, width, rngs=rngs)
-            self.mlp_in = Linear(width, 4 * width, rngs=rngs)
-            self.mlp_out = Linear(4 * width, width, rngs=rngs)
 
     def queries(self, normed_BSD: jax.Array) -> jax.Array:
         """Maps normed tokens to queries [B, S, N, K]."""
@@ -160,6 +175,29 @@ class Stream(nnx.Module):
     def _split_heads(self, features_BSD: jax.Array) -> jax.Array:
         return features_BSD.reshape(*features_BSD.shape[:2], self.num_heads, HEAD_DIM)
 
+
+class Stream(Projections):
+    """The weights of one stream (image or text) in one block.
+
+    With `pre_only` the stream gives queries, keys and values and ends there: the
+    text stream of the last block, whose output nobody reads.
+    """
+
+    def __init__(
+        self,
+        config: MMDiTConfig,
+        *,
+        num_modulations: int = 6,
+        pre_only: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        width = config.width
+        self.modulation = AdaLN(width, 2 if pre_only else num_modulations, rngs=rngs)
+        super().__init__(config, has_out=not pre_only, rngs=rngs)
+        if not pre_only:
+            self.mlp_in = Linear(width, 4 * width, rngs=rngs)
+            self.mlp_out = Linear(4 * width, width, rngs=rngs)
+
     def finish(
         self,
         tokens_BSD: jax.Array,
@@ -173,14 +211,18 @@ class Stream(nnx.Module):
         attended = self.out(attended_BSNK.reshape(tokens_BSD.shape))
         tokens_BSD = tokens_BSD + attention_gate * attended
         normed = modulated_norm(tokens_BSD, shift=mlp.shift, scale=mlp.scale)
-        hidden = jax.nn.gelu(self.mlp_in(normed), approximate=True)
+        hidden = gelu(self.mlp_in(normed))
         hidden = constrain(hidden, ("batch", "tokens", "mlp"))
         tokens_BSD = tokens_BSD + mlp.gate * self.mlp_out(hidden)
         return constrain(tokens_BSD, ("batch", "tokens", "embed_activation"))
 
 
 class MMDiTBlock(nnx.Module):
-    """Joint attention between the streams, then one MLP each (figure 2b)."""
+    """Joint attention between the streams, then one MLP each (figure 2b).
+
+    With `dual_attention` the image tokens also attend to themselves alone, under a
+    modulation of their own.
+    """
 
     def __init__(
         self,
@@ -189,11 +231,16 @@ class MMDiTBlock(nnx.Module):
         rngs: nnx.Rngs,
         constrain: Constrain,
         context_pre_only: bool = False,
+        dual_attention: bool = False,
     ):
         self.attention = config.attention
         self.constrain = constrain
         self.context_pre_only = context_pre_only
-        self.image = Stream(config, pre_only=False, rngs=rngs)
+        self.dual_attention = dual_attention
+        num_modulations = 9 if dual_attention else 6
+        self.image = Stream(config, num_modulations=num_modulations, rngs=rngs)
+        if dual_attention:
+            self.image_only = Projections(config, rngs=rngs)
         self.text = Stream(config, pre_only=context_pre_only, rngs=rngs)
 
     def __call__(
@@ -204,29 +251,27 @@ class MMDiTBlock(nnx.Module):
         mask_BS: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the two streams after the block; a pre-only text stream ends."""
-        num_image = image_BID.shape[1]
         shift, scale, *image_rest = self.image.modulation(conditioning_BD)
+        image_rest, dual = image_rest[:4], image_rest[4:]
         normed_image = modulated_norm(image_BID, shift=shift, scale=scale)
         shift, scale, *text_rest = self.text.modulation(conditioning_BD)
         normed_text = modulated_norm(text_BTD, shift=shift, scale=scale)
 
-        # Nobody reads what the text of the last block attends to.
-        query_BQNK = self.image.queries(normed_image)
-        if not self.context_pre_only:
-            query_BQNK = jnp.concatenate(
-                [query_BQNK, self.text.queries(normed_text)], axis=1
-            )
-        attended_BQNK = attention.joint_attention(
-            query_BQNK,
-            jnp.concatenate(
-                [self.image.keys(normed_image), self.text.keys(normed_text)], axis=1
-            ),
-            jnp.concatenate(
-                [self.image.values(normed_image), self.text.values(normed_text)], axis=1
-            ),
+        queries = [self.image.queries(normed_image)]
+        if not self.context_pre_only:  # else nobody reads what the text attends to
+            queries.append(self.text.queries(normed_text))
+        attended_image, *attended_text = attention.attend_streams(
+            queries,
+            [self.image.keys(normed_image), self.text.keys(normed_text)],
+            [self.image.values(normed_image), self.text.values(normed_text)],
             mask_BS=mask_BS,
             implementation=self.attention,
+            constrain=self.constrain,
         )
+
+        if self.dual_attention:
+            # Reads the block's input, like the joint attention; both are added to it.
+            image_BID = image_BID + self._attend_alone(image_BID, Modulation(*dual))
 
         def finish(stream, tokens, attended, rest):
             gate, *mlp = rest
@@ -238,14 +283,22 @@ class MMDiTBlock(nnx.Module):
                 constrain=self.constrain,
             )
 
-        image_BID = finish(
-            self.image, image_BID, attended_BQNK[:, :num_image], image_rest
-        )
+        image_BID = finish(self.image, image_BID, attended_image, image_rest)
         if not self.context_pre_only:
-            text_BTD = finish(
-                self.text, text_BTD, attended_BQNK[:, num_image:], text_rest
-            )
+            text_BTD = finish(self.text, text_BTD, attended_text[0], text_rest)
         return image_BID, text_BTD
+
+    def _attend_alone(self, image_BID: jax.Array, dual: Modulation) -> jax.Array:
+        """Gated attention of the image tokens among themselves: [B, I, D]."""
+        normed_image = modulated_norm(image_BID, shift=dual.shift, scale=dual.scale)
+        attended_BINK = attention.joint_attention(
+            self.image_only.queries(normed_image),
+            self.image_only.keys(normed_image),
+            self.image_only.values(normed_image),
+            implementation=self.attention,
+            constrain=self.constrain,
+        )
+        return dual.gate * self.image_only.out(attended_BINK.reshape(image_BID.shape))
 
 
 class FinalLayer(nnx.Module):
@@ -279,11 +332,19 @@ class MMDiT(nnx.Module):
             config.pooled_dim, width, rngs=rngs, kernel_init=xavier_uniform
         )
         self.context_embed = Linear(config.context_dim, width, rngs=rngs)
-        if config.depth > 1:
-            block_keys = jax.random.split(rngs.params(), config.depth - 1)
-            self.blocks = nnx.vmap(
-                lambda key: MMDiTBlock(config, rngs=nnx.Rngs(key), constrain=constrain)
+
+        def stack(num_blocks: int, **kind: bool) -> MMDiTBlock:
+            block_keys = jax.random.split(rngs.params(), num_blocks)
+            return nnx.vmap(
+                lambda key: MMDiTBlock(
+                    config, rngs=nnx.Rngs(key), constrain=constrain, **kind
+                )
             )(block_keys)
+
+        if config.dual_attention_blocks:
+            self.dual_blocks = stack(config.dual_attention_blocks, dual_attention=True)
+        if config.num_plain_blocks:
+            self.blocks = stack(config.num_plain_blocks)
         self.last_block = MMDiTBlock(
             config, rngs=rngs, constrain=constrain, context_pre_only=True
         )
@@ -305,6 +366,7 @@ class MMDiT(nnx.Module):
             grid_tokens=config.grid_tokens,
             max_grid_tokens=config.max_grid_tokens,
             scale=config.position_scale,
+            file=config.position_file,
         )
         image = self.patch_embed(patches.astype(dtype)) + positions[None].astype(dtype)
         text = self.context_embed(conditioning.context.astype(dtype))
@@ -315,8 +377,10 @@ class MMDiT(nnx.Module):
         ) + self.pooled_embed(conditioning.pooled.astype(dtype))
         mask = _joint_mask(conditioning.context_mask, num_image=image.shape[1])
 
-        if config.depth > 1:
-            image, text = self._scan_blocks(image, text, vector, mask)
+        if config.dual_attention_blocks:
+            image, text = self._scan(self.dual_blocks, image, text, vector, mask)
+        if config.num_plain_blocks:
+            image, text = self._scan(self.blocks, image, text, vector, mask)
         image, _ = _remat(_apply_block, config.remat)(
             *nnx.split(self.last_block), image, text, vector, mask
         )
@@ -325,9 +389,9 @@ class MMDiT(nnx.Module):
             patches, height=height, width=width, patch_size=config.patch_size
         )
 
-    def _scan_blocks(self, image, text, vector, mask):
-        """Runs the stacked equal blocks as one compiled loop body."""
-        graphdef, stacked_params = nnx.split(self.blocks)
+    def _scan(self, blocks, image, text, vector, mask):
+        """Runs stacked equal blocks as one compiled loop body."""
+        graphdef, stacked_params = nnx.split(blocks)
         apply_block = _remat(_apply_block, self.config.remat)
 
         def body(streams, params):

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from rfjax.export import load, names, save
+from rfjax.models.embeddings import position_table
+from rfjax.models.mmdit import MMDiTConfig
 
 MODEL = "diffusion_pytorch_model.safetensors"
 
@@ -46,9 +50,12 @@ def test_import_then_export_gives_the_same_bytes(
         save.write_sd3(leaves.__getitem__, config, folder / "file", dtype=dtype)
         return folder / "file"
 
-    config = make_config(depth=3, qk_norm=True, position_scale=0.5)
+    config = make_config(
+        depth=4, qk_norm=True, position_scale=0.5, dual_attention_blocks=2
+    )
     first = write(make_leaves(config), config, tmp_path / "first")
-    imported, params = load.import_weights(first, format=format)
+    weights = load.open_weights(first, format=format)
+    imported, params = weights.config, weights.read_params()
     leaves = {path: _at(params, path) for path in names.leaf_shapes(imported)}
     second = write(leaves, imported, tmp_path / "second")
     assert first.read_bytes() == second.read_bytes()
@@ -65,7 +72,7 @@ def _at(tree, path):
 def test_sources(exported):
     """The pipeline, its transformer or the file: all the same."""
     for source in (exported.parent, exported, exported / MODEL):
-        assert load.import_weights(source)[0].depth == 2
+        assert load.open_weights(source).config.depth == 2
 
 
 def test_what_is_inferred(make_config, make_leaves, tmp_path):
@@ -80,7 +87,7 @@ def test_what_is_inferred(make_config, make_leaves, tmp_path):
         position_scale=0.3,
     )
     save.write_diffusers(make_leaves(config).__getitem__, config, tmp_path / "model")
-    imported, _ = load.import_weights(tmp_path / "model")
+    imported = load.open_weights(tmp_path / "model").config
     assert {**vars(imported), "compute_dtype": "float32"} == vars(config)
 
 
@@ -108,7 +115,7 @@ def test_positions_are_recognised(
     )
     path = tmp_path / "model.safetensors"
     save.write_sd3(make_leaves(config).__getitem__, config, path, dtype=dtype)
-    imported, _ = load.import_weights(path, format="sd3")
+    imported = load.open_weights(path, format="sd3").config
     assert imported.grid_tokens == grid_tokens
     assert imported.max_grid_tokens == max_grid_tokens
     assert imported.position_scale == scale
@@ -122,7 +129,7 @@ def test_other_parts_of_a_single_file_are_left_alone(
     save.write_sd3(make_leaves(config).__getitem__, config, path)
     tensors = load_file(path) | {"first_stage_model.x": np.zeros(3, np.float32)}
     save_file(tensors, path)
-    assert load.import_weights(path, format="sd3")[0].depth == 2
+    assert load.open_weights(path, format="sd3").config.depth == 2
 
 
 # -- Bad input ---------------------------------------------------------------------
@@ -130,25 +137,25 @@ def test_other_parts_of_a_single_file_are_left_alone(
 
 def test_unknown_format(exported):
     with pytest.raises(ValueError, match="format must be one of diffusers, sd3"):
-        load.import_weights(exported, format="flux")
+        load.open_weights(exported, format="flux")
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        load.import_weights(tmp_path / "nowhere")
+        load.open_weights(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"holds no \*.safetensors"):
-        load.import_weights(tmp_path)
+        load.open_weights(tmp_path)
 
 
 def test_the_other_layout(exported):
     with pytest.raises(ValueError, match="use format 'diffusers'"):
-        load.import_weights(exported / MODEL, format="sd3")
+        load.open_weights(exported / MODEL, format="sd3")
 
 
 def test_no_sd3_model(tmp_path):
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="must hold pos_embed.proj.weight"):
-        load.import_weights(tmp_path)
+        load.open_weights(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.bin", "model.ckpt", "model.pt"])
@@ -159,13 +166,13 @@ def test_pickles_are_refused(tmp_path, name):
         with pytest.raises(
             ValueError, match=r"is a pickle.*torch.load\(path, weights_"
         ):
-            load.import_weights(source)
+            load.open_weights(source)
 
 
 def test_pickle_in_disguise(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\x80\x04N.")
     with pytest.raises(ValueError, match="must be a whole safetensors file"):
-        load.import_weights(tmp_path)
+        load.open_weights(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000, -1])
@@ -173,7 +180,7 @@ def test_truncated_file(exported, keep):
     path = exported / MODEL
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match="truncated or damaged"):
-        load.import_weights(exported)
+        load.open_weights(exported)
 
 
 def test_missing_shard(exported):
@@ -182,13 +189,13 @@ def test_missing_shard(exported):
     with pytest.raises(
         FileNotFoundError, match="b-00001-of-00002.safetensors does not"
     ):
-        load.import_weights(exported)
+        load.open_weights(exported)
 
 
 def test_several_files_without_an_index(exported):
     (exported / "other.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=f"got {MODEL}, other.safetensors"):
-        load.import_weights(exported)
+        load.open_weights(exported)
 
 
 def test_missing_unexpected_and_misshapen(exported):
@@ -204,7 +211,7 @@ def test_missing_unexpected_and_misshapen(exported):
         match="missing: proj_out.bias; unexpected: transformer_blocks.0.attn.to_x.bias"
         r"; of the wrong shape: .*blocks.1.ff.net.2.bias \(127,\) for \(128,\)",
     ):
-        load.import_weights(exported)
+        load.open_weights(exported)
 
 
 def test_missing_block(exported):
@@ -214,7 +221,7 @@ def test_missing_block(exported):
 
     edit(exported, change)
     with pytest.raises(ValueError, match="got width 128 and 1 blocks"):
-        load.import_weights(exported)
+        load.open_weights(exported)
 
 
 def test_missing_embedding(exported):
@@ -222,16 +229,36 @@ def test_missing_embedding(exported):
     with pytest.raises(
         ValueError, match="context_embedder.weight with 2 dims, got none"
     ):
-        load.import_weights(exported)
+        load.open_weights(exported)
 
 
-def test_dual_attention(exported):
+@pytest.mark.parametrize(
+    ("dual", "message"), [([1], r"got \[1\] of 3"), ([0, 2], r"got \[0, 2\] of 3")]
+)
+def test_dual_attention_elsewhere(make_config, make_leaves, tmp_path, dual, message):
+    config, folder = make_config(depth=3), tmp_path / "model"
+    save.write_diffusers(make_leaves(config).__getitem__, config, folder)
+
     def change(tensors):
-        tensors["transformer_blocks.0.attn2.to_q.bias"] = np.zeros(128, np.float32)
+        for block in dual:
+            name = f"transformer_blocks.{block}.attn2.to_out.0.weight"
+            tensors[name] = np.zeros((192, 192), np.float32)
+
+    edit(folder, change)
+    with pytest.raises(ValueError, match=f"dual-attention blocks first.*{message}"):
+        load.open_weights(folder)
+
+
+def test_part_of_a_dual_attention(exported):
+    def change(tensors):
+        tensors["transformer_blocks.0.attn2.to_out.0.weight"] = np.zeros(
+            (128, 128), np.float32
+        )
 
     edit(exported, change)
-    with pytest.raises(ValueError, match="has dual-attention blocks"):
-        load.import_weights(exported)
+    claim(exported, dual_attention_layers=[0])
+    with pytest.raises(ValueError, match=r"missing: .*blocks.0.attn2.norm_k.weight"):
+        load.open_weights(exported)
 
 
 @pytest.mark.parametrize("name", ["proj_out.bias", "pos_embed.pos_embed"])
@@ -242,7 +269,7 @@ def test_weights_that_are_no_numbers(exported, name, value):
 
     edit(exported, change)
     with pytest.raises(ValueError, match=f"NaN or infinity in {name}"):
-        load.import_weights(exported)
+        load.open_weights(exported).read_params()
 
 
 def test_integer_weights(exported):
@@ -251,7 +278,7 @@ def test_integer_weights(exported):
 
     edit(exported, change)
     with pytest.raises(ValueError, match="got I32 for proj_out.bias"):
-        load.import_weights(exported)
+        load.open_weights(exported)
 
 
 @pytest.mark.parametrize(
@@ -267,22 +294,25 @@ def test_integer_weights(exported):
 def test_config_that_contradicts_the_weights(exported, fields, message):
     claim(exported, **fields)
     with pytest.raises(ValueError, match=message):
-        load.import_weights(exported)
+        load.open_weights(exported)
 
 
 def test_harmless_claims(exported):
     claim(exported, out_channels=None, sample_size=128, _diffusers_version="0.0")
-    assert load.import_weights(exported)[0].depth == 2
+    assert load.open_weights(exported).config.depth == 2
 
 
 def test_config_that_is_no_json(exported):
     (exported / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json must be JSON"):
-        load.import_weights(exported)
+        load.open_weights(exported)
 
 
 @pytest.mark.parametrize("kind", ["learned", "shifted", "one entry", "constant"])
-def test_positions_of_another_kind(exported, kind):
+def test_positions_of_another_kind_are_kept(exported, tmp_path, kind):
+    """Stored, cropped as they are, and given back byte for byte."""
+    before = load_file(exported / MODEL)["pos_embed.pos_embed"]
+
     def change(tensors):
         table = tensors["pos_embed.pos_embed"]
         if kind == "learned":
@@ -295,7 +325,58 @@ def test_positions_of_another_kind(exported, kind):
             table[0, 77, 3] += 0.001
 
     edit(exported, change)
-    with pytest.raises(
-        ValueError, match="pos_embed.pos_embed must be the sin-cos table that rfjax"
-    ):
-        load.import_weights(exported)
+    claim(exported, sample_size=10)
+    weights = load.open_weights(exported)
+    stored = load_file(exported / MODEL)["pos_embed.pos_embed"]
+    np.testing.assert_array_equal(weights.positions, stored[0])
+    assert (weights.positions != before[0]).any()
+    assert weights.config.grid_tokens == 5
+
+    path = tmp_path / "positions.npy"
+    np.save(path, weights.positions)
+    config = dataclasses.replace(weights.config, position_file=str(path))
+    crop = position_table(
+        2, 3, width=128, grid_tokens=4, max_grid_tokens=11, file=str(path)
+    )
+    whole = stored.reshape(11, 11, 128)
+    np.testing.assert_array_equal(crop.reshape(2, 3, 128), whole[4:6, 4:7])
+    params = traverse_util.flatten_dict(weights.read_params(), sep="/")
+    save.write_diffusers(params.__getitem__, config, tmp_path / "again")
+    again, first = (load_file(f / MODEL) for f in (tmp_path / "again", exported))
+    assert again.keys() == first.keys()
+    for name, tensor in again.items():
+        assert tensor.tobytes() == first[name].tobytes(), name
+    assert json.loads((tmp_path / "again/config.json").read_text()) == json.loads(
+        (exported / "config.json").read_text()
+    )
+
+
+def test_computed_positions_are_not_kept(exported):
+    assert load.open_weights(exported).positions is None
+
+
+# -- The model section of a config -------------------------------------------------
+
+
+def test_fields_left_out_come_from_the_weights(exported):
+    weights = load.open_weights(exported)
+    given = {"remat": "dots", "qk_norm": True}
+    fields = load.merge_model_fields(weights, given, position_file="p.npy")
+    config = MMDiTConfig(**fields)
+    assert config == dataclasses.replace(weights.config, remat="dots")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"depth": 3}, "model.depth is 3, the weights say 2"),
+        ({"qk_norm": False, "context_dim": 7}, "context_dim is 7.*qk_norm is False"),
+        ({"grid_tokens": 9}, "model.grid_tokens is 9, the weights say 4"),
+        ({"dual_attention_blocks": 1}, "dual_attention_blocks is 1, the weights say 0"),
+    ],
+)
+def test_fields_that_contradict_the_weights(exported, given, message):
+    with pytest.raises(ValueError, match=message):
+        load.merge_model_fields(
+            load.open_weights(exported), given, position_file="p.npy"
+        )

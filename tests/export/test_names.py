@@ -8,27 +8,28 @@ BOTH_LAYOUTS = pytest.mark.parametrize("layout", names.LAYOUTS)
 
 
 @pytest.mark.parametrize(
-    ("layout", "qk_norm", "num_keys"),
+    ("layout", "qk_norm", "dual", "num_keys"),
     # Counted in diffusers 0.42.1 and its converter from Stability's layout.
     [
-        ("diffusers", False, 95),
-        ("diffusers", True, 107),
-        ("sd3", False, 71),
-        ("sd3", True, 83),
+        ("diffusers", False, 0, 95),
+        ("diffusers", True, 0, 107),
+        ("sd3", False, 0, 71),
+        ("sd3", True, 0, 83),
+        ("sd3", True, 1, 89),
     ],
 )
-def test_number_of_keys_at_depth_3(make_config, layout, qk_norm, num_keys):
-    config = make_config(depth=3, qk_norm=qk_norm)
+def test_number_of_keys_at_depth_3(make_config, layout, qk_norm, dual, num_keys):
+    config = make_config(depth=3, qk_norm=qk_norm, dual_attention_blocks=dual)
     assert len(names.torch_shapes(config, layout=layout)) == num_keys
 
 
 @BOTH_LAYOUTS
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize(("depth", "dual"), [(1, 0), (3, 0), (3, 2), (4, 2)])
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_every_leaf_goes_out_and_comes_back(
-    make_config, make_leaves, layout, depth, qk_norm
+    make_config, make_leaves, layout, depth, dual, qk_norm
 ):
-    config = make_config(depth=depth, qk_norm=qk_norm)
+    config = make_config(depth=depth, qk_norm=qk_norm, dual_attention_blocks=dual)
     leaves = make_leaves(config)
     back = {path: np.full_like(leaf, np.nan) for path, leaf in leaves.items()}
     for tensor in names.torch_tensors(config, layout=layout):
@@ -83,7 +84,8 @@ def test_order_of_two_way_modulations(make_config, layout, name, halves):
 
 
 def test_tensors_of_one_stack_follow_each_other(make_config):
-    tensors = names.torch_tensors(make_config(depth=3), layout="sd3")
+    config = make_config(depth=4, dual_attention_blocks=2)
+    tensors = names.torch_tensors(config, layout="sd3")
     runs = [t.paths for i, t in enumerate(tensors) if t.paths != tensors[i - 1].paths]
     assert len(runs) == len(set(runs))
 

@@ -24,12 +24,14 @@ pytestmark = [
 # float32 on both sides, sums of up to 256 depth terms in different orders.
 TOLERANCE = 2e-5
 NON_SQUARE = (6, 10)
-SIZES = [
-    (2, False),
-    (2, True),
-    (3, False),
-    (3, True),
-    pytest.param(6, True, marks=pytest.mark.slow),
+SIZES = [  # depth, qk_norm, dual_attention_blocks
+    (2, False, 0),
+    (2, True, 0),
+    (3, False, 0),
+    (3, True, 0),
+    (3, False, 1),
+    (3, True, 2),  # no block between the dual ones and the last
+    pytest.param(6, True, 3, marks=pytest.mark.slow),
 ]
 
 
@@ -87,9 +89,11 @@ def difference(one, other):
     return np.abs(one - other).max()
 
 
-@pytest.mark.parametrize(("depth", "qk_norm"), SIZES)
-def test_export_to_diffusers(torch, make_config, make_leaves, tmp_path, depth, qk_norm):
-    config = make_config(depth=depth, qk_norm=qk_norm)
+@pytest.mark.parametrize(("depth", "qk_norm", "dual"), SIZES)
+def test_export_to_diffusers(
+    torch, make_config, make_leaves, tmp_path, depth, qk_norm, dual
+):
+    config = make_config(depth=depth, qk_norm=qk_norm, dual_attention_blocks=dual)
     leaves = make_leaves(config)
     save.write_diffusers(leaves.__getitem__, config, tmp_path / "transformer")
     model = from_folder(tmp_path / "transformer")
@@ -112,12 +116,19 @@ def test_other_patch_sizes_and_text_widths(torch, make_config, make_leaves, tmp_
 
 @pytest.mark.parametrize(
     "broken",
-    ["no swap", "wrong patch order", "position scale", "query norm for key norm"],
+    [
+        "no swap",
+        "wrong patch order",
+        "position scale",
+        "query norm for key norm",
+        "second modulation first",
+        "no second attention",
+    ],
 )
 def test_control_a_broken_export_differs(
     torch, make_config, make_leaves, tmp_path, monkeypatch, broken
 ):
-    config = make_config(qk_norm=True)
+    config = make_config(qk_norm=True, dual_attention_blocks=1)
     leaves = exported = make_leaves(config)
     exported_config = config
     if broken == "no swap":
@@ -128,6 +139,15 @@ def test_control_a_broken_export_differs(
         exported = leaves | {"patch_embed/kernel": kernel}
     elif broken == "position scale":
         exported_config = dataclasses.replace(config, position_scale=0.5)
+    elif broken == "second modulation first":
+        exported = leaves | {
+            path: np.roll(leaves[path], 3 * config.width, axis=-1)
+            for path in leaves
+            if path.startswith("dual_blocks/image/modulation")
+        }
+    elif broken == "no second attention":
+        path = "dual_blocks/image_only/out/kernel"
+        exported = leaves | {path: np.zeros_like(leaves[path])}
     else:
         stream = "last_block/text"
         exported = leaves | {
@@ -141,16 +161,16 @@ def test_control_a_broken_export_differs(
     assert difference(ours(config, leaves, args), expected) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize(("depth", "qk_norm"), SIZES[:4])
+@pytest.mark.parametrize(("depth", "qk_norm", "dual"), SIZES[:6])
 def test_export_to_the_single_file(
-    torch, make_config, make_leaves, tmp_path, depth, qk_norm
+    torch, make_config, make_leaves, tmp_path, depth, qk_norm, dual
 ):
     """diffusers' own converter makes of it what we write for diffusers."""
     from diffusers.loaders.single_file_utils import (
         convert_sd3_transformer_checkpoint_to_diffusers as convert,
     )
 
-    config = make_config(depth=depth, qk_norm=qk_norm)
+    config = make_config(depth=depth, qk_norm=qk_norm, dual_attention_blocks=dual)
     leaves = make_leaves(config)
     save.write_sd3(leaves.__getitem__, config, tmp_path / "model.safetensors")
     save.write_diffusers(leaves.__getitem__, config, tmp_path / "transformer")
@@ -162,8 +182,8 @@ def test_export_to_the_single_file(
         np.testing.assert_array_equal(tensor.numpy(), direct[name], err_msg=name)
 
 
-@pytest.mark.parametrize(("depth", "qk_norm"), SIZES)
-def test_import_from_diffusers(torch, tmp_path, depth, qk_norm):
+@pytest.mark.parametrize(("depth", "qk_norm", "dual"), SIZES)
+def test_import_from_diffusers(torch, tmp_path, depth, qk_norm, dual):
     from diffusers import SD3Transformer2DModel
 
     torch.manual_seed(0)
@@ -180,14 +200,17 @@ def test_import_from_diffusers(torch, tmp_path, depth, qk_norm):
         pooled_projection_dim=12,
         pos_embed_max_size=11,
         qk_norm="rms_norm" if qk_norm else None,
+        dual_attention_layers=tuple(range(dual)),
     )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if ".norm_" in name:
                 weight.uniform_(0.5, 1.5)
     model.save_pretrained(tmp_path)
-    config, params = load.import_weights(tmp_path)
+    weights = load.open_weights(tmp_path)
+    config, params = weights.config, weights.read_params()
     assert (config.depth, config.qk_norm) == (depth, qk_norm)
+    assert config.dual_attention_blocks == dual
     # diffusers spreads the 4 tokens of sample_size over the 11 of the table.
     assert (config.grid_tokens, config.position_scale) == (11, 4 / 11)
     config = dataclasses.replace(config, compute_dtype="float32")

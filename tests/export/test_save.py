@@ -54,11 +54,14 @@ def test_diffusers_folder(config, make_run, make_leaves, tmp_path):
 def test_export_then_import_is_exact(
     make_config, make_run, make_leaves, tmp_path, format, weights, seed
 ):
-    config = make_config(depth=3, qk_norm=True, position_scale=256 / 768)
+    config = make_config(
+        depth=3, qk_norm=True, position_scale=256 / 768, dual_attention_blocks=1
+    )
     workdir = make_run(config)
     out = tmp_path / "export"
     save.export_run(workdir, out=out, format=format, weights=weights)
-    imported, params = load.import_weights(out, format=format)
+    opened = load.open_weights(out, format=format)
+    imported, params = opened.config, opened.read_params()
     assert {**vars(imported), "compute_dtype": "float32"} == vars(config)
     leaves, other = make_leaves(config, seed=seed), make_leaves(config, seed=1 - seed)
     for path, leaf in leaves.items():
@@ -82,7 +85,9 @@ def test_dtypes(config, make_leaves, tmp_path, dtype):
         stored[f"{names.PREFIX.sd3}final_layer.linear.weight"],
         leaves["final/linear/kernel"].T.astype(numpy_dtype),
     )
-    assert load.import_weights(path, format="sd3")[0].grid_tokens == config.grid_tokens
+    assert (
+        load.open_weights(path, format="sd3").config.grid_tokens == config.grid_tokens
+    )
 
 
 def test_big_models_are_spread_over_files_with_an_index(config, make_leaves, tmp_path):
@@ -112,7 +117,7 @@ def test_big_models_are_spread_over_files_with_an_index(config, make_leaves, tmp
     assert together.keys() == whole.keys()
     for name, tensor in together.items():
         np.testing.assert_array_equal(tensor, whole[name])
-    assert load.import_weights(tmp_path / "many")[0].depth == config.depth
+    assert load.open_weights(tmp_path / "many").config.depth == config.depth
 
 
 def test_each_leaf_is_read_once_and_on_demand(make_config, make_leaves, tmp_path):

@@ -80,15 +80,15 @@ def test_scan_equals_a_loop_over_the_blocks(tiny_model, random_params, random_ba
     def looped(order):
         import rfjax.models.mmdit as mmdit
 
-        def loop(self, image, text, vector, mask):
-            graphdef, stacked = mmdit.nnx.split(self.blocks)
+        def loop(self, blocks, image, text, vector, mask):
+            graphdef, stacked = mmdit.nnx.split(blocks)
             for i in order:
                 block = mmdit.nnx.merge(graphdef, jax.tree.map(lambda p: p[i], stacked))  # noqa: B023
                 image, text = block(image, text, vector, mask)
             return image, text
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(mmdit.MMDiT, "_scan_blocks", loop)
+            patch.setattr(mmdit.MMDiT, "_scan", loop)
             # Unwrapped, so that no trace of the scanned model is reused.
             return jax.jit(functools.partial(velocity.__wrapped__, network))(
                 params, batch
@@ -98,7 +98,7 @@ def test_scan_equals_a_loop_over_the_blocks(tiny_model, random_params, random_ba
     assert np.abs(scanned - looped([2, 1, 0])).max() > 1e-3  # control: order matters
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "linear", "full"])
 def test_remat_changes_no_gradient(tiny_model, random_params, random_batch, remat):
     batch = random_batch()
 
@@ -226,13 +226,93 @@ def test_patches_see_their_position(tiny_model, random_params, random_batch):
     assert np.abs(outputs[0] - outputs[1][:, ::-1]).max() > 1e-3
 
 
+# -- Dual attention (SD3.5 medium); its numbers are compared with diffusers elsewhere --
+
+
+def test_dual_attention_adds_its_parameters_and_no_others():
+    plain = flops.num_params(MMDiTConfig(depth=24, qk_norm=True))
+    dual = MMDiTConfig(depth=24, qk_norm=True, dual_attention_blocks=13)
+    width = 24 * 64
+    # A block gains qkv and out with biases, two norms, three modulations.
+    gained = 4 * (width + 1) * width + 2 * 64 + 3 * (width + 1) * width
+    assert flops.num_params(dual) == plain + 13 * gained
+    shapes = Network(dual).abstract_params()
+    assert shapes["dual_blocks"]["image"]["modulation"]["bias"].shape == (13, 9 * width)
+    assert shapes["blocks"]["image"]["modulation"]["bias"].shape == (10, 6 * width)
+
+
+def test_dual_blocks_come_first(tiny_model, random_params, random_batch):
+    """A dual block whose second gate is closed is a plain block."""
+    batch, plain = random_batch(), tiny_model(depth=4)
+    dual = tiny_model(depth=4, dual_attention_blocks=2)
+    params, dual_params = random_params(plain), random_params(dual)
+    opened = velocity(dual, dual_params, batch)
+
+    def as_dual(part):
+        """The first two blocks of a stacked tree, with nine modulations."""
+        part = jax.tree.map(lambda leaf: leaf[:2], part)
+        modulation = dual_params["dual_blocks"]["image"]["modulation"]
+        width = plain.config.width
+
+        def extend(six, nine):
+            gate = jnp.zeros((*six.shape[:-1], width))
+            return jnp.concatenate([six, nine[..., 6 * width : -width], gate], axis=-1)
+
+        image = dict(part["image"])
+        image["modulation"] = jax.tree.map(extend, image["modulation"], modulation)
+        return dual_params["dual_blocks"] | {"image": image, "text": part["text"]}
+
+    closed = params | {
+        "dual_blocks": as_dual(params["blocks"]),
+        "blocks": jax.tree.map(lambda leaf: leaf[2:], params["blocks"]),
+    }
+    expected = velocity(plain, params, batch)
+    np.testing.assert_allclose(velocity(dual, closed, batch), expected, atol=2e-6)
+    assert np.abs(opened - expected).max() > 1e-3  # control
+
+
+def test_second_attention_sees_no_text(tiny_model, random_params, random_batch):
+    network, batch = tiny_model(depth=2, dual_attention_blocks=1), random_batch()
+    params = random_params(network)
+
+    def closed(gates):
+        """Closes modulations (by their numbers) of the dual block's image stream."""
+        kept = np.repeat(~np.isin(np.arange(9), gates), network.config.width)
+        for name in ("dual_blocks", "last_block"):
+            stream = params[name]["image"]
+            keep = kept if name == "dual_blocks" else kept[: 6 * network.config.width]
+            modulation = jax.tree.map(lambda m, k=keep: m * k, stream["modulation"])
+            changed = params[name] | {"image": stream | {"modulation": modulation}}
+            yield name, changed
+
+    def change(gates):
+        """How much the output depends on the text with these gates closed."""
+        changed = params | dict(closed(gates))
+        conditioning = dataclasses.replace(
+            batch.conditioning, context=2 * batch.conditioning.context
+        )
+        other = dataclasses.replace(batch, conditioning=conditioning)
+        first = velocity(network, changed, batch)
+        return np.abs(first - velocity(network, changed, other)).max()
+
+    # Gate 2 is the joint attention's, gate 8 the second one's.
+    assert change([2]) == 0.0
+    assert change([8]) > 1e-3  # control
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("depth", 0, r"model\.depth must be at least 1, got 0"),
         ("patch_size", 0, r"model\.patch_size must be at least 1"),
+        ("dual_attention_blocks", 2, r"dual_attention_blocks must .*less than .*got 2"),
+        ("dual_attention_blocks", -1, r"dual_attention_blocks must be at least 0"),
         ("position_scale", 0.0, r"model\.position_scale must be positive"),
-        ("remat", "some", r"model\.remat must be one of none, dots, full, got 'some'"),
+        (
+            "remat",
+            "some",
+            r"model\.remat must be one of none, dots, linear, full, got 'some'",
+        ),
         ("attention", "x", r"model\.attention must be one of .*xla"),
         ("compute_dtype", "float8", r"model\.compute_dtype must be one of"),
     ],
@@ -269,9 +349,11 @@ def count_matmul_flops(jaxpr) -> int:
     return total
 
 
-@pytest.mark.parametrize("depth", [1, 2, 5])
-def test_flops_agree_with_a_walk_over_the_jaxpr(depth):
-    config = MMDiTConfig(depth=depth, compute_dtype="float32")
+@pytest.mark.parametrize(("depth", "dual"), [(1, 0), (2, 0), (5, 0), (2, 1), (5, 2)])
+def test_flops_agree_with_a_walk_over_the_jaxpr(depth, dual):
+    config = MMDiTConfig(
+        depth=depth, dual_attention_blocks=dual, compute_dtype="float32"
+    )
     network = Network(config)
     conditioning = Conditioning(
         context=jax.ShapeDtypeStruct((1, 154, 4096), jnp.float32),

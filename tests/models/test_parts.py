@@ -104,6 +104,26 @@ def test_longer_sides_extrapolate_and_scale_interpolates():
         np.testing.assert_allclose(wide[row, column], expected, atol=1e-6)
 
 
+def test_stored_positions_are_cropped_from_their_centre(tmp_path):
+    table = np.random.default_rng(0).normal(size=(49, 8)).astype(np.float32)
+    file = tmp_path / "positions.npy"
+    np.save(file, table)
+    options = {"width": 8, "grid_tokens": 4, "max_grid_tokens": 7, "file": str(file)}
+    cropped = embeddings.position_table(2, 5, **options)
+    np.testing.assert_array_equal(
+        cropped.reshape(2, 5, 8), table.reshape(7, 7, 8)[2:4, 1:6]
+    )
+    with pytest.raises(ValueError, match="max_grid_tokens must be at least"):
+        embeddings.position_table(8, 5, **options)
+    with pytest.raises(
+        ValueError, match=r"must hold float32 \(49, 12\), got .* \(49, 8"
+    ):
+        embeddings.position_table(2, 5, **options | {"width": 12})
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="positions.npy does not exist"):
+        embeddings.position_table(2, 5, **options)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_equals_jax(masked):
     keys = jax.random.split(jax.random.key(0), 3)

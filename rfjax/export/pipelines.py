@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole diffusers pipeline: autoencoder and text encoders beside exported weights.
+
+The parts are copied as they are from a folder that has them, such as a downloaded
+Stable Diffusion 3; `model_index.json` then names every part.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rfjax.export import tensor_file
+from rfjax.export.card import Run
+
+# Folder of a part -> (library, class), as StableDiffusion3Pipeline wants them.
+PARTS = {
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+    "text_encoder_3": ("transformers", "T5EncoderModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "tokenizer_2": ("transformers", "CLIPTokenizer"),
+    "tokenizer_3": ("transformers", "T5TokenizerFast"),
+}
+OWN_PARTS = {
+    "transformer": ("diffusers", "SD3Transformer2DModel"),
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+}
+NEVER_USED = ("image_encoder", "feature_extractor")
+
+
+def find_parts(source: Path, run: Run) -> list[str]:
+    """The parts that a folder has, checked against the model they are to serve.
+
+    Raises:
+      FileNotFoundError: the folder or its autoencoder is missing.
+      ValueError: a run that the pipeline cannot sample with, pickles, or an
+        autoencoder or text encoder of another size than the model's.
+    """
+    if not (source / "vae" / "config.json").is_file():
+        raise FileNotFoundError(
+            f"pipeline {source} holds no vae/config.json; give a folder with vae/ and, "
+            "where wanted, text_encoder*/ and tokenizer*/."
+        )
+    if run.warnings:
+        raise ValueError(
+            f"pipeline must not be given for this run: {' '.join(run.warnings)} Export "
+            "the transformer alone."
+        )
+    parts = [part for part in PARTS if (source / part).is_dir()]
+    for part in parts:
+        for path in sorted((source / part).rglob("*")):
+            tensor_file.refuse_pickle(path)
+    _check_sizes(source, parts, run)
+    return parts
+
+
+def _check_sizes(source: Path, parts: Sequence[str], run: Run) -> None:
+    checks = [("latent_channels", ["vae"], "latent_channels")]
+    clips = ["text_encoder", "text_encoder_2"]
+    if set(clips) <= set(parts):
+        checks.append(("projection_dim", clips, "pooled_dim"))
+    if "text_encoder_3" in parts:
+        checks.append(("d_model", ["text_encoder_3"], "context_dim"))
+    for name, owners, field in checks:
+        found = sum(_read_config(source / part).get(name, 0) for part in owners)
+        needed = getattr(run.model, field)
+        if found != needed:
+            raise ValueError(
+                f"{name} of {' + '.join(owners)} in {source} must be model.{field} = "
+                f"{needed}, got {found}; give the parts the model was trained with."
+            )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} must be a JSON file: {error}; download it again."
+        ) from error
+
+
+def copy_parts(source: Path, folder: Path, parts: Sequence[str]) -> None:
+    """Copies parts into an export and writes its model_index.json."""
+    for part in parts:
+        shutil.copytree(source / part, folder / part)
+    there = {part: PARTS[part] for part in parts} | OWN_PARTS
+    absent = {part: (None, None) for part in (*PARTS, *NEVER_USED) if part not in there}
+    index = {"_class_name": "StableDiffusion3Pipeline", **there, **absent}
+    (folder / "model_index.json").write_text(
+        json.dumps(index, indent=2) + "\n", "utf-8"
+    )
+
+
+def loading_code(parts: Sequence[str]) -> str:
+    """Python that loads the pipeline; parts that are absent must be named."""
+    absent = "".join(f"    {part}=None,\n" for part in PARTS if part not in parts)
+    return f"""\
+from diffusers import StableDiffusion3Pipeline
+
+pipeline = StableDiffusion3Pipeline.from_pretrained(
+    "FOLDER",
+{absent})"""

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole pipeline, loaded and run by diffusers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rfjax.export import save
+
+pytestmark = [
+    # Warnings of torch and diffusers about themselves.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+# What the pipeline needs of an absent part: to be told.
+NO_ENCODERS = dict.fromkeys(
+    f"{part}{number}"
+    for part in ("text_encoder", "tokenizer")
+    for number in ("", "_2", "_3")
+)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A folder with an autoencoder of 3 latent channels."""
+    diffusers = pytest.importorskip("diffusers")
+    folder = tmp_path_factory.mktemp("parts")
+    autoencoder = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), latent_channels=3, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        use_quant_conv=False, use_post_quant_conv=False,
+        shift_factor=0.1, scaling_factor=1.5,
+    )  # fmt: skip
+    autoencoder.save_pretrained(folder / "vae")
+    return folder
+
+
+@pytest.fixture
+def config(make_config):
+    return make_config(qk_norm=True)
+
+
+def test_diffusers_runs_the_pipeline(config, make_run, parts, tmp_path):
+    import torch
+    from diffusers import StableDiffusion3Pipeline
+
+    report = save.export_run(make_run(config), out=tmp_path / "export", pipeline=parts)
+    assert "model_index.json" in report.files
+    assert "vae/config.json" in report.files
+    code = (report.out / "README.md").read_text().split("```python\n")[1]
+    code = code.split("```")[0].replace("FOLDER", str(report.out))
+    assert all(f"{part}=None" in code for part in NO_ENCODERS)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        report.out, **NO_ENCODERS, image_encoder=None, feature_extractor=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    rng = np.random.default_rng(0)
+    context = torch.from_numpy(rng.standard_normal((1, 5, 20), np.float32))
+    pooled = torch.from_numpy(rng.standard_normal((1, 12), np.float32))
+    images = pipeline(
+        prompt_embeds=context,
+        pooled_prompt_embeds=pooled,
+        guidance_scale=1.0,
+        num_inference_steps=2,
+        height=16,
+        width=8,
+        output_type="np",
+    ).images
+    assert images.shape == (1, 16, 8, 3)
+
+
+def test_text_encoders_are_copied_and_named(config, make_run, parts, tmp_path):
+    source = add_encoders(parts, tmp_path, clip=(5, 7), t5=20)
+    report = save.export_run(make_run(config), out=tmp_path / "export", pipeline=source)
+    index = json.loads((report.out / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusion3Pipeline"
+    assert index["text_encoder_3"] == ["transformers", "T5EncoderModel"]
+    assert index["tokenizer"] == [None, None]
+    assert (report.out / "text_encoder_2" / "config.json").is_file()
+    assert not (report.out / "unrelated").exists()
+
+
+def add_encoders(parts, tmp_path, *, clip, t5):
+    import shutil
+
+    source = tmp_path / "source"
+    shutil.copytree(parts, source)
+    (source / "unrelated").mkdir()
+    sizes = {"": clip[0], "_2": clip[1]}
+    fields = {f"text_encoder{n}": {"projection_dim": s} for n, s in sizes.items()}
+    for part, config in (fields | {"text_encoder_3": {"d_model": t5}}).items():
+        (source / part).mkdir()
+        (source / part / "config.json").write_text(json.dumps(config))
+    return source
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"clip": (5, 5), "t5": 20}, "projection_dim of text_encoder . text_encoder_2"),
+        ({"clip": (5, 7), "t5": 8}, "d_model .*must be model.context_dim = 20, got 8"),
+    ],
+)
+def test_encoders_of_another_size(config, make_run, parts, tmp_path, sizes, message):
+    source = add_encoders(parts, tmp_path, **sizes)
+    refused(make_run(config), tmp_path, source, message)
+
+
+def test_autoencoder_of_another_size(make_config, make_run, parts, tmp_path):
+    run = make_run(make_config(latent_channels=4))
+    refused(run, tmp_path, parts, "latent_channels .*= 4, got 3")
+
+
+def test_masked_text_is_refused(config, make_run, parts, tmp_path):
+    run = make_run(config, data={"context_mask": True})
+    refused(run, tmp_path, parts, "pipeline must not .*mask over padded text")
+
+
+def test_single_file_is_no_pipeline(config, make_run, parts, tmp_path):
+    run = make_run(config)
+    refused(run, tmp_path, parts, "format must be diffusers", format="sd3")
+
+
+def test_pickles_are_refused(config, make_run, parts, tmp_path):
+    source = add_encoders(parts, tmp_path, clip=(5, 7), t5=20)
+    (source / "text_encoder" / "model.bin").write_bytes(b"")
+    refused(make_run(config), tmp_path, source, "model.bin is a pickle")
+
+
+def test_folder_without_an_autoencoder(config, make_run, tmp_path):
+    run = make_run(config)
+    refused(run, tmp_path, tmp_path, "no vae/config.json", error=FileNotFoundError)
+
+
+def refused(run, tmp_path, source, message, *, error=ValueError, **choices):
+    with pytest.raises(error, match=message):
+        save.export_run(run, out=tmp_path / "export", pipeline=source, **choices)
+    assert not (tmp_path / "export").exists()
+    assert not list(tmp_path.glob(".*"))
