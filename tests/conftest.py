@@ -2,8 +2,14 @@
 """Eight simulated CPU devices, and no implicit rank promotion, for every test."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Programs that several tests compile alike are compiled once a session; workers and
+# subprocesses inherit the folder.
+_cache = tempfile.TemporaryDirectory(prefix="rfjax-tests-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()

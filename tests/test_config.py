@@ -11,7 +11,11 @@ from rfjax.main import apply_overrides, load_config_file
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-SHIPPED = {"debug": "configs/debug.py", "emoji": "configs/emoji.py"}
+SHIPPED = {
+    "debug": "configs/debug.py",
+    "emoji": "configs/emoji.py",
+    "sd3": "configs/sd3.py:38",
+}
 
 
 def load(name="debug", *overrides):

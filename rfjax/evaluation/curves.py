@@ -32,6 +32,7 @@ def draw_curves(
       out: PNG to write.
     """
     # matplotlib takes a second to import, and only pictures need it.
+    from matplotlib import ticker
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
@@ -46,6 +47,9 @@ def draw_curves(
             )  # fmt: skip
     over_time.set(xlabel="optimizer step", ylabel="loss (mean squared velocity error)")
     over_time.set_yscale("log")
+    over_time.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    over_time.yaxis.set_major_formatter("{x:g}")
+    over_time.yaxis.set_minor_formatter(ticker.NullFormatter())
     over_time.legend(frameon=False)
 
     levels = [k / NUM_LEVELS for k in range(NUM_LEVELS)]

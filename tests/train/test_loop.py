@@ -102,7 +102,7 @@ def run_cli(workdir, *overrides, **options):
     )  # fmt: skip
 
 
-def wait_for(condition, process, *, seconds=120):
+def wait_for(condition, process, *, seconds=400):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -126,7 +126,7 @@ def test_an_interrupted_run_resumes_to_the_bit(uninterrupted, tmp_path, number):
         process,
     )
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=240)
     status = json.loads((workdir / "run.json").read_text())["status"]
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL

