@@ -2,7 +2,7 @@
 """The models of the SD3 depth study at 256 px, one slice of v5p, synthetic data.
 
     rfjax plan  --config=configs/sd3.py:38 --topology=v5p:4x4x4
-    rfjax train --config=configs/sd3.py:38 --workdir=gs://BUCKET/runs/sd3-38
+    rfjax train --config=configs/sd3.py:38 --workdir=runs/sd3-38
 
 The argument is the depth: 15, 18, 21, 24, 30 or 38 (0.5B to 8.1B parameters). Data has
 the shapes of SD3's latents and text (CLIP-L, CLIP-bigG and T5: 154 tokens of 4096), so

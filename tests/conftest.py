@@ -5,8 +5,8 @@ import os
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Programs that several tests compile alike are compiled once a session; workers and
-# subprocesses inherit the folder.
+# Programs that several tests compile alike are compiled once; workers and subprocesses
+# inherit the folder.
 _cache = tempfile.TemporaryDirectory(prefix="rfjax-tests-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
