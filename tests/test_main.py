@@ -18,6 +18,7 @@ FLAGS = {
     "evaluate": "workdir step num_samples json",
     "sample": "workdir prompt sheet out step weights seed num_steps solver "
     "guidance_scale",
+    "plan": "config topology num_images json picture",
     "sweep": "config workdir dry_run",
     "fit": "runs table columns out law size loss bootstraps holdout json",
     "export": "workdir out format weights dtype step pipeline",

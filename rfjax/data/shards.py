@@ -237,8 +237,8 @@ def read_manifest(root: str | os.PathLike) -> Manifest:
     if not path.is_file():
         state = "is empty" if not any(root.iterdir()) else f"holds no {MANIFEST_FILE}"
         raise FileNotFoundError(
-            f"data folder {root} {state}; remove it and make it again with "
-            f"`rfjax encode --config=configs/data/NAME.py --out={root}`."
+            f"data folder {root} {state}, so it is not a data set; name another folder, "
+            "or make one with `rfjax encode --config=configs/data/NAME.py --out=DIR`."
         )
     return manifest_from_json(path.read_text(encoding="utf-8"), path=path)
 
