@@ -172,7 +172,7 @@ def check_compiler() -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
             "rfjax plan needs the TPU compiler, package libtpu, which is not "
-            "installed; run `pip install "rfjax[plan]"` (no TPU is needed)."
+            "installed; run `pip install 'rfjax[plan]'` (no TPU is needed)."
         )
 
 

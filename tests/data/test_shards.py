@@ -131,7 +131,7 @@ def test_folder_missing(tmp_path):
 
 
 def test_folder_empty(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is empty; remove it and make it"):
+    with pytest.raises(FileNotFoundError, match="is empty, so it is not a data set"):
         shards.open_split(tmp_path, "train")
 
 
