@@ -237,7 +237,7 @@ def read_manifest(root: str | os.PathLike) -> Manifest:
     if not path.is_file():
         state = "is empty" if not any(root.iterdir()) else f"holds no {MANIFEST_FILE}"
         raise FileNotFoundError(
-            f"data folder {root} {state}, so it is not a data set; name another folder, "
+            f"data folder {root} {state}, so it is not a data set; name another, "
             "or make one with `rfjax encode --config=configs/data/NAME.py --out=DIR`."
         )
     return manifest_from_json(path.read_text(encoding="utf-8"), path=path)
