@@ -376,7 +376,8 @@ def command_usage(name: str) -> str:
         note = {_REQUIRED: " (required)", None: "", False: ""}.get(
             flag.default, f" (default {flag.default})"
         )
-        form = f"--{flag_name}" if flag.type is bool else f"--{flag_name}=VALUE"
+        form = "--" + flag_name.replace("_", "-")
+        form += "" if flag.type is bool else "=VALUE"
         rows.append((form, flag.help + note))
     width = max(len(form) for form, _ in rows)
     return "\n".join(
@@ -408,7 +409,8 @@ def parse_flags(name: str, args: Sequence[str]) -> dict[str, Any]:
         default = None if flag.default is _REQUIRED else flag.default
         define[flag.type](flag_name, default, flag.help, flag_values=values)
     try:
-        rest = values(["rfjax", *(arg for arg in args if arg not in overrides)])[1:]
+        own = [_underscored(arg) for arg in args if arg not in overrides]
+        rest = values(["rfjax", *own])[1:]
     except flags.Error as error:
         raise ValueError(f"{error}; see rfjax {name} --help.") from error
     if rest:
@@ -424,6 +426,14 @@ def parse_flags(name: str, args: Sequence[str]) -> dict[str, Any]:
             load_config_file(result["config"]), overrides
         )
     return result
+
+
+def _underscored(arg: str) -> str:
+    """--dry-run to --dry_run: flags are written with hyphens, and read either way."""
+    name, equals, value = arg.partition("=")
+    if not name.startswith("--"):
+        return arg
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
 def load_config_file(path_and_arg: str) -> dict[str, Any]:

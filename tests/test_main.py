@@ -38,7 +38,8 @@ def test_flags_are_frozen():
 def test_help_names_every_flag(name, capsys):
     assert main.run([name, "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"--{flag}" in text for flag in FLAGS[name].split())
+    flags = FLAGS[name].replace("_", "-").split()
+    assert all(f"--{flag}" in text for flag in flags)
     assert main.run([]) == 0
     assert name in capsys.readouterr().out
 
@@ -93,6 +94,14 @@ def test_an_error_of_a_library_keeps_its_traceback(monkeypatch):
     # int() has no frame of its own, so the failing line is this test's.
     with pytest.raises(ValueError, match="invalid literal"):
         main.run(["verify"])
+
+
+@pytest.mark.parametrize("spelling", ["--dry-run", "--dry_run"])
+def test_flags_may_be_written_with_hyphens(spelling):
+    config = f"--config={ROOT}/configs/sweeps/emoji_depth.py"
+    values = main.parse_flags("sweep", [config, "--workdir=a-b", spelling])
+    assert values["dry_run"] is True
+    assert values["workdir"] == "a-b"
 
 
 @pytest.mark.parametrize(
