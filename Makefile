@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 RFJAX := $(VENV)/bin/rfjax
 
-.PHONY: demo test test-slow lint install clean-demo
+.PHONY: demo test test-slow notebooks lint install clean-demo
 
 demo: install
 	RFJAX=$(RFJAX) bash launch/demo.sh
@@ -13,10 +13,12 @@ test: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
-	FAST=1 $(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=300 notebooks
 
 test-slow: install
 	$(VENV)/bin/python -m pytest --slow -n 2 --dist loadfile
+
+notebooks: install
+	FAST=1 $(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=300 notebooks
 
 install: $(VENV)/.installed
 

@@ -71,7 +71,7 @@ def on_one_device(tiny_model, batches):
     "mesh",
     [
         meshes.MeshConfig(data=8),
-        meshes.MeshConfig(data=1, fsdp=8),
+        pytest.param(meshes.MeshConfig(data=1, fsdp=8), marks=pytest.mark.slow),
         meshes.MeshConfig(data=2, fsdp=2, tensor=2),
     ],
     ids=lambda mesh: mesh.describe(),
