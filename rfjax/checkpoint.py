@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging as python_logging
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from flax import traverse_util
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 FOLDER = "checkpoints"
 WEIGHTS = {"ema": "ema_params", "raw": "params"}  # name for users -> field of the state
@@ -36,10 +39,12 @@ class CheckpointConfig:
     Attributes:
       every_steps: optimizer steps between saves; the last step is always saved.
       keep: newest checkpoints that stay on disk.
+      keep_steps: further steps that are saved, and stay for good.
     """
 
     every_steps: int = 1000
     keep: int = 2
+    keep_steps: tuple[int, ...] = ()
 
     def __post_init__(self):
         for field in ("every_steps", "keep"):
@@ -48,6 +53,15 @@ class CheckpointConfig:
                     f"checkpoint.{field} must be at least 1, "
                     f"got {getattr(self, field)}."
                 )
+        if self.keep_steps and min(self.keep_steps) < 1:
+            raise ValueError(
+                "checkpoint.keep_steps must be at least 1, "
+                f"got {list(self.keep_steps)}."
+            )
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is saved after this many steps."""
+        return step % self.every_steps == 0 or step in self.keep_steps
 
 
 def finished_steps(workdir: Path | str) -> list[int]:
@@ -84,6 +98,41 @@ def choose_step(workdir: Path | str, step: int | None = None) -> int:
     raise CheckpointError(f"{asked} cannot be read: {reason}; {choice}.")
 
 
+def inherit(workdir: Path | str, *, source: Path | str, step: int) -> int:
+    """Gives a run that has not started the newest checkpoint of another, up to a step.
+
+    Files are linked, not copied, where the file system can: a finished checkpoint never
+    changes.
+
+    Args:
+      workdir: run folder without checkpoints.
+      source: run folder to take from.
+      step: the newest step that will do.
+
+    Returns:
+      The step that was taken; 0 if there is none, so that the run starts afresh.
+    """
+    steps = [known for known in finished_steps(source) if known <= step]
+    if not steps:
+        return 0
+    folder = Path(workdir) / FOLDER
+    # The name of a save that was never finished, so a killed copy counts as one.
+    partial = folder / f"{steps[-1]}.orbax-checkpoint-tmp"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(
+        Path(source) / FOLDER / str(steps[-1]), partial, copy_function=_link
+    )
+    os.replace(partial, folder / str(steps[-1]))
+    return steps[-1]
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
 class Checkpoints:
     """The checkpoints of one run folder, as the training loop sees them."""
 
@@ -93,7 +142,13 @@ class Checkpoints:
             self.workdir / FOLDER,
             item_names=("state", "data"),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep, enable_async_checkpointing=True
+                preservation_policy=preservation.AnyPreservationPolicy(
+                    [
+                        preservation.LatestN(config.keep),
+                        preservation.CustomSteps(config.keep_steps),
+                    ]
+                ),
+                enable_async_checkpointing=True,
             ),
         )
 

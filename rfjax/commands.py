@@ -41,10 +41,12 @@ from rfjax.plan import report as plan_report
 from rfjax.plan.report import Plan
 from rfjax.plan.step import plan_step
 from rfjax.plan.topology import make_devices, parse_topology
+from rfjax.scaling import budget
+from rfjax.scaling.budget import CellCost, ForecastConfig
 from rfjax.scaling.grid import Cell, GridConfig, make_cells
 from rfjax.scaling.sweep import run_locally
 from rfjax.train import loop
-from rfjax.train.optimizer import learning_rate, make_optimizer
+from rfjax.train.optimizer import learning_rate, make_init, make_optimizer
 from rfjax.train.state import TrainState, init_state
 from rfjax.train.step import make_train_step
 from rfjax.types import Conditioning
@@ -74,13 +76,22 @@ def encode(
         return encode_dataset(config, out=out, progress=update)
 
 
-def train(config: Config, *, workdir: Path | str, report: Report) -> bool:
+def train(
+    config: Config,
+    *,
+    workdir: Path | str,
+    report: Report,
+    branch_from: Path | str | None = None,
+) -> bool:
     """Trains, or goes on where an earlier call was stopped or killed.
 
     Args:
       config: the resolved config.
       workdir: run folder; made if missing.
       report: receives the parameter table and a line for each event.
+      branch_from: run folder of a run at constant rate with otherwise the same config.
+        A fresh run starts from its newest checkpoint before the own cooldown, and is
+        to the bit what it would have been from scratch.
 
     Returns:
       Whether the last step is done; False after a signal to stop.
@@ -105,6 +116,8 @@ def train(config: Config, *, workdir: Path | str, report: Report) -> bool:
                 else None,
             )
             describe_run(workdir, config, manifest)
+            if branch_from is not None:
+                _branch(workdir, config, source=Path(branch_from))
         report(parameter_overview.get_parameter_overview(
             job.abstract_state.params, include_stats=False
         ))  # fmt: skip
@@ -118,6 +131,36 @@ def train(config: Config, *, workdir: Path | str, report: Report) -> bool:
     else:
         report(f"stopped and saved at step {step}; run the same command to go on")
     return finished
+
+
+def _branch(workdir: Path, config: Config, *, source: Path) -> None:
+    """Lets a run without checkpoints start from those of a run at constant rate.
+
+    Raises:
+      ValueError: if the two are not one run up to the cooldown.
+    """
+    if checkpoint.finished_steps(workdir):
+        return
+    trunk = configs.load(source)
+    changed = run_folder.differences(
+        configs.to_dict(trunk),
+        configs.to_dict(config),
+        may_change=(*run_folder.MAY_CHANGE, "train.num_steps", "optimizer.cooldown"),
+    )
+    if trunk.optimizer.cooldown_steps:
+        changed.append("optimizer.cooldown_steps: not 0 there")
+    if changed:
+        raise ValueError(
+            f"a run can only branch from a constant-rate run of the same config, and "
+            f"{source} has another ({'; '.join(changed)}); train from scratch, or "
+            "branch from another run."
+        )
+    fork_step = config.train.num_steps - config.optimizer.cooldown_steps
+    last_step = max([0, *(s for s in checkpoint.finished_steps(source)
+                          if s <= fork_step)])  # fmt: skip
+    run_folder.inherit_metrics(workdir, source=source, last_step=last_step)
+    run_folder.update_run(workdir, trunk=source.resolve().name)
+    checkpoint.inherit(workdir, source=source, step=fork_step)
 
 
 def import_run(
@@ -174,7 +217,7 @@ def _imported_state(config: Config, params: Any, *, mesh: Mesh) -> TrainState:
     init = functools.partial(
         init_state,
         init_params=lambda params: params,
-        optimizer=make_optimizer(config.optimizer),
+        optimizer=make_optimizer(config.optimizer, depth=config.model.depth),
     )
     shardings = state_shardings(jax.eval_shape(init, params), mesh=mesh)
     params = jax.device_put(params, shardings.params)
@@ -392,52 +435,101 @@ def sweep(
     """Trains every cell of a depth study, one after the other; goes on if killed.
 
     Args:
-      fields: {"base": fields of a run config, "grid": fields of `GridConfig`}.
+      fields: {"base": fields of a run config, "grid": fields of `GridConfig`,
+        "forecast": fields of `ForecastConfig`, may be left out}.
       workdir: sweep folder; holds one run folder a cell and `runs.csv`.
-      dry_run: report the table of cells and stop.
+      dry_run: report the table of cells with their cost and stop.
       report: receives the table and a line for each event.
 
     Returns:
       Names of the cells that failed.
 
     Raises:
-      ValueError: if the grid or any cell's config is wrong; nothing was trained then.
+      ValueError: if the grid or any cell's config is wrong, or by the pilot's law an
+        optimum would lie on the edge of the grid; nothing was trained then.
     """
     for section in ("base", "grid"):
         if section not in fields:
             raise ValueError(f"a sweep config must have the section {section}; add it.")
-    grid_config = schema.build(GridConfig, fields["grid"], prefix="grid.")
-    cells = make_cells(fields["base"], grid_config)
+    workdir = Path(workdir)
+    grid = schema.build(GridConfig, fields["grid"], prefix="grid.")
+    expected = schema.build(
+        ForecastConfig, fields.get("forecast", {}), prefix="forecast."
+    )
+    cells = make_cells(fields["base"], grid, flops_per_sample=_flops_per_sample)
     resolved = {cell.name: configs.from_config_dict(cell.fields) for cell in cells}
-    report(_describe_cells(resolved))
+    for config in resolved.values():
+        read_manifest(config)
+        make_mesh_for(config)
+    costs = [_cost_of(cell, resolved[cell.name]) for cell in cells]
+    pilot = None
+    if expected.pilot is not None:
+        pilot = budget.read_pilot(expected.pilot)
+        cost_per_sample = {cost.depth: cost.flops / cost.samples for cost in costs}
+        budget.check_edges(
+            costs,
+            pilot=pilot,
+            samples_for=lambda depth, flops: flops / cost_per_sample[depth],
+            budgets=grid.flop_budgets,
+        )
+    speeds = budget.measured_speeds(workdir)
+    seconds = {
+        cost.name: budget.predicted_seconds(
+            cost, speeds=speeds, flops_per_second=expected.flops_per_second
+        )
+        for cost in costs
+    }
+    report(budget.describe(costs, seconds=seconds, forecast=expected, pilot=pilot))
     if dry_run:
         return []
 
     def train_cell(cell: Cell, folder: Path) -> bool:
-        return train(resolved[cell.name], workdir=folder, report=lambda line: None)
+        return train(
+            resolved[cell.name],
+            workdir=folder,
+            branch_from=workdir / cell.trunk if cell.trunk else None,
+            report=lambda line: None,
+        )
 
     return run_locally(
-        cells, workdir=Path(workdir), train_cell=train_cell, report=report
+        cells,
+        workdir=workdir,
+        train_cell=train_cell,
+        flops_of_cell={cost.name: cost.new_flops for cost in costs},
+        report=report,
     )
 
 
-def _describe_cells(resolved: Mapping[str, Config]) -> str:
-    """The table of a sweep: what each cell costs."""
-    lines = [f"{'cell':<20} {'params':>12} {'samples':>10} {'training FLOPs':>15}"]
-    for name, config in resolved.items():
-        manifest = read_manifest(config)
-        make_mesh_for(config)
-        num_samples = config.train.num_steps * config.train.global_batch_size
-        num_flops = num_samples * flops.train_flops_per_sample(
-            config.model,
-            latent_shape=manifest.latent_shape,
-            context_length=manifest.context_shape[0],
-        )
-        lines.append(
-            f"{name:<20} {flops.num_params(config.model):>12,} {num_samples:>10,} "
-            f"{num_flops:>15.3e}"
-        )
-    return "\n".join(lines)
+def _flops_per_sample(fields: Mapping[str, Any]) -> float:
+    """Training FLOPs of one sample of a run config."""
+    config = configs.from_config_dict(fields)
+    manifest = read_manifest(config)
+    return flops.train_flops_per_sample(
+        config.model,
+        latent_shape=manifest.latent_shape,
+        context_length=manifest.context_shape[0],
+    )
+
+
+def _cost_of(cell: Cell, config: Config) -> CellCost:
+    """What a cell of a sweep is and adds."""
+    per_sample = _flops_per_sample(cell.fields)
+    batch_size = config.train.global_batch_size
+    samples = cell.num_steps * batch_size
+    shared = cell.fork_step * batch_size if cell.trunk else 0
+    return CellCost(
+        name=cell.name,
+        depth=config.model.depth,
+        sizes={
+            "params": flops.num_params(config.model),
+            "params_without_adaln": flops.num_params(config.model, adaln=False),
+            "flops": per_sample,
+        },
+        samples=samples,
+        flops=samples * per_sample,
+        new_flops=(samples - shared) * per_sample,
+        is_point=not cell.is_trunk,
+    )
 
 
 def plan(
@@ -511,8 +603,13 @@ def make_job(
 ) -> loop.Job:
     """Builds network, optimizer and jitted step on a mesh; nothing is compiled yet."""
     network = Network(config.model, constrain=make_constrain(mesh))
-    optimizer = make_optimizer(config.optimizer)
-    init = functools.partial(init_state, init_params=network.init, optimizer=optimizer)
+    depth = config.model.depth
+    optimizer = make_optimizer(config.optimizer, depth=depth)
+    init = functools.partial(
+        init_state,
+        init_params=make_init(network.init, config=config.optimizer, depth=depth),
+        optimizer=optimizer,
+    )
     init_key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, init_key)
     shardings = state_shardings(shapes, mesh=mesh)
@@ -652,6 +749,7 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
         data_hash=data_hash,
         validation_protocol=validation.PROTOCOL,
         seed=config.seed,
+        cooldown_steps=config.optimizer.cooldown_steps,
         config_hash=_digest(json.dumps(configs.to_dict(config), sort_keys=True)),
         code_version=__version__,
         num_devices=jax.device_count(),

@@ -76,12 +76,10 @@ def claim(
       ValueError: if a run with another config lives there.
     """
     if started_with is not None:
-        old, new = flatten(started_with), flatten(config)
-        changed = [
-            f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
-            for name in sorted(old | new)
-            if old.get(name) != new.get(name) and not name.startswith(MAY_CHANGE)
-        ]
+        may_change = MAY_CHANGE
+        if _only_prolongs(started_with, config):
+            may_change += ("train.num_steps",)
+        changed = differences(started_with, config, may_change=may_change)
         if changed:
             raise ValueError(
                 f"run folder {workdir} belongs to another config ({'; '.join(changed)})"
@@ -95,6 +93,32 @@ def claim(
             "not a run of rfjax; use another --workdir."
         )
     write_json(workdir / CONFIG_FILE, config)
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, may_change: tuple[str, ...]
+) -> list[str]:
+    """Fields that differ between two resolved configs, in words.
+
+    Args:
+      old: the config that is there.
+      new: the config that is asked for.
+      may_change: beginnings of the names of fields that do not matter.
+    """
+    old, new = flatten(old), flatten(new)
+    return [
+        f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
+        for name in sorted(old | new)
+        if old.get(name) != new.get(name) and not name.startswith(may_change)
+    ]
+
+
+def _only_prolongs(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a run at constant rate goes on past its end; no finished step differs."""
+    return (
+        old["optimizer"]["cooldown_steps"] == new["optimizer"]["cooldown_steps"] == 0
+        and new["train"]["num_steps"] > old["train"]["num_steps"]
+    )
 
 
 @contextlib.contextmanager
@@ -133,14 +157,26 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
+def inherit_metrics(workdir: Path, *, source: Path, last_step: int) -> None:
+    """Gives a run the lines of the run that it is branched from."""
+    lines = [line for line in read_metrics(source) if line["step"] <= last_step]
+    _write_metrics(workdir, lines)
+
+
 def trim_metrics(workdir: Path, *, last_step: int) -> None:
     """Drops lines of steps that a resumed run is about to repeat."""
     path = workdir / METRICS_FILE
     if not path.is_file():
         return
-    kept = [line for line in read_metrics(workdir) if line["step"] <= last_step]
+    _write_metrics(
+        workdir, [line for line in read_metrics(workdir) if line["step"] <= last_step]
+    )
+
+
+def _write_metrics(workdir: Path, lines: list[dict[str, Any]]) -> None:
+    path = workdir / METRICS_FILE
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(
-        "".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
     )
     os.replace(partial, path)

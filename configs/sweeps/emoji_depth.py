@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     grid = {
         "depths": [1, 2, 3],
-        "num_steps": [60, 120, 240],
+        "num_samples": [1920, 3840, 7680],
         "seeds": [0],
         "cooldown_fraction": 0.25,
         "reference_depth": 2,

@@ -80,8 +80,9 @@ def hold_out_largest(
         must_identify=False,
     )
     predictions = []
+    names = held_out["run"] if "run" in held_out else points.runs
     for run, log_inputs, log_loss in zip(
-        points.runs, points.log_inputs, points.log_loss, strict=True
+        names, points.log_inputs, points.log_loss, strict=True
     ):
         inputs = dict(zip(fit.law.inputs, np.exp(log_inputs).tolist(), strict=True))
         predictions.append(

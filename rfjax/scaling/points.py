@@ -32,7 +32,7 @@ class Points:
     Attributes:
       log_inputs: [n, J] natural logarithms of the law's inputs.
       log_loss: [n] natural logarithm of the loss.
-      runs: [n] labels; points of one run carry the same.
+      runs: [n] labels; points of one run, or of branches of one trunk, carry the same.
     """
 
     log_inputs: np.ndarray
@@ -107,15 +107,23 @@ def select_points(
                 f"{name} must be a positive number in every fitted row, got "
                 f"{values[~(np.isfinite(values) & (values > 0))][0]}; exclude that row."
             )
-    runs = table["run"] if "run" in table else np.arange(len(table)).astype(str)
     points = Points(
         log_inputs=np.log(np.stack(list(inputs.values()), axis=1)),
         log_loss=np.log(losses),
-        runs=np.asarray(runs),
+        runs=_run_labels(table),
     )
     if must_identify:
         check_identified(points, law=law)
     return points
+
+
+def _run_labels(table: pd.DataFrame) -> np.ndarray:
+    """[n] what each point shares its noise with: branches of one trunk are alike."""
+    if "trunk" in table and table["trunk"].notna().all():
+        return np.asarray(table["trunk"])
+    if "run" in table:
+        return np.asarray(table["run"])
+    return np.arange(len(table)).astype(str)
 
 
 def check_identified(points: Points, *, law: Law) -> None:

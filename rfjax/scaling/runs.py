@@ -21,6 +21,7 @@ DEFAULT_LOSS = "val_ema/loss"  # of run folders; the loss of a CSV is called "lo
 # column -> what it holds
 COLUMNS = {
     "run": "name of the run folder",
+    "trunk": "the constant-rate run that it branched from, or its own name",
     "depth": "number of blocks, which names the model",
     "params": "number of parameters",
     "params_without_adaln": "number of parameters outside the modulation layers",
@@ -127,6 +128,7 @@ def _rows_of_run(run_folder: Path) -> list[dict]:
     status = run.get("status", "unknown")
     shared = {
         "run": run_folder.name,
+        "trunk": run.get("trunk", run_folder.name),
         "reason": "the run diverged" if status == "diverged" else "",
         "cooldown_end": False,
         "status": status,
@@ -157,7 +159,7 @@ def _rows_of_run(run_folder: Path) -> list[dict]:
         )
     if not rows:
         return [{**shared, "reason": shared["reason"] or "no evaluation yet"}]
-    if status == "finished":
+    if status == "finished" and run.get("cooldown_steps") != 0:
         rows[-1]["cooldown_end"] = True
     return rows
 

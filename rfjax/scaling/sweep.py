@@ -2,15 +2,18 @@
 """Runs the cells of a study on this machine, one after the other.
 
 Killed at any moment, it goes on where it was: finished cells are skipped, a cell under
-way resumes from its checkpoint, and one that failed is tried once more.
+way resumes from its checkpoint, and one that failed is tried once more. Cells may be
+added between calls.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from rfjax import run_folder
 from rfjax.scaling.grid import Cell
@@ -23,6 +26,7 @@ def run_locally(
     *,
     workdir: Path,
     train_cell: Callable[[Cell, Path], bool],
+    flops_of_cell: Mapping[str, float],
     report: Callable[[str], None],
 ) -> list[str]:
     """Trains every cell that is not finished.
@@ -32,6 +36,7 @@ def run_locally(
       workdir: sweep folder; holds one run folder a cell and `runs.csv`.
       train_cell: (cell, run folder) -> whether it ran to its end; False means that the
         user asked to stop.
+      flops_of_cell: name -> what training the cell costs; progress is counted in it.
       report: receives a line for each event.
 
     Returns:
@@ -41,27 +46,41 @@ def run_locally(
       ValueError: if another sweep is writing to the folder.
     """
     failed = []
-    with run_folder.exclusive(workdir):
+    with run_folder.exclusive(workdir), _progress(flops_of_cell) as bar:
+
+        def tell(line: str) -> None:
+            with bar.external_write_mode():
+                report(line)
+
         for number, cell in enumerate(cells, start=1):
             title = f"cell {number}/{len(cells)} {cell.name}"
-            if cell_status(workdir / cell.name) == "finished":
-                report(f"{title}: finished before")
+            bar.set_description(f"sweep, cell {number}/{len(cells)}")
+            if is_finished(cell, workdir / cell.name):
+                # Not this call's work, so it must not count for its speed.
+                bar.total -= flops_of_cell[cell.name]
+                bar.refresh()
+                tell(f"{title}: finished before")
                 continue
-            report(f"{title}: training")
-            finished = _try_twice(cell, workdir / cell.name, train_cell, report)
+            finished = _try_twice(cell, workdir / cell.name, train_cell, tell)
             if finished is None:
                 failed.append(cell.name)
             elif not finished:
-                report("sweep stopped; run the same command to go on")
+                tell("sweep stopped; run the same command to go on")
                 break
+            else:
+                tell(f"{title}: {_outcome(workdir / cell.name)}")
+            bar.update(flops_of_cell[cell.name])
             write_table(workdir)
     return failed
 
 
-def cell_status(folder: Path) -> str:
-    """Status in a cell's run.json, or "missing"."""
+def is_finished(cell: Cell, folder: Path) -> bool:
+    """Whether a cell has been trained to its present length."""
     path = folder / run_folder.RUN_FILE
-    return json.loads(path.read_text())["status"] if path.is_file() else "missing"
+    if not path.is_file():
+        return False
+    run = json.loads(path.read_text("utf-8"))
+    return run["status"] == "finished" and run.get("step", 0) >= cell.num_steps
 
 
 def write_table(workdir: Path) -> Path:
@@ -74,6 +93,25 @@ def write_table(workdir: Path) -> Path:
     runs.load(workdir).to_csv(partial, index=False)
     os.replace(partial, path)
     return path
+
+
+def _progress(flops_of_cell: Mapping[str, float]) -> tqdm:
+    """One line for the whole sweep, above that of the cell under way."""
+    return tqdm(
+        total=sum(flops_of_cell.values()),
+        desc="sweep",
+        unit="FLOP",
+        unit_scale=True,
+        smoothing=0,  # the ETA follows the mean speed: cells differ a hundredfold
+        dynamic_ncols=True,
+    )
+
+
+def _outcome(folder: Path) -> str:
+    """The loss that a cell ended with, in words."""
+    lines = run_folder.read_metrics(folder)
+    losses = [line["val_ema/loss"] for line in lines if "val_ema/loss" in line]
+    return f"val_ema/loss {losses[-1]:.4f}" if losses else "finished"
 
 
 def _try_twice(cell, folder, train_cell, report) -> bool | None:

@@ -141,7 +141,7 @@ def run(job: Job, *, workdir: Path) -> TrainState:
                 if finished or step % job.evaluate_every_steps == 0:
                     log.flush()
                     log.evaluate(state, step)
-                if finished or stopping or step % job.checkpoint.every_steps == 0:
+                if finished or stopping or job.checkpoint.is_due(step):
                     log.flush()
                     checkpoints.save(step, state, data_position=job.stream.get_state())
                 if stopping and not finished:

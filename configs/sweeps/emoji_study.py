@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The depth study on emoji scenes: six depths, four budgets of data, on a laptop CPU.
+
+    rfjax encode --config=configs/data/emoji_scenes.py --out=data/emoji_scenes_40k \\
+      --config.source.num_train=40960
+    rfjax sweep  --config=configs/sweeps/emoji_study.py --workdir=runs/study --dry-run
+    rfjax sweep  --config=configs/sweeps/emoji_study.py --workdir=runs/study
+    rfjax fit    --runs=runs/study --out=reports/study
+
+Hardware: 1 CPU core. Duration: about 2 hours. Expected: `reports/study` of this
+repository. No scene is seen twice: the longest run reads the data once. Depths 2 and 4
+are trained with three seeds, for the noise. `configs/sweeps/emoji_study.py:5` stops at
+depth 5, to predict depth 6 before it is trained.
+"""
+
+from ml_collections import ConfigDict
+
+DEPTHS = (1, 2, 3, 4, 5, 6)
+
+
+def get_config(arg: str = "6") -> ConfigDict:
+    """Returns the study up to a depth.
+
+    Raises:
+      ValueError: if the depth is not one of the study's.
+    """
+    arg = arg or "6"
+    if arg not in map(str, DEPTHS):
+        raise ValueError(
+            f"configs/sweeps/emoji_study.py:ARG must be a depth of {DEPTHS}, "
+            f"got {arg!r}."
+        )
+    depths = [depth for depth in DEPTHS if depth <= int(arg)]
+    base = {
+        "objective": "rf/lognorm(0.00,1.00)",
+        "model": {
+            "context_dim": 384,
+            "pooled_dim": 384,
+            "qk_norm": True,
+            "grid_tokens": 4,
+            "max_grid_tokens": 8,
+            "compute_dtype": "float32",
+        },
+        "data": {
+            "kind": "shards",
+            "path": "data/emoji_scenes_40k",
+            "caption_dropout": 0.1,
+        },
+        "optimizer": {"learning_rate": 3e-3, "warmup_steps": 40},
+        "ema": {"decay": 0.98, "every_steps": 1},
+        "train": {"global_batch_size": 32, "log_every_steps": 20},
+        "checkpoint": {"every_steps": 200, "keep": 1},
+        # Only the end of a run, after its cooldown, is a point of the law.
+        "validation": {"every_steps": 100_000, "num_samples": 256, "batch_size": 64},
+    }
+    grid = {
+        "depths": depths,
+        "num_samples": [5120, 10240, 20480, 40960],
+        "seeds": [0],
+        "repeated_depths": [depth for depth in (2, 4) if depth in depths],
+        "repeat_seeds": [1, 2],
+        "cooldown_fraction": 0.25,
+        "reference_depth": 2,
+        "learning_rate_exponent": -0.5,
+    }
+    return ConfigDict({"base": base, "grid": grid})
