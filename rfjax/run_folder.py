@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from rfjax import whole_files
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
@@ -38,13 +39,6 @@ MAY_CHANGE = (
     "train.log_every_steps",
     "validation.",
 )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -92,7 +86,7 @@ def claim(
             f"run folder {workdir} is not empty and holds no {CONFIG_FILE}, so it is "
             "not a run of rfjax; use another --workdir."
         )
-    write_json(workdir / CONFIG_FILE, config)
+    whole_files.write_json(workdir / CONFIG_FILE, config)
 
 
 def differences(
@@ -144,7 +138,7 @@ def update_run(workdir: Path, **fields: Any) -> None:
     """Sets fields of run.json and keeps the others."""
     path = workdir / RUN_FILE
     record = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    write_json(path, record | fields)
+    whole_files.write_json(path, record | fields)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -174,9 +168,5 @@ def trim_metrics(workdir: Path, *, last_step: int) -> None:
 
 
 def _write_metrics(workdir: Path, lines: list[dict[str, Any]]) -> None:
-    path = workdir / METRICS_FILE
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(
-        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
-    )
-    os.replace(partial, path)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    whole_files.write_text(workdir / METRICS_FILE, text)

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "rfjax"
 RANKS = {
     "types": 0,
     "schema": 0,
+    "whole_files": 0,
     "flow": 1,
     "parallel": 1,
     "encoders": 1,
@@ -35,9 +36,9 @@ RANKS = {
 }
 # The only places that may name these packages, outside of functions or inside.
 HEAVY = {
-    "torch": {"encoders"},
+    "torch": {"encoders", "bench"},
     "transformers": {"encoders"},
-    "diffusers": {"encoders"},
+    "diffusers": {"encoders", "bench"},
     "tensorflow": set(),
 }
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rfjax import whole_files
+
 _PAPER = (250, 250, 248)
 _INK = (32, 33, 36)
 _FAINT = (120, 122, 128)
@@ -115,10 +117,8 @@ def draw_sheet(
 def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
     """Writes a picture in one step; the ending of `path` decides the format."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    picture.save(partial)
-    partial.replace(path)
+    with whole_files.replacing(path) as partial:
+        picture.save(partial)
 
 
 def _draw_picture(sheet, draw, image, left, top, size):

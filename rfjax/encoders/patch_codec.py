@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 import numpy as np
+
+from rfjax import whole_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +76,8 @@ class PatchCodec:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes an .npz file; replaces an existing one in one step."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        with whole_files.replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **dataclasses.asdict(self))
-        partial.replace(path)
 
 
 def load_patch_codec(path: str | os.PathLike) -> PatchCodec:

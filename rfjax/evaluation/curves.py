@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rfjax import whole_files
 from rfjax.evaluation.validation import NUM_LEVELS, PROTOCOL
 
 _LINES = {  # metric -> (label, colour, width)
@@ -69,7 +70,5 @@ def draw_curves(
         axes.grid(color="#e8eaed", linewidth=0.8)
         axes.set_axisbelow(True)
     figure.suptitle(title, x=0.01, ha="left")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    figure.savefig(partial, format="png")
-    partial.replace(out)
+    with whole_files.replacing(out) as partial:
+        figure.savefig(partial)

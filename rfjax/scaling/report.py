@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import logging
 
+from rfjax import whole_files
 from rfjax.scaling import runs as runs_table
 from rfjax.scaling.document import describe
 from rfjax.scaling.fit import FitOptions
@@ -51,6 +52,7 @@ def run_fit(
     loss: str | None = None,
     num_bootstraps: int = 1000,
     holdout_largest: bool = True,
+    mid_run: bool = False,
     budgets: Sequence[float] = (),
     forecasts: Sequence[Mapping[str, float]] = (),
     json: str | Path | None = None,
@@ -69,6 +71,7 @@ def run_fit(
       loss: column of the loss; by default val_ema/loss of runs, loss of a CSV.
       num_bootstraps: resamples for predictions and the compute-optimal frontier.
       holdout_largest: whether to test the law on its largest model.
+      mid_run: whether to fit rows too at which the learning rate has not cooled down.
       budgets: training FLOPs to find the compute-optimal model for.
       forecasts: models to predict, such as {"depth": 12, "samples": 1e6}.
       json: a file for a second copy of `fit.json`.
@@ -96,6 +99,7 @@ def run_fit(
         law=law,
         size_measure=size_measure,
         holdout_largest=holdout_largest,
+        mid_run=mid_run,
         budgets=budgets,
         forecasts=forecasts,
         options=options,
@@ -104,7 +108,7 @@ def run_fit(
     text = json_format.dumps(document, indent=2, allow_nan=False) + "\n"
     _write_folder(out, study, text)
     if json is not None:
-        _write_whole(Path(json), text)
+        whole_files.write_text(json, text)
     logging.info("wrote %s", out / "index.html")
     return FitReport(study, document, out)
 
@@ -142,10 +146,3 @@ def _write_folder(out: Path, study: Study, text: str) -> None:
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -9,13 +9,12 @@ added between calls.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from rfjax import run_folder
+from rfjax import run_folder, whole_files
 from rfjax.scaling.grid import Cell
 
 TABLE_FILE = "runs.csv"
@@ -89,9 +88,8 @@ def write_table(workdir: Path) -> Path:
     from rfjax.scaling import runs
 
     path = workdir / TABLE_FILE
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    runs.load(workdir).to_csv(partial, index=False)
-    os.replace(partial, path)
+    with whole_files.replacing(path) as partial:
+        runs.load(workdir).to_csv(partial, index=False)
     return path
 
 
