@@ -189,9 +189,11 @@ class Stream(Projections):
         *,
         num_modulations: int = 6,
         pre_only: bool = False,
+        tokens_name: str,
         rngs: nnx.Rngs,
     ):
         width = config.width
+        self.tokens_name = tokens_name  # of its tokens in the sharding rules
         self.modulation = AdaLN(width, 2 if pre_only else num_modulations, rngs=rngs)
         super().__init__(config, has_out=not pre_only, rngs=rngs)
         if not pre_only:
@@ -212,9 +214,9 @@ class Stream(Projections):
         tokens_BSD = tokens_BSD + attention_gate * attended
         normed = modulated_norm(tokens_BSD, shift=mlp.shift, scale=mlp.scale)
         hidden = gelu(self.mlp_in(normed))
-        hidden = constrain(hidden, ("batch", "tokens", "mlp"))
+        hidden = constrain(hidden, ("batch", self.tokens_name, "mlp"))
         tokens_BSD = tokens_BSD + mlp.gate * self.mlp_out(hidden)
-        return constrain(tokens_BSD, ("batch", "tokens", "embed_activation"))
+        return constrain(tokens_BSD, ("batch", self.tokens_name, "embed_activation"))
 
 
 class MMDiTBlock(nnx.Module):
@@ -238,10 +240,17 @@ class MMDiTBlock(nnx.Module):
         self.context_pre_only = context_pre_only
         self.dual_attention = dual_attention
         num_modulations = 9 if dual_attention else 6
-        self.image = Stream(config, num_modulations=num_modulations, rngs=rngs)
+        self.image = Stream(
+            config,
+            num_modulations=num_modulations,
+            tokens_name="image_tokens",
+            rngs=rngs,
+        )
         if dual_attention:
             self.image_only = Projections(config, rngs=rngs)
-        self.text = Stream(config, pre_only=context_pre_only, rngs=rngs)
+        self.text = Stream(
+            config, pre_only=context_pre_only, tokens_name="text_tokens", rngs=rngs
+        )
 
     def __call__(
         self,
@@ -354,6 +363,21 @@ class MMDiT(nnx.Module):
         self, noisy_latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning
     ) -> jax.Array:
         """A `VelocityFn`: [B, H, W, C], [B] and text to [B, H, W, C] float32."""
+        image, text, vector, mask = self.embed(noisy_latents, timesteps, conditioning)
+        image, text = self.apply_stacked(image, text, vector, mask)
+        image, _ = _remat(_apply_block, self.config.remat)(
+            *nnx.split(self.last_block), image, text, vector, mask
+        )
+        patches = self.final(image, vector).astype(jnp.float32)
+        _, height, width, _ = noisy_latents.shape
+        return embeddings.unpatchify(
+            patches, height=height, width=width, patch_size=self.config.patch_size
+        )
+
+    def embed(
+        self, noisy_latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        """What the blocks read: image [B, I, D], text, vector [B, D], mask [B, S]."""
         config = self.config
         dtype = COMPUTE_DTYPES[config.compute_dtype]
         _, height, width, _ = noisy_latents.shape
@@ -370,24 +394,22 @@ class MMDiT(nnx.Module):
         )
         image = self.patch_embed(patches.astype(dtype)) + positions[None].astype(dtype)
         text = self.context_embed(conditioning.context.astype(dtype))
-        image = self.constrain(image, ("batch", "tokens", "embed_activation"))
-        text = self.constrain(text, ("batch", "tokens", "embed_activation"))
+        image = self.constrain(image, ("batch", "image_tokens", "embed_activation"))
+        text = self.constrain(text, ("batch", "text_tokens", "embed_activation"))
         vector = self.timestep_embed(
             embeddings.timestep_features(timesteps).astype(dtype)
         ) + self.pooled_embed(conditioning.pooled.astype(dtype))
         mask = _joint_mask(conditioning.context_mask, num_image=image.shape[1])
+        return image, text, vector, mask
 
+    def apply_stacked(self, image, text, vector, mask) -> tuple[jax.Array, jax.Array]:
+        """Both streams after all blocks but the last."""
+        config = self.config
         if config.dual_attention_blocks:
             image, text = self._scan(self.dual_blocks, image, text, vector, mask)
         if config.num_plain_blocks:
             image, text = self._scan(self.blocks, image, text, vector, mask)
-        image, _ = _remat(_apply_block, config.remat)(
-            *nnx.split(self.last_block), image, text, vector, mask
-        )
-        patches = self.final(image, vector).astype(jnp.float32)
-        return embeddings.unpatchify(
-            patches, height=height, width=width, patch_size=config.patch_size
-        )
+        return image, text
 
     def _scan(self, blocks, image, text, vector, mask):
         """Runs stacked equal blocks as one compiled loop body."""

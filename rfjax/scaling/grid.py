@@ -37,6 +37,7 @@ class GridConfig:
       reference_depth: depth at which the base's learning rate and batch size are used.
       learning_rate_exponent: the rate of depth d is that of the reference times
         (d / reference_depth) ** exponent; -1 follows the width, 0 uses one rate.
+        Not used with optimizer.parameterisation = mup, which has rules of its own.
       batch_size_exponent: the same for the batch, in whole multiples of
         `batch_size_multiple`.
       batch_size_multiple: what the mesh divides.
@@ -197,7 +198,12 @@ def _models(base, grid: GridConfig) -> Iterator[tuple[dict, str, int]]:
                     if rate is not None:
                         optimizer["learning_rate"] = rate
                         name += f"-lr{rate:g}"
-                    optimizer["learning_rate"] *= scale**grid.learning_rate_exponent
+                    if optimizer.get("parameterisation") == "mup":
+                        # It knows itself how rates go with depth.
+                        optimizer["base_depth"] = grid.reference_depth
+                    else:
+                        rule = scale**grid.learning_rate_exponent
+                        optimizer["learning_rate"] *= rule
                     multiple = grid.batch_size_multiple
                     batch = train["global_batch_size"]
                     if grid.batch_size_exponent:

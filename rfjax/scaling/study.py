@@ -82,6 +82,7 @@ def analyse(
     law: str = "chinchilla",
     size_measure: str = "params",
     holdout_largest: bool = True,
+    mid_run: bool = False,
     budgets: Sequence[float] = (),
     forecasts: Sequence[Mapping[str, float]] = (),
     options: FitOptions | None = None,
@@ -94,6 +95,7 @@ def analyse(
       law: a name in `laws.LAWS`; "compute" is fitted to the frontier's rows only.
       size_measure: what size is: params, params_without_adaln or flops.
       holdout_largest: whether to test the law on its largest model.
+      mid_run: whether to fit rows too at which the learning rate has not cooled down.
       budgets: training FLOPs to find the compute-optimal model for; by default
         the largest budget of the table, ten and a hundred times that.
       forecasts: models to predict, each with `depth` or `size`, and `samples`; or
@@ -106,7 +108,7 @@ def analyse(
     chosen = get_law(law)
     inputs = input_columns(chosen, size_measure=size_measure)
     table = quality.mark_unusable(table, loss=loss, inputs=inputs)
-    fitted = quality.fitted_rows(table)
+    fitted = quality.fitted_rows(table, mid_run=mid_run)
     if law == "compute":
         fitted = frontier(fitted, loss=loss)
     how = {"law": law, "size_measure": size_measure}

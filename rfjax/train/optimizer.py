@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW with clipping, and the warm-up, constant, cooldown schedule."""
+"""AdamW with clipping, and the warm-up, constant, cooldown schedule.
+
+How rates and first weights follow the depth of the model is said in
+`rfjax.train.parameterisation`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
+
+from rfjax.train.parameterisation import PARAMETERISATIONS, rescale_init, with_rates
 
 COOLDOWNS = {  # fraction of the cooldown done -> fraction of the peak rate
     "linear": lambda done: 1.0 - done,
@@ -29,6 +37,9 @@ class OptimizerConfig:
       eps: AdamW epsilon; 1e-15 lets bfloat16-sized gradients through (SD3, 5.3.2).
       weight_decay: decoupled, on kernels only.
       clip_norm: global gradient norm above which gradients are scaled down.
+      parameterisation: "standard" takes the same rate for all parameters, and other
+        depths want other rates; "mup" spreads it so that one serves every depth.
+      base_depth: depth at which `learning_rate` was tuned; "mup" needs it.
     """
 
     learning_rate: float = 1e-4
@@ -40,6 +51,8 @@ class OptimizerConfig:
     eps: float = 1e-15
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    parameterisation: str = "standard"
+    base_depth: int | None = None
 
     def __post_init__(self):
         for field in ("learning_rate", "eps", "clip_norm"):
@@ -62,6 +75,20 @@ class OptimizerConfig:
             raise ValueError(
                 f"optimizer.cooldown must be one of {', '.join(COOLDOWNS)}, "
                 f"got {self.cooldown!r}."
+            )
+        if self.parameterisation not in PARAMETERISATIONS:
+            raise ValueError(
+                "optimizer.parameterisation must be one of "
+                f"{', '.join(PARAMETERISATIONS)}, got {self.parameterisation!r}."
+            )
+        if self.base_depth is not None and self.base_depth < 1:
+            raise ValueError(
+                f"optimizer.base_depth must be at least 1, got {self.base_depth}."
+            )
+        if self.parameterisation == "mup" and self.base_depth is None:
+            raise ValueError(
+                "optimizer.base_depth must be set with optimizer.parameterisation = "
+                "mup, got None; give the depth at which learning_rate was tuned."
             )
 
     def check_steps(self, num_steps: int) -> None:
@@ -90,16 +117,43 @@ def learning_rate(step: int, *, config: OptimizerConfig, num_steps: int) -> floa
     return config.learning_rate * min(risen, 1.0) * remaining
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clip, Adam, decay of kernels; its updates are still to be scaled by the rate."""
+def make_optimizer(
+    config: OptimizerConfig, *, depth: int
+) -> optax.GradientTransformation:
+    """Clip, Adam, decay of kernels; its updates are still to be scaled by the rate.
+
+    Args:
+      config: of the optimizer.
+      depth: of the model, which "mup" takes the rates from.
+    """
 
     def is_kernel(params):
         return jax.tree_util.tree_map_with_path(
             lambda path, _: path[-1].key == "kernel", params
         )
 
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    if config.parameterisation == "mup":
+        adam = with_rates(adam, depth=depth, base_depth=config.base_depth)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        adam,
         optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
+    )
+
+
+def make_init(
+    init_params: Callable[[jax.Array], Any], *, config: OptimizerConfig, depth: int
+) -> Callable[[jax.Array], Any]:
+    """The draw of first weights that goes with the rates.
+
+    Args:
+      init_params: key -> parameters, in the standard way (`Network.init`).
+      config: of the optimizer.
+      depth: of the model.
+    """
+    if config.parameterisation == "standard":
+        return init_params
+    return lambda key: rescale_init(
+        init_params(key), depth=depth, base_depth=config.base_depth
     )

@@ -31,6 +31,12 @@ def report(sweep, tmp_path):
     )
 
 
+def test_points_in_mid_run_are_fitted_on_request(sweep, report, tmp_path):
+    options = {"num_bootstraps": 100, "holdout_largest": False, "out": tmp_path / "mid"}
+    every = run_fit(runs=sweep, mid_run=True, **options).document
+    assert (report.document["num_points"], every["num_points"]) == (20, 60)
+
+
 def test_a_sweep_becomes_a_page_figures_and_json(report, planted, tmp_path):
     out = tmp_path / "report"
     assert {path.stem for path in out.glob("*.png")} == FIGURES

@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 
 from rfjax.scaling import runs
+from rfjax.scaling.laws import get_law
+from rfjax.scaling.points import select_points
 
 LOSS = runs.DEFAULT_LOSS
 
@@ -49,6 +51,26 @@ def test_a_cooldown_inside_a_run_counts(tmp_path, new_run):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = runs.load(tmp_path)
     assert table["cooldown_end"].tolist() == [False, True, False]
+
+
+def test_the_end_of_a_trunk_is_no_point_and_its_branches_are_alike(tmp_path, new_run):
+    new_run(tmp_path / "t", depth=1, samples=1000, loss=0.5, cooldown_steps=0)
+    for name, samples in (("a", 600), ("b", 900)):
+        new_run(
+            tmp_path / name, depth=1, samples=samples, loss=0.4, trunk="t",
+            cooldown_steps=20,
+        )  # fmt: skip
+    table = runs.load(tmp_path)
+    ends = table[table["cooldown_end"]]
+    assert ends["run"].tolist() == ["a", "b"]
+    points = select_points(
+        ends,
+        law=get_law("chinchilla"),
+        size_measure="params",
+        loss=LOSS,
+        must_identify=False,
+    )
+    assert points.runs.tolist() == ["t", "t"]
 
 
 def test_a_resumed_run_counts_its_last_word_and_all_its_time(tmp_path, new_run):
