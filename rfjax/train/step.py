@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,20 +51,7 @@ def make_train_step(
       step(state, batch, learning_rate) -> (state, metrics); metrics are float32 scalars
       `loss` (mean over the batch), `grad_norm` (before clipping).
     """
-
-    def mean_loss(params, batch: Batch, step: jax.Array) -> jax.Array:
-        keys = example_keys(
-            jax.random.key(seed), step=step, sample_index=batch.sample_index
-        )
-        return jnp.mean(
-            loss_per_example(
-                network.bind(params),
-                batch,
-                keys=keys,
-                formulation=formulation,
-                shift=shift,
-            ).loss
-        )
+    mean_loss = make_mean_loss(network, formulation=formulation, shift=shift, seed=seed)
 
     def train_step(state: TrainState, batch: Batch, learning_rate: float):
         loss, grads = accumulate_gradients(
@@ -86,6 +74,35 @@ def make_train_step(
         return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return train_step
+
+
+def make_mean_loss(
+    network: Network, *, formulation: Formulation, shift: float, seed: int
+) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+    """Builds the function that is minimised: (params, batch, step) -> float32 scalar.
+
+    Args:
+      network: the model.
+      formulation: path, timestep density and weighting of the loss.
+      shift: resolution shift of the timesteps; 1 leaves them alone.
+      seed: of noise and timesteps.
+    """
+
+    def mean_loss(params, batch: Batch, step: jax.Array) -> jax.Array:
+        keys = example_keys(
+            jax.random.key(seed), step=step, sample_index=batch.sample_index
+        )
+        return jnp.mean(
+            loss_per_example(
+                network.bind(params),
+                batch,
+                keys=keys,
+                formulation=formulation,
+                shift=shift,
+            ).loss
+        )
+
+    return mean_loss
 
 
 def accumulate_gradients(loss_fn, params, batch: Batch, *, micro_batches: int):

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same train step in PyTorch: diffusers' transformer, autograd and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from rfjax.types import Batch
+
+
+def make_step(
+    transformer_config: Mapping[str, Any],
+    batch: Batch,
+    *,
+    optimizer: Mapping[str, Any],
+    clip_norm: float,
+    ema_decay: float,
+    ema_every_steps: int,
+    num_params: int,
+) -> Callable[[], None]:
+    """One step of rectified flow on a fixed batch, in float32 on the CPU.
+
+    It does what an rfjax step does: logit-normal timesteps, noise, forward, backward,
+    clipping, AdamW (PyTorch's fused kernel) and the moving average.
+
+    Args:
+      transformer_config: of `SD3Transformer2DModel`.
+      batch: examples, as NumPy arrays.
+      optimizer: lr, betas, eps and weight_decay of `torch.optim.AdamW`.
+      clip_norm: global norm.
+      ema_decay: of the moving average.
+      ema_every_steps: steps between its updates.
+      num_params: that the model must have.
+
+    Raises:
+      ImportError: torch or diffusers are not installed.
+    """
+    try:
+        import torch
+        from diffusers import SD3Transformer2DModel
+    except ImportError as error:
+        raise ImportError(
+            f"--peer=diffusers needs torch and diffusers ({error}); run "
+            "`pip install 'rfjax[test]'`."
+        ) from error
+
+    model = SD3Transformer2DModel.from_config(dict(transformer_config))
+    found = sum(parameter.numel() for parameter in model.parameters())
+    if found != num_params:
+        raise AssertionError(f"peer has {found} parameters, expected {num_params}")
+    parameters = list(model.parameters())
+    average = [parameter.detach().clone() for parameter in parameters]
+    adam = torch.optim.AdamW(parameters, fused=True, **optimizer)
+    latents = _tensor(torch, batch.latents).permute(0, 3, 1, 2).contiguous()
+    context = _tensor(torch, batch.conditioning.context)
+    pooled = _tensor(torch, batch.conditioning.pooled)
+    steps_done = 0
+
+    def step() -> None:
+        nonlocal steps_done
+        timesteps = torch.sigmoid(torch.randn(len(latents)))
+        noise = torch.randn_like(latents)
+        t = timesteps[:, None, None, None]
+        velocity = model(
+            hidden_states=(1 - t) * latents + t * noise,
+            timestep=1000 * timesteps,
+            encoder_hidden_states=context,
+            pooled_projections=pooled,
+            return_dict=False,
+        )[0]
+        torch.nn.functional.mse_loss(velocity, noise - latents).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        adam.step()
+        adam.zero_grad()
+        steps_done += 1
+        if steps_done % ema_every_steps == 0:
+            torch._foreach_lerp_(average, [p.detach() for p in parameters],
+                                 1 - ema_decay)  # fmt: skip
+
+    return step
+
+
+def _tensor(torch, array: np.ndarray):
+    return torch.from_numpy(np.array(array, np.float32))

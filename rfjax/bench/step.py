@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a train step takes on this machine, part by part, and beside a peer.
+
+A machine is never quiet: rfjax and the peer are timed in turns, so that what disturbs
+one disturbs the other, and their ratio holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """Seconds a step, one entry for each round.
+
+    Attributes:
+      device: what it ran on.
+      num_devices: how many of them.
+      global_batch_size: examples a step.
+      num_params: of the model.
+      flops_per_sample: model FLOPs of forward and backward for one example.
+      peak_flops: FLOP/s of one device, None if it is not in a table with sources.
+      parts: name -> seconds: forward alone, forward and backward, the whole step.
+      peer_name: what stands beside it, None if nothing does.
+      peer: seconds of the peer's whole step.
+    """
+
+    device: str
+    num_devices: int
+    global_batch_size: int
+    num_params: int
+    flops_per_sample: float
+    peak_flops: float | None
+    parts: Mapping[str, Sequence[float]]
+    peer_name: str | None = None
+    peer: Sequence[float] = ()
+
+    @property
+    def seconds(self) -> Sequence[float]:
+        """Of the whole step."""
+        return self.parts["step"]
+
+    @property
+    def ratios(self) -> Sequence[float]:
+        """Time over the peer's, round by round."""
+        return [own / peer for own, peer in zip(self.seconds, self.peer, strict=True)]
+
+    @property
+    def flops_per_second(self) -> float:
+        """Model FLOP/s of one device, by the median step."""
+        flops = self.flops_per_sample * self.global_batch_size / self.num_devices
+        return flops / statistics.median(self.seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; times in seconds."""
+        values = dataclasses.asdict(self)
+        values["flops_per_second"] = self.flops_per_second
+        values["mfu"] = self.peak_flops and self.flops_per_second / self.peak_flops
+        values["ratio"] = statistics.median(self.ratios) if self.peer else None
+        return values
+
+    def __str__(self) -> str:
+        rows = [
+            f"{self.num_params:,} parameters, {self.global_batch_size} examples a step "
+            f"on {self.num_devices} x {self.device}; median (least to most) of "
+            f"{len(self.seconds)} rounds",
+            *(f"{name:<22} {_spread(times, 1e3)} ms"
+              for name, times in self.parts.items()),
+            f"{'model FLOP/s a device':<22} {self.flops_per_second:.3e}"
+            + (f", MFU {self.flops_per_second / self.peak_flops:.1%}"
+               if self.peak_flops else ""),
+        ]  # fmt: skip
+        if self.peer:
+            rows += [
+                f"{self.peer_name:<22} {_spread(self.peer, 1e3)} ms",
+                f"{'ratio of the steps':<22} {_spread(self.ratios, 1, digits=2)}",
+            ]
+        return "\n".join(rows)
+
+
+def _spread(values: Sequence[float], scale: float, *, digits: int = 0) -> str:
+    middle, low, high = (
+        f"{f(values) * scale:,.{digits}f}" for f in (statistics.median, min, max)
+    )
+    return f"{middle} ({low} to {high})"
+
+
+def time_in_turns(
+    actions: Mapping[str, Callable[[], None]],
+    *,
+    rounds: int,
+    repeats: int = 1,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, list[float]]:
+    """Seconds of each action, in each round.
+
+    Args:
+      actions: name -> what to time; returns when its work is done.
+      rounds: how often all of them are timed, one after the other.
+      repeats: calls of an action in a round; their mean counts.
+      report: receives a line for each round.
+    """
+    for action in actions.values():
+        action()  # compiles, allocates, warms caches
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(1, rounds + 1):
+        for name, action in actions.items():
+            start = time.perf_counter()
+            for _ in range(repeats):
+                action()
+            seconds[name].append((time.perf_counter() - start) / repeats)
+        now = ", ".join(f"{n} {s[-1] * 1e3:.0f} ms" for n, s in seconds.items())
+        report(f"round {number}/{rounds}: {now}")
+    return seconds
