@@ -98,32 +98,23 @@ def choose_step(workdir: Path | str, step: int | None = None) -> int:
     raise CheckpointError(f"{asked} cannot be read: {reason}; {choice}.")
 
 
-def inherit(workdir: Path | str, *, source: Path | str, step: int) -> int:
-    """Gives a run that has not started the newest checkpoint of another, up to a step.
+def inherit(workdir: Path | str, *, source: Path | str, step: int) -> None:
+    """Gives a run without checkpoints one of another run.
 
     Files are linked, not copied, where the file system can: a finished checkpoint never
     changes.
 
     Args:
-      workdir: run folder without checkpoints.
+      workdir: run folder to start.
       source: run folder to take from.
-      step: the newest step that will do.
-
-    Returns:
-      The step that was taken; 0 if there is none, so that the run starts afresh.
+      step: one of its finished steps.
     """
-    steps = [known for known in finished_steps(source) if known <= step]
-    if not steps:
-        return 0
     folder = Path(workdir) / FOLDER
     # The name of a save that was never finished, so a killed copy counts as one.
-    partial = folder / f"{steps[-1]}.orbax-checkpoint-tmp"
+    partial = folder / f"{step}.orbax-checkpoint-tmp"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(
-        Path(source) / FOLDER / str(steps[-1]), partial, copy_function=_link
-    )
-    os.replace(partial, folder / str(steps[-1]))
-    return steps[-1]
+    shutil.copytree(Path(source) / FOLDER / str(step), partial, copy_function=_link)
+    os.replace(partial, folder / str(step))
 
 
 def _link(source: str, target: str) -> None:

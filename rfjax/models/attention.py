@@ -20,7 +20,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rfjax.models import fused_attention
 
-HEADS = ("batch", None, "heads", None)  # logical names of [B, S, N, K]
+HEADS = ("batch", None, "heads", None)  # logical names of [B, S, N, K], all tokens
+# Each device asks for its own image tokens, and sees the keys of all.
+QUERIES = (
+    ("batch", "image_tokens", "heads", None),
+    ("batch", "text_tokens", "heads", None),
+)
 
 
 def joint_attention(
@@ -68,7 +73,7 @@ def attend_streams(
     """`joint_attention` of several streams, each query to the keys of all of them.
 
     Args:
-      queries: [B, Q_i, N, K], one for each stream that reads.
+      queries: [B, Q_i, N, K], one for each stream that reads: image, then text.
       keys: [B, S_i, N, K], one for each stream.
       values: [B, S_i, N, K].
       mask_BS: over all streams' keys in order.
@@ -83,7 +88,13 @@ def attend_streams(
     if not _runs_kernels(constrain, queries[0].dtype):
         attend = _xla_streams
     outputs = attend(tuple(queries), tuple(keys), tuple(values), mask_BS, constrain)
-    return tuple(checkpoint_name(output, "attention") for output in outputs)
+    return tuple(map(_name_for_remat, outputs))
+
+
+def _name_for_remat(output_BQNK: jax.Array) -> jax.Array:
+    """Named as [B, Q, D], as `out` reads it: saved with heads apart it is copied."""
+    rows = output_BQNK.reshape(*output_BQNK.shape[:2], -1)
+    return checkpoint_name(rows, "attention").reshape(output_BQNK.shape)
 
 
 def _runs_kernels(constrain, dtype) -> bool:
@@ -91,11 +102,24 @@ def _runs_kernels(constrain, dtype) -> bool:
     return platform == "tpu" and dtype == jnp.bfloat16
 
 
+def _splits_tokens(constrain) -> bool:
+    num_shards = getattr(constrain, "num_shards", None)
+    return num_shards is not None and num_shards("image_tokens") > 1
+
+
 def _xla_streams(queries, keys, values, mask_BS, constrain):
     """The streams joined, attended to at once, and parted again."""
-    del constrain
-    output = _xla_attention(*map(_join, (queries, keys, values)), mask_BS)
-    return _part(output, queries)
+    if not _splits_tokens(constrain):
+        output = _xla_attention(*map(_join, (queries, keys, values)), mask_BS)
+        return _part(output, queries)
+    # Joined queries would be dealt out anew over the devices: streams stay apart.
+    key, value = (
+        _join([constrain(part, HEADS) for part in parts]) for parts in (keys, values)
+    )
+    return tuple(
+        constrain(_xla_attention(constrain(query, names), key, value, mask_BS), names)
+        for query, names in zip(queries, QUERIES, strict=False)
+    )
 
 
 def _fused_streams(queries, keys, values, mask_BS, constrain):
@@ -115,26 +139,32 @@ def _fused_streams(queries, keys, values, mask_BS, constrain):
             for output, query in zip(outputs, queries, strict=True)
         )
 
+    names = QUERIES[: len(queries)]
     return constrain.map_shards(
-        attend, in_names=(HEADS, HEADS, HEADS), out_names=HEADS
+        attend, in_names=(names, HEADS, HEADS), out_names=names
     )(queries, keys, values)
 
 
 def _splash_streams(queries, keys, values, mask_BS, constrain):
     """JAX's flash attention kernel: any length, masked or not."""
-    query, key, value = map(_join, (queries, keys, values))
+    key, value = map(_join, (keys, values))
     if mask_BS is None:
         mask_BS = jnp.ones(key.shape[:2], bool)
-    output = constrain.map_shards(
-        splash_attention,
-        in_names=(HEADS, HEADS, HEADS, ("batch", None)),
-        out_names=HEADS,
-    )(query, key, value, mask_BS)
-    return _part(output, queries)
+
+    def attend(query, names):
+        return constrain.map_shards(
+            splash_attention,
+            in_names=(names, HEADS, HEADS, ("batch", None)),
+            out_names=names,
+        )(query, key, value, mask_BS)
+
+    if _splits_tokens(constrain):  # streams stay apart, as in `_xla_streams`
+        return tuple(map(attend, queries, QUERIES))
+    return _part(attend(_join(queries), HEADS), queries)
 
 
 def splash_attention(
-    query_BQNK, key_BSNK, value_BSNK, mask_BS, *, block_size=512, interpret=False
+    query_BQNK, key_BSNK, value_BSNK, mask_BS, *, max_block=1024, interpret=False
 ):
     """`joint_attention` by JAX's splash kernel, on one device.
 
@@ -146,17 +176,20 @@ def splash_attention(
       key_BSNK: [B, S, N, K].
       value_BSNK: [B, S, N, K].
       mask_BS: [B, S] bool.
-      block_size: tokens a block, a multiple of 128.
+      max_block: tokens a block at most, a multiple of 128; the blocks are as equal as
+        they can be, to pad little.
       interpret: run as plain JAX, for tests on a CPU.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    def padded(tokens: int) -> int:
-        return tokens + -tokens % min(block_size, tokens + -tokens % 128)
+    def blocks(tokens: int) -> tuple[int, int]:
+        number = -(-tokens // max_block)
+        size = -(-tokens // (number * 128)) * 128
+        return size, number * size
 
     num_queries, num_keys = query_BQNK.shape[1], key_BSNK.shape[1]
-    padded_queries, padded_keys = padded(num_queries), padded(num_keys)
-    q_block, kv_block = min(block_size, padded_queries), min(block_size, padded_keys)
+    q_block, padded_queries = blocks(num_queries)
+    kv_block, padded_keys = blocks(num_keys)
     kernel = _splash_kernel(
         query_BQNK.shape[2], padded_queries, padded_keys, q_block, kv_block, interpret
     )
@@ -199,7 +232,13 @@ def _splash_kernel(num_heads, num_queries, num_keys, q_block, kv_block, interpre
     # Its tables must be constants of no trace: the kernel is kept between traces.
     with jax.ensure_compile_time_eval():
         return kernels.make_splash_mha(
-            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+            mask,
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+            # What its backward pass needs may be kept, or it would run twice.
+            residual_checkpoint_name="attention",
         )
 
 

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device mesh and the way host arrays get onto it.
 
-Mesh axes: `data` replicates parameters and splits the batch, `fsdp` splits both
-parameters and batch, `tensor` splits heads and MLP width inside a layer.
+Mesh axes, from the slowest network to the fastest: `slice` and `data` replicate
+parameters and split the batch, `slice` over the data-centre network between the slices
+of a multislice job; `fsdp` splits both parameters and batch; `tensor` splits heads and
+MLP width inside a layer; `sequence` splits the image tokens of an example.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("slice", "data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,14 +26,18 @@ class MeshConfig:
     """Size of each mesh axis; at most one may be -1, to be inferred.
 
     Attributes:
-      data: copies of the model, each with its share of the batch.
+      slice: slices of a multislice TPU job, each a copy of the model; 1 elsewhere.
+      data: copies of the model in a slice, each with its share of the batch.
       fsdp: shards of parameters, optimizer state and batch.
       tensor: shards of heads and MLP width.
+      sequence: shards of the image tokens of each example.
     """
 
+    slice: int = 1
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    sequence: int = 1
 
     def __post_init__(self):
         for axis, size in dataclasses.asdict(self).items():
@@ -72,13 +79,24 @@ class MeshConfig:
 
     def check_batch(self, global_batch_size: int, *, micro_batches: int) -> None:
         """Raises ValueError if the resolved mesh cannot split the batch evenly."""
-        shards = self.data * self.fsdp * micro_batches
+        sizes = [getattr(self, axis) for axis in BATCH_AXES] + [micro_batches]
+        shards = math.prod(sizes)
         if global_batch_size % shards:
             raise ValueError(
-                "train.global_batch_size must be a multiple of mesh.data * mesh.fsdp * "
-                f"train.micro_batches = {self.data} * {self.fsdp} * {micro_batches}, "
+                "train.global_batch_size must be a multiple of "
+                f"{' * '.join(f'mesh.{axis}' for axis in BATCH_AXES)} * "
+                f"train.micro_batches = {' * '.join(map(str, sizes))}, "
                 f"got {global_batch_size}; the nearest that fits is "
                 f"{max(1, round(global_batch_size / shards)) * shards}."
+            )
+
+    def check_tokens(self, num_image_tokens: int) -> None:
+        """Raises ValueError if `sequence` cannot split the image tokens evenly."""
+        if num_image_tokens % self.sequence:
+            raise ValueError(
+                "mesh.sequence must divide the image tokens of an example, got "
+                f"{self.sequence} for {num_image_tokens} tokens; choose a divisor of "
+                f"{num_image_tokens}."
             )
 
 
@@ -86,17 +104,81 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] = ()) -> Mesh
     """Arranges the devices (all visible ones by default) as the config says.
 
     Raises:
-      ValueError: if the axes do not multiply to the number of devices.
+      ValueError: if the axes do not multiply to the number of devices, or `slice` is
+        not the number of slices.
     """
     devices = list(devices) or jax.devices()
     axes = dataclasses.asdict(config.resolve(len(devices)))
-    return jax.make_mesh(
-        tuple(axes.values()),
+    return Mesh(
+        arrange(devices, axes),
         tuple(axes),
         # Auto: the compiler propagates shardings from parameters and batch.
         axis_types=(AxisType.Auto,) * len(axes),
-        devices=devices,
     )
+
+
+def arrange(devices: Sequence[jax.Device], axes: Mapping[str, int]) -> np.ndarray:
+    """Devices in the shape of the mesh: neighbours on the network are neighbours here.
+
+    Args:
+      devices: as many as the axes multiply to.
+      axes: mesh axis -> size, `slice` first.
+
+    Raises:
+      ValueError: if TPU devices come from another number of slices than `slice` says.
+    """
+    num_slices, *inner = axes.values()
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    if devices[0].platform != "tpu":  # no such network: any equal parts will do
+        groups = np.array_split(np.array(devices), num_slices)
+        slices = dict(enumerate(map(list, groups)))
+    check_slices(num_slices, len(slices))
+    return np.stack([
+        mesh_utils.create_device_mesh(
+            inner, slices[index], allow_split_physical_axes=True
+        )
+        for index in sorted(slices)
+    ])  # fmt: skip
+
+
+def check_slices(slice_axis: int, num_slices: int) -> None:
+    """Raises ValueError if mesh axis `slice` is not the number of TPU slices."""
+    if slice_axis not in (num_slices, -1):
+        raise ValueError(
+            "mesh.slice must be the number of TPU slices that the devices belong to, "
+            f"got {slice_axis} for {num_slices}; set --config.mesh.slice={num_slices} "
+            "and leave mesh.data at -1."
+        )
+
+
+def num_batch_shards(mesh: Mesh) -> int:
+    """Parts that a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def reading_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which of equal parts of every batch this process reads.
+
+    Processes that hold the same rows, because `tensor` or `sequence` reaches across
+    them, read the same part.
+
+    Raises:
+      ValueError: if processes hold some of their rows in common and others not.
+    """
+    held: dict[int, set[int]] = {}
+    for shard, devices in enumerate(mesh.devices.reshape(num_batch_shards(mesh), -1)):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(shard)
+    parts = sorted({tuple(sorted(shards)) for shards in held.values()})
+    if len({*map(len, parts)}) > 1 or sum(map(len, parts)) != num_batch_shards(mesh):
+        raise ValueError(
+            "mesh.tensor * mesh.sequence must stay inside a process or fill whole "
+            f"processes, got {mesh.shape['tensor']} * {mesh.shape['sequence']} with "
+            f"{mesh.size // len(held)} devices a process; choose divisors of that."
+        )
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -113,11 +195,11 @@ def put_batch(batch, *, mesh: Mesh):
     """Joins each process's rows of a batch into global arrays on the mesh.
 
     Args:
-      batch: pytree of host arrays [B / num_processes, ...].
+      batch: pytree of host arrays, this process's share of [B, ...].
       mesh: the mesh; its batch axes must divide B.
 
     Returns:
-      The same pytree of jax.Arrays [B, ...], split over `data` and `fsdp`.
+      The same pytree of jax.Arrays [B, ...], split over `BATCH_AXES`.
     """
     sharding = batch_sharding(mesh)
     return jax.tree.map(

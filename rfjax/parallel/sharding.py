@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where every parameter and activation lives: two tables and their application.
 
+`rfjax.parallel.layout` prints and draws what follows from them.
+
 `PARAMETER_DIMS` names the dims of each parameter by its path; `RULES` sends names to
 mesh axes. Models only name dims; nothing here knows the model beyond the paths.
 """
@@ -10,24 +12,62 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-RULES = {  # logical name -> mesh axes
-    "batch": ("data", "fsdp"),  # [B, ...] activations
-    "tokens": (),  # [B, S, D] activations
-    "embed_activation": (),  # [B, S, D] activations
-    "layers": (),  # [blocks, ...] stacked blocks, walked by the scan
-    "embed": ("fsdp",),  # [D, ...] the width side of every kernel
-    "heads": ("tensor",),  # [D, N * K] query, key, value; [N * K, D] out
-    "mlp": ("tensor",),  # [D, F] MLP in, [F, D] MLP out
-    # Not split by `tensor`: shards would cut across the six vectors of an adaLN, and
-    # XLA 0.10's partitioner then computes wrong modulations on meshes of three axes.
-    "modulation": (),  # [D, 6 D] adaLN, a third of all parameters
-    "input": (),  # [P, D], [256, D], [context_dim, D]: what enters the model
-    "output": (),  # [D, P] patches, [D, D] second layer of an embedder
-    "vector": (),  # [D] biases of the stream, [K] norm scales: a few kilobytes
+
+class Rule(NamedTuple):
+    """Where dims of one logical name go.
+
+    Attributes:
+      axes: mesh axes that split them; none means whole on every device.
+      reason: what the dim is, and why it is split or not.
+    """
+
+    axes: tuple[str, ...]
+    reason: str
+
+
+RULES = {  # logical name -> rule
+    "batch": Rule(
+        ("slice", "data", "fsdp"),
+        "[B, ...] examples: losses and gradients are averaged over all of them",
+    ),
+    "image_tokens": Rule(
+        ("sequence",),
+        "[B, I, D] activations and queries; keys and values are gathered",
+    ),
+    "text_tokens": Rule(
+        (),
+        "[B, T, D] whole: 154 has few divisors, and beside the image tokens of the "
+        "sizes that need `sequence` they are few (4 % at 1024 px)",
+    ),
+    "embed_activation": Rule((), "[B, S, D] whole: norms need all features of a token"),
+    "layers": Rule((), "[blocks, ...] whole: the scan walks along it"),
+    "embed": Rule(
+        ("fsdp",),
+        "[D, ...] width side of every kernel: gathered for the block that needs it, "
+        "gradients summed into shards",
+    ),
+    "heads": Rule(
+        ("tensor",), "[D, N * K] each device attends with its heads; `out` sums up"
+    ),
+    "mlp": Rule(
+        ("tensor",), "[D, F] each device has its hidden units; `mlp_out` sums up"
+    ),
+    # Split by `tensor`, shards would cut across the six vectors of an adaLN, and XLA
+    # 0.10's partitioner then computes wrong modulations on meshes of three axes.
+    "modulation": Rule(
+        (), "[D, 6 D] adaLN, whole: its six vectors must not be cut across"
+    ),
+    "input": Rule(
+        (), "[P, D], [256, D], [context_dim, D] whole: what enters the model"
+    ),
+    "output": Rule((), "[D, P], [D, D] whole: what leaves an embedder or the model"),
+    "vector": Rule((), "[D] biases, [K] norm scales, whole: a few kilobytes"),
 }
 
 PARAMETER_DIMS = (  # path pattern -> logical names of the dims
@@ -63,9 +103,14 @@ def parameter_dims(path: str) -> tuple[str, ...]:
     )
 
 
+def num_shards(name: str, axes: Mapping[str, int]) -> int:
+    """Parts that dims of this logical name are split into, for these axis sizes."""
+    return math.prod(axes[axis] for axis in RULES[name].axes)
+
+
 def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
     """The mesh axes of dims with these logical names (None: not split)."""
-    axes = (RULES[name] if name else () for name in names)
+    axes = (RULES[name].axes if name else () for name in names)
     return PartitionSpec(*(axis or None for axis in axes))
 
 
@@ -78,9 +123,9 @@ def parameter_sharding(path: str, shape: tuple[int, ...], *, mesh: Mesh):
     """
     names = parameter_dims(path)
     for name, size in zip(names, shape, strict=True):
-        shards = math.prod(mesh.shape[axis] for axis in RULES[name])
+        shards = num_shards(name, mesh.shape)
         if size % shards:
-            axes = " * ".join(f"mesh.{axis}" for axis in RULES[name])
+            axes = " * ".join(f"mesh.{axis}" for axis in RULES[name].axes)
             raise ValueError(
                 f"{axes} must divide dim '{name}' of every parameter, got {shards} for "
                 f"{path} with shape {shape}; choose a divisor of {size}."
@@ -136,45 +181,39 @@ class Layout:
         """What the devices are: cpu, gpu or tpu."""
         return self.mesh.devices.flat[0].platform
 
+    def num_shards(self, name: str) -> int:
+        """Parts that a dim of this logical name is split into."""
+        return num_shards(name, self.mesh.shape)
+
     def map_shards(self, function, *, in_names, out_names):
         """Runs a function on each device's shards, for kernels that XLA cannot split.
 
         Args:
           function: of as many pytrees of arrays as `in_names` has entries.
-          in_names: logical names of the dims, one tuple for all leaves of an argument.
+          in_names: for each argument the logical names of its dims, one tuple for all
+            its leaves or a tuple of such tuples, one for each leaf.
           out_names: the same for the result.
         """
+        # Unchecked, as kernels carry no types of varying axes. Gradients of what is
+        # whole on several devices are still summed over them.
         return jax.shard_map(
             function,
             mesh=self.mesh,
-            in_specs=tuple(partition_spec(names) for names in in_names),
-            out_specs=partition_spec(out_names),
+            in_specs=_partition_specs(in_names),
+            out_specs=_partition_specs(out_names),
             check_vma=False,
         )
+
+
+def _partition_specs(names):
+    """`partition_spec` of each tuple of names in a tree of them."""
+    return jax.tree.map(
+        lambda leaf: partition_spec(leaf),
+        names,
+        is_leaf=lambda node: all(n is None or isinstance(n, str) for n in node),
+    )
 
 
 def make_constrain(mesh: Mesh) -> Layout:
     """What pins an activation's layout by the names of its dims."""
     return Layout(mesh)
-
-
-def explain(abstract_params, *, mesh: Mesh) -> str:
-    """A table of each parameter's shape, layout and bytes a device, with the total."""
-    rows = [("parameter", "shape", "dims", "mesh axes", "MiB/device")]
-    total = 0.0
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params):
-        path = parameter_path(key_path)
-        sharding = parameter_sharding(path, leaf.shape, mesh=mesh)
-        mebibytes = (
-            math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize / 2**20
-        )
-        total += mebibytes
-        names = parameter_dims(path)
-        axes = ", ".join("+".join(RULES[name]) or "-" for name in names)
-        rows.append((path, str(leaf.shape), ", ".join(names), axes, f"{mebibytes:.3f}"))
-    rows.append(("total", "", "", "", f"{total:.3f}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )

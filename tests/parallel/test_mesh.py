@@ -1,25 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Meshes of eight simulated devices, and the layouts on them."""
 
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from rfjax import main
 from rfjax.parallel import mesh as meshes
 from rfjax.parallel import sharding
+
+CONFIG = Path(__file__).parents[2] / "configs" / "debug.py"
 
 
 def test_one_axis_is_inferred():
     assert meshes.MeshConfig(fsdp=4).resolve(8) == meshes.MeshConfig(data=2, fsdp=4)
     mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=-1))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    sizes = {"slice": 1, "data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
+    assert dict(mesh.shape) == sizes
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"data": 2, "fsdp": 3}, r"mesh data=2 fsdp=3 tensor=1 needs 6 devices, 8 are"),
+        (
+            {"data": 2, "fsdp": 3},
+            r"data=2 fsdp=3 tensor=1 sequence=1 needs 6 devices, 8 are",
+        ),
         ({"fsdp": 3}, r"needs a multiple of 3 devices, 8 are visible; set one axis"),
         ({"data": 16}, r"needs 16 devices, 8 are visible"),
     ],
@@ -32,17 +43,110 @@ def test_a_mesh_that_does_not_multiply_to_the_devices(sizes, message):
 def test_a_mesh_that_does_not_divide_the_batch():
     mesh = meshes.MeshConfig(data=2, fsdp=4)
     mesh.check_batch(32, micro_batches=2)
-    message = r"must be a multiple of .* = 2 \* 4 \* 2, got 40; the nearest .* is 32"
+    message = r"must be a multiple of .* = 1 \* 2 \* 4 \* 2, got 40; .* that fits is 32"
     with pytest.raises(ValueError, match=message):
         mesh.check_batch(40, micro_batches=2)
 
 
-def test_put_batch_splits_rows_over_data_and_fsdp(random_batch):
+def test_a_sequence_axis_that_does_not_divide_the_image_tokens():
+    mesh = meshes.MeshConfig(sequence=8)
+    mesh.check_tokens(256)
+    message = r"mesh\.sequence must divide the image tokens .* 8 for 36 tokens; choose"
+    with pytest.raises(ValueError, match=message):
+        mesh.check_tokens(36)
+
+
+def test_image_tokens_are_checked_before_anything_is_written(tmp_path, capsys):
+    flags = ("mesh.sequence=8", "data.latent_shape=[6, 8, 16]")
+    args = ["train", f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}"]
+    assert main.run([*args, *(f"--config.{flag}" for flag in flags)]) == 1
+    assert "got 8 for 12 tokens; choose a divisor of 12" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """A device of a TPU job as far as meshes look at it."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "fake"
+
+
+@pytest.fixture
+def in_order(monkeypatch):
+    """Devices inside a slice stay in their order: fakes have no coordinates."""
+    monkeypatch.setattr(
+        meshes.mesh_utils,
+        "create_device_mesh",
+        lambda shape, devices, **_: np.array(devices).reshape(shape),
+    )
+
+
+def test_only_the_slice_axis_crosses_slices(in_order):
+    devices = [FakeDevice(i, slice_index=i % 2) for i in range(8)]  # interleaved
+    axes = {"slice": 2, "data": 1, "fsdp": 2, "tensor": 2, "sequence": 1}
+    placed = meshes.arrange(devices, axes)
+    assert placed.shape == (2, 1, 2, 2, 1)
+    for index, block in enumerate(placed):
+        assert {device.slice_index for device in block.flat} == {index}
+    cpus = meshes.arrange(jax.devices(), axes)  # control: as they come
+    assert [device.id for device in cpus.flat] == [d.id for d in jax.devices()]
+
+
+@pytest.mark.parametrize(("slice_axis", "num_slices"), [(1, 2), (2, 1), (4, 2)])
+def test_another_number_of_slices_is_refused(in_order, slice_axis, num_slices):
+    devices = [FakeDevice(i, slice_index=i % num_slices) for i in range(8)]
+    axes = {"slice": slice_axis, "data": 8 // slice_axis}
+    message = rf"mesh\.slice must be .* got {slice_axis} for {num_slices}; set"
+    with pytest.raises(ValueError, match=message):
+        meshes.arrange(devices, axes)
+
+
+def fake_mesh(num_processes, **axes):
+    """Devices in order, the same number to each process."""
+    sizes = dataclasses.asdict(meshes.MeshConfig(**axes))
+    shape = tuple(sizes.values())
+    count = int(np.prod(shape))
+    devices = [
+        FakeDevice(i, 0, process_index=i * num_processes // count) for i in range(count)
+    ]
+    return SimpleNamespace(
+        devices=np.array(devices).reshape(shape), shape=sizes, size=count
+    )
+
+
+@pytest.mark.parametrize(
+    ("process", "axes", "share"),
+    [
+        (0, {"data": 8}, (0, 4)),
+        (3, {"data": 8}, (3, 4)),
+        (3, {"data": 1, "fsdp": 8}, (3, 4)),
+        (3, {"data": 4, "tensor": 2}, (3, 4)),
+        # Two processes hold the same rows, so they read the same half.
+        (1, {"data": 2, "sequence": 4}, (0, 2)),
+        (2, {"data": 2, "tensor": 2, "sequence": 2}, (1, 2)),
+        (2, {"data": 1, "sequence": 8}, (0, 1)),
+    ],
+)
+def test_processes_share_out_the_rows_that_they_hold(process, axes, share, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    assert meshes.reading_share(fake_mesh(4, **axes)) == share
+
+
+def test_rows_held_in_common_by_halves_are_refused():
+    with pytest.raises(ValueError, match=r"must stay inside a process .* got 3 \* 1"):
+        meshes.reading_share(fake_mesh(3, data=2, tensor=3))
+
+
+def test_put_batch_splits_rows_over_the_batch_axes(random_batch):
     mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
     batch = random_batch(8)
     placed = meshes.put_batch(batch, mesh=mesh)
     np.testing.assert_array_equal(placed.latents, batch.latents)
-    assert placed.latents.sharding.spec == PartitionSpec(("data", "fsdp"))
+    assert placed.latents.sharding.spec == PartitionSpec(("slice", "data", "fsdp"))
     assert placed.latents.addressable_shards[0].data.shape == (2, 8, 8, 4)
 
 
@@ -52,7 +156,7 @@ def test_state_follows_its_parameters(tiny_model):
     from rfjax.train.state import init_state
 
     network = tiny_model()
-    optimizer = make_optimizer(OptimizerConfig())
+    optimizer = make_optimizer(OptimizerConfig(), depth=2)
     shapes = jax.eval_shape(
         lambda key: init_state(key, init_params=network.init, optimizer=optimizer),
         jax.random.key(0),
@@ -89,16 +193,3 @@ def test_an_axis_that_divides_no_parameter_is_refused(tiny_model):
 def test_a_parameter_without_a_row_is_refused():
     with pytest.raises(ValueError, match=r"blocks/new/weight has no row"):
         sharding.parameter_dims("blocks/new/weight")
-
-
-def test_explain_adds_up(tiny_model):
-    mesh = meshes.make_mesh(meshes.MeshConfig(data=8))
-    params = tiny_model().abstract_params()
-    table = sharding.explain(params, mesh=mesh)
-    total = sum(leaf.size for leaf in jax.tree.leaves(params)) * 4 / 2**20
-    assert float(table.splitlines()[-1].split()[-1]) == pytest.approx(total, abs=0.02)
-    split = sharding.explain(
-        params, mesh=meshes.make_mesh(meshes.MeshConfig(data=1, fsdp=8))
-    )
-    assert float(split.splitlines()[-1].split()[-1]) < total / 5  # control
-    assert "layers, embed, mlp" in table

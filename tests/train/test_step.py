@@ -2,6 +2,9 @@
 """The step: same losses on any mesh, and an optimizer that can be checked by hand."""
 
 import dataclasses
+import math
+import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,11 @@ import pytest
 
 from rfjax.flow.formulations import parse
 from rfjax.parallel import mesh as meshes
-from rfjax.parallel.sharding import make_constrain, state_shardings
+from rfjax.parallel.sharding import (
+    make_constrain,
+    parameter_path,
+    state_shardings,
+)
 from rfjax.train.ema import EmaConfig, update_ema
 from rfjax.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from rfjax.train.state import TrainState, init_state
@@ -19,19 +26,36 @@ from rfjax.train.step import make_train_step
 OPTIMIZER = OptimizerConfig(weight_decay=0.1)
 
 
+class Run(NamedTuple):
+    """A few steps.
+
+    Attributes:
+      trace: [steps, 2] losses and gradient norms.
+      params: after the last step, on the host.
+      init: compiled program that makes the state.
+      step: compiled step.
+    """
+
+    trace: np.ndarray
+    params: Any
+    init: jax.stages.Compiled
+    step: jax.stages.Compiled
+
+
 def train(make_model, batches, *, mesh=None, devices=1, micro_batches=1, seed=0):
-    """Runs a few steps; returns ([steps, 2] losses and gradient norms, params)."""
+    """Trains a step on each batch."""
     mesh = meshes.make_mesh(
         mesh or meshes.MeshConfig(), devices=jax.devices()[:devices]
     )
     network = make_model(constrain=make_constrain(mesh))
-    optimizer = make_optimizer(OPTIMIZER)
+    optimizer = make_optimizer(OPTIMIZER, depth=2)
 
     def init(key):
         return init_state(key, init_params=network.init, optimizer=optimizer)
 
     shardings = state_shardings(jax.eval_shape(init, jax.random.key(0)), mesh=mesh)
-    state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+    init = jax.jit(init, out_shardings=shardings).lower(jax.random.key(0)).compile()
+    state = init(jax.random.key(0))
     step = jax.jit(
         make_train_step(
             network,
@@ -45,16 +69,22 @@ def train(make_model, batches, *, mesh=None, devices=1, micro_batches=1, seed=0)
         donate_argnums=0,
         out_shardings=(shardings, meshes.replicated(mesh)),
     )
+    batches = [meshes.put_batch(batch, mesh=mesh) for batch in batches]
+    step = step.lower(state, batches[0], 1e-3).compile()
     trace = []
     for batch in batches:
-        state, metrics = step(state, meshes.put_batch(batch, mesh=mesh), 1e-3)
+        state, metrics = step(state, batch, 1e-3)
         trace.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     assert int(state.step) == len(batches)
     assert (
         state.params["blocks"]["image"]["out"]["kernel"].sharding
         == (shardings.params["blocks"]["image"]["out"]["kernel"])
     )
-    return np.array(trace), jax.device_get(state.params)
+    return Run(np.array(trace), jax.device_get(state.params), init, step)
+
+
+def slow(**axes):
+    return pytest.param(meshes.MeshConfig(**axes), marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -71,35 +101,155 @@ def on_one_device(tiny_model, batches):
     "mesh",
     [
         meshes.MeshConfig(data=8),
-        pytest.param(meshes.MeshConfig(data=1, fsdp=8), marks=pytest.mark.slow),
+        slow(data=1, fsdp=8),
         meshes.MeshConfig(data=2, fsdp=2, tensor=2),
+        slow(data=2, fsdp=2, sequence=2),
+        slow(data=1, fsdp=2, tensor=2, sequence=2),
+        slow(slice=2, data=1, fsdp=2, tensor=2),
+        slow(slice=2, data=2, fsdp=2),
     ],
     ids=lambda mesh: mesh.describe(),
 )
 def test_eight_devices_equal_one(tiny_model, batches, on_one_device, mesh):
-    trace, params = train(tiny_model, batches, mesh=mesh, devices=8)
-    np.testing.assert_allclose(trace, on_one_device[0], rtol=1e-5)
+    assert_equal_runs(train(tiny_model, batches, mesh=mesh, devices=8), on_one_device)
+
+
+def assert_equal_runs(run, expected):
+    np.testing.assert_allclose(run.trace, expected.trace, rtol=1e-5)
     # A gradient that is all rounding has either sign, and Adam makes a whole step of
     # it; so parameters agree but for a handful of entries.
     off = jax.tree.map(
-        lambda a, b: np.mean(np.abs(a - b) > 1e-4), params, on_one_device[1]
+        lambda a, b: np.mean(np.abs(a - b) > 1e-4), run.params, expected.params
     )
     assert max(jax.tree.leaves(off)) < 0.01
+
+
+@pytest.fixture(scope="module")
+def on_two_slices(tiny_model, batches):
+    mesh = meshes.MeshConfig(slice=2, data=1, fsdp=2, sequence=2)
+    return train(tiny_model, batches, mesh=mesh, devices=8)
+
+
+def test_two_slices_equal_one_device(on_two_slices, on_one_device):
+    assert_equal_runs(on_two_slices, on_one_device)
+
+
+def test_only_shards_of_gradients_cross_slices(tiny_model, on_two_slices):
+    """`fsdp` is 2: half of all gradients may cross, and must."""
+    crossing = [
+        shape
+        for line in on_two_slices.step.as_text().splitlines()
+        if " all-reduce(" in line or " reduce-scatter(" in line
+        # Devices 0 to 3 are slice 0.
+        if any(len({d // 4 for d in group}) > 1 for group in replica_groups(line))
+        for shape in array_shapes(line)
+    ]
+    num_params = sum(leaf.size for _, leaf in named_leaves(tiny_model))
+    # A few small kernels' gradients are taken from gathered activations instead.
+    assert 0.45 < sum(map(math.prod, crossing)) / num_params < 0.55
+    sizes = {*map(sorted_tuple, crossing)}
+    for path, leaf in named_leaves(tiny_model):
+        if path.endswith("kernel"):
+            assert sorted_tuple(leaf.shape[-2:]) not in sizes, path
+    assert (64, 512) in sizes  # control: that of an MLP kernel [128, 512] crosses
+
+
+def named_leaves(tiny_model):
+    leaves = jax.tree_util.tree_leaves_with_path(tiny_model().abstract_params())
+    return [(parameter_path(key_path), leaf) for key_path, leaf in leaves]
+
+
+def sorted_tuple(shape):
+    return tuple(sorted(shape))
+
+
+def array_shapes(line):
+    """Shapes of the results of one HLO instruction."""
+    result = re.split(r" (?:all-reduce|reduce-scatter)\(", line)[0]
+    for dims in re.findall(r"[a-z]+\d+\[([\d,]*)\]", result):
+        yield tuple(map(int, dims.split(","))) if dims else ()
+
+
+def replica_groups(line):
+    """Groups of devices that a collective joins, in each form that XLA prints."""
+    if match := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
+        return [[*map(int, g.split(","))] for g in match[1][1:-1].split("},{")]
+    iota = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+    if match := re.search(rf"replica_groups=\[([\d,]+)\]<={iota}", line):
+        sizes, dims, order = match.groups()
+        return devices_in_order(dims, order).reshape([*map(int, sizes.split(","))])
+    match = re.search(
+        rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({iota}\))? \{{(.*?)\}}", line
+    )
+    axes, dims, order, over = match.groups()
+    axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes)}
+    ids = devices_in_order(dims or str(math.prod(axes.values())), order)
+    over = [list(axes).index(name) for name in re.findall(r"'(\w+)'", over)]
+    ids = np.moveaxis(ids.reshape(list(axes.values())), over, range(-len(over), 0))
+    return ids.reshape(-1, math.prod(ids.shape[-len(over) :]))
+
+
+def devices_in_order(dims, order):
+    dims = [*map(int, dims.split(","))]
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    return ids.transpose([*map(int, order.split(","))] if order else None)
+
+
+def test_replica_groups_are_read_in_every_form():
+    for text, groups in (
+        ("{{0,2},{1,3}}", [[0, 2], [1, 3]]),
+        ("[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
+        ("mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
+    ):
+        read = replica_groups(f"all-reduce(x), replica_groups={text}, to_apply=add")
+        np.testing.assert_array_equal(read, groups)
+
+
+def test_no_device_ever_holds_a_whole_kernel_while_it_is_drawn(
+    tiny_model, on_one_device, on_two_slices
+):
+    def whole_kernels(run):
+        text = run.init.as_text()
+        return [
+            path
+            for path, leaf in named_leaves(tiny_model)
+            if path.endswith("kernel")
+            and f"f32[{','.join(map(str, leaf.shape))}]" in text
+        ]
+
+    assert not whole_kernels(on_two_slices)
+    assert whole_kernels(on_one_device)  # control
+    sizes = [run.init.memory_analysis() for run in (on_two_slices, on_one_device)]
+    split, whole = (size.output_size_in_bytes for size in sizes)
+    assert split < 0.6 * whole
+    assert sizes[0].temp_size_in_bytes < 0.1 * whole
 
 
 @pytest.mark.parametrize(
     "mesh",
     [
         meshes.MeshConfig(data=2, fsdp=2, tensor=2),
-        meshes.MeshConfig(data=4, tensor=2),
-        meshes.MeshConfig(data=1, fsdp=2, tensor=4),
+        meshes.MeshConfig(data=1, fsdp=2, tensor=2, sequence=2),
+        slow(data=4, tensor=2),
+        slow(data=1, fsdp=2, tensor=4),
+        slow(data=2, fsdp=2, sequence=2),
+        slow(data=1, tensor=2, sequence=4),
+        slow(data=1, sequence=8),
+        slow(slice=2, data=1, fsdp=2, tensor=2),
+        slow(slice=2, data=2, fsdp=2),
     ],
     ids=lambda mesh: mesh.describe(),
 )
 def test_velocity_of_random_weights_is_the_same_on_any_mesh(
     tiny_model, random_params, random_batch, mesh
 ):
-    """Early losses hardly see the blocks, whose gates start closed; this does."""
+    """Early losses hardly see the blocks, whose gates start closed; this does.
+
+    So do the gradients of a function of the velocity.
+    """
     batch = random_batch(16)
 
     def velocity(mesh_config, devices):
@@ -109,39 +259,48 @@ def test_velocity_of_random_weights_is_the_same_on_any_mesh(
         params = jax.device_put(params, state_shardings(params, mesh=mesh))
         timesteps = jnp.linspace(0.1, 0.9, 16)
 
-        @jax.jit
         def evaluate(params, batch):
-            return network.bind(params)(batch.latents, timesteps, batch.conditioning)
+            velocity = network.bind(params)(
+                batch.latents, timesteps, batch.conditioning
+            )
+            return jnp.mean(jnp.sin(velocity)), velocity
 
+        evaluate = jax.jit(jax.grad(evaluate, has_aux=True))
         return jax.device_get(evaluate(params, meshes.put_batch(batch, mesh=mesh)))
 
-    expected = velocity(meshes.MeshConfig(), 1)
+    grads, expected = velocity(meshes.MeshConfig(), 1)
+    grads_on_mesh, velocity_on_mesh = velocity(mesh, 8)
     # Sums over shards are taken in another order: 1e-6 of values of order 1 to 10.
-    np.testing.assert_allclose(velocity(mesh, 8), expected, atol=3e-5, rtol=1e-5)
+    np.testing.assert_allclose(velocity_on_mesh, expected, atol=3e-5, rtol=1e-5)
     assert np.abs(expected).max() > 1  # the blocks do something
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()),
+        grads_on_mesh,
+        grads,
+    )
 
 
 def test_another_seed_differs(tiny_model, batches, on_one_device):
     """Control of the equivalences: noise and timesteps do come from the seed."""
-    trace, _ = train(tiny_model, batches, seed=1)
-    assert np.abs(trace / on_one_device[0] - 1).min() > 1e-4
+    run = train(tiny_model, batches, seed=1)
+    assert np.abs(run.trace / on_one_device.trace - 1).min() > 1e-4
 
 
 def test_micro_batches_equal_one_batch(tiny_model, batches, on_one_device):
-    trace, _ = train(tiny_model, batches, micro_batches=4)
-    np.testing.assert_allclose(trace, on_one_device[0], rtol=1e-5)
+    run = train(tiny_model, batches, micro_batches=4)
+    np.testing.assert_allclose(run.trace, on_one_device.trace, rtol=1e-5)
 
 
 def test_rows_may_stand_in_any_order(tiny_model, batches, on_one_device):
     """Noise belongs to the sample, so hosts may deal out rows as they like."""
     reverse = [jax.tree.map(lambda rows: rows[::-1], batch) for batch in batches]
-    trace, _ = train(tiny_model, reverse)
-    np.testing.assert_allclose(trace, on_one_device[0], rtol=1e-5)
+    run = train(tiny_model, reverse)
+    np.testing.assert_allclose(run.trace, on_one_device.trace, rtol=1e-5)
     renamed = [
         dataclasses.replace(b, sample_index=b.sample_index[::-1]) for b in batches
     ]
-    other, _ = train(tiny_model, renamed)
-    assert np.abs(other / on_one_device[0] - 1).max() > 1e-4  # control
+    other = train(tiny_model, renamed)
+    assert np.abs(other.trace / on_one_device.trace - 1).max() > 1e-4  # control
 
 
 def adamw_by_hand(params, grads, *, config, num_steps):
@@ -175,7 +334,7 @@ def test_adamw_equals_numpy():
     )  # fmt: skip
     params = {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)}
     grads = [{n: rng.normal(size=p.shape) for n, p in params.items()} for _ in range(5)]
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, depth=2)
     actual = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
     state = optimizer.init(actual)
     for i, grad in enumerate(grads):
@@ -198,7 +357,7 @@ def test_adamw_equals_numpy():
 
 def test_tiny_gradients_are_not_swallowed():
     """AdamW with eps 1e-15 moves by the rate even when gradients are 1e-10."""
-    optimizer = make_optimizer(OptimizerConfig())
+    optimizer = make_optimizer(OptimizerConfig(), depth=2)
     params = {"kernel": jnp.zeros((1, 1))}
     updates, _ = optimizer.update(
         {"kernel": jnp.full((1, 1), 1e-10)}, optimizer.init(params), params
@@ -254,7 +413,7 @@ def test_paper_ema_half_life():
 
 def test_fresh_state_has_its_own_copy_of_the_parameters(tiny_model):
     network = tiny_model()
-    optimizer = make_optimizer(OPTIMIZER)
+    optimizer = make_optimizer(OPTIMIZER, depth=2)
     state = jax.jit(
         lambda key: init_state(key, init_params=network.init, optimizer=optimizer)
     )(jax.random.key(0))

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the compiler is told about a platform, in training and in plans alike."""
+
+from __future__ import annotations
+
+from jax.sharding import Mesh
+
+# platform -> options of the compiler
+COMPILER_OPTIONS = {
+    # Room for the blocks of one instruction. The default, 16 MiB, forces matrix
+    # products with several inputs and outputs into blocks that leave the matrix unit
+    # idle; a chip has 128 MiB, which the kernels and prefetched arrays share.
+    "tpu": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
+}
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """Options for `jax.jit` of a program that runs on a mesh; None for the defaults."""
+    return COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)

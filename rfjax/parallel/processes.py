@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes, one program: joined from the environment, one of them writes.
+
+Each host of a pod runs the same command. `start` joins them, before JAX is used:
+
+- `JAX_COORDINATOR_ADDRESS` (host:port of the first process), `JAX_NUM_PROCESSES` and
+  `JAX_PROCESS_ID` together decide, on any cluster and on one machine;
+- else TPU VMs, TPU jobs on GKE (several slices too) and SLURM steps are recognised, and
+  JAX finds the others by itself;
+- else this process is alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+ADDRESS, COUNT, INDEX = VARIABLES = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+)
+
+
+def start() -> None:
+    """Joins the other processes of the job, if there are any; once is enough.
+
+    Raises:
+      ValueError: the variables contradict each other, or the cluster that they point
+        to cannot be joined.
+    """
+    if jax.distributed.is_initialized():
+        return
+    given = read_variables(os.environ)
+    if given is None and not in_cluster(os.environ):
+        return
+    try:
+        jax.distributed.initialize(**(given or {}))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the processes of this job must find each other, and do not: {error}; "
+            f"set {', '.join(VARIABLES)} in each of them, and start them all."
+        ) from error
+
+
+def read_variables(environ: Mapping[str, str]) -> dict[str, str | int] | None:
+    """Arguments of `jax.distributed.initialize`, or None if nothing is set.
+
+    Raises:
+      ValueError: only some of the variables are set, or one is out of range.
+    """
+    missing = [name for name in VARIABLES if not environ.get(name)]
+    if len(missing) == len(VARIABLES):
+        return None
+    if missing:
+        there = [name for name in VARIABLES if name not in missing]
+        raise ValueError(
+            f"{', '.join(VARIABLES)} must be set together, got "
+            f"{', '.join(f'{name}={environ[name]}' for name in there)} without "
+            f"{' and '.join(missing)}; set all of them, or none on one machine."
+        )
+    address, count, index = (environ[name] for name in VARIABLES)
+    if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
+        raise ValueError(
+            f"{ADDRESS} must be HOST:PORT of the first process, got {address!r}; "
+            "write it as in 10.0.0.1:1234."
+        )
+    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+        raise ValueError(
+            f"{INDEX} must count from 0 to {COUNT} - 1, got {index} of {count}; give "
+            "each process its own number."
+        )
+    return {
+        "coordinator_address": address,
+        "num_processes": int(count),
+        "process_id": int(index),
+    }
+
+
+def in_cluster(environ: Mapping[str, str], *, devices: Path = Path("/dev")) -> bool:
+    """Whether JAX can be expected to find other processes by itself.
+
+    Args:
+      environ: environment variables.
+      devices: folder of device files.
+    """
+    if "SLURM_STEP_NODELIST" in environ:  # set by srun, not in the script of sbatch
+        return int(environ.get("SLURM_NTASKS", 1)) > 1
+    platforms = environ.get("JAX_PLATFORMS", "")
+    if platforms and "tpu" not in platforms.split(","):
+        return False
+    if "TPU_SKIP_MDS_QUERY" in environ:  # the user says that there is no cluster
+        return False
+    if "TPU_WORKER_HOSTNAMES" in environ:  # GKE
+        num_hosts = len(environ["TPU_WORKER_HOSTNAMES"].split(","))
+        return num_hosts > 1 or int(environ.get("MEGASCALE_NUM_SLICES", 1)) > 1
+    # A TPU VM names its chips alone; JAX asks the metadata server for its neighbours.
+    return any((devices / name).exists() for name in ("accel0", "vfio/0"))
+
+
+def is_first() -> bool:
+    """Whether this process writes and prints for all."""
+    return jax.process_index() == 0
+
+
+def on_first(function: Callable[[], None]) -> None:
+    """Calls a function in the first process; the others wait until it is done.
+
+    Raises:
+      ValueError: in the others too, if the function raised in the first.
+    """
+    error = None
+    if is_first():
+        try:
+            function()
+        except Exception as caught:  # told to the others before it ends this process
+            error = caught
+    if jax.process_count() > 1:
+        failed = multihost_utils.broadcast_one_to_all(np.bool_(error is not None))
+        if failed and not is_first():
+            raise ValueError(
+                "process 0 must be able to go on, and stopped; its output says why."
+            )
+    if error is not None:
+        raise error

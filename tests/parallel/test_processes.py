@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the environment says about other processes."""
+
+import jax
+import pytest
+
+from rfjax.parallel import processes
+
+ALL = {
+    processes.ADDRESS: "10.0.0.1:1234",
+    processes.COUNT: "4",
+    processes.INDEX: "3",
+}
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """The arguments of each call of `jax.distributed.initialize`, which is not made."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **k: calls.append(k))
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: bool(calls))
+    for name in processes.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_a_machine_alone_stays_alone(initialized):
+    processes.start()
+    assert not initialized
+
+
+def test_variables_decide(initialized, monkeypatch):
+    for name, value in ALL.items():
+        monkeypatch.setenv(name, value)
+    processes.start()
+    processes.start()  # once is enough
+    expected = {
+        "coordinator_address": "10.0.0.1:1234",
+        "num_processes": 4,
+        "process_id": 3,
+    }
+    assert initialized == [expected]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({processes.INDEX: ""}, r"must be set together.* without JAX_PROCESS_ID; set"),
+        ({processes.ADDRESS: ""}, r"without JAX_COORDINATOR_ADDRESS; set all"),
+        ({processes.ADDRESS: "host"}, r"must be HOST:PORT .*, got 'host'"),
+        ({processes.INDEX: "4"}, r"count from 0 to JAX_NUM_PROCESSES - 1, got 4 of 4"),
+        ({processes.COUNT: "two"}, r"got 3 of two"),
+    ],
+)
+def test_variables_that_contradict_each_other(changed, message):
+    with pytest.raises(ValueError, match=message):
+        processes.read_variables(ALL | changed)
+
+
+def test_a_cluster_that_cannot_be_joined(initialized, monkeypatch):
+    def refuse(**kwargs):
+        raise RuntimeError("barrier timed out")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    for name, value in ALL.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"barrier timed out; set JAX_COORDINATOR_ADD"):
+        processes.start()
+
+
+SLURM = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
+GKE = {"TPU_WORKER_HOSTNAMES": "a,b"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, False),
+        (SLURM, True),
+        (SLURM | {"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "2"}, False),  # the script of sbatch, outside of srun
+        (GKE, True),
+        (GKE | {"JAX_PLATFORMS": "tpu,cpu"}, True),
+        (GKE | {"JAX_PLATFORMS": "cpu"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, True),
+    ],
+)
+def test_clusters_are_recognised(environ, expected, tmp_path):
+    assert processes.in_cluster(environ, devices=tmp_path) == expected
+
+
+@pytest.mark.parametrize("name", ["accel0", "vfio/0"])
+def test_a_tpu_vm_is_known_by_its_chips(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert processes.in_cluster({}, devices=tmp_path)
+    assert not processes.in_cluster({"JAX_PLATFORMS": "cpu"}, devices=tmp_path)
+    assert not processes.in_cluster({"TPU_SKIP_MDS_QUERY": "1"}, devices=tmp_path)
+
+
+def test_the_others_stop_when_the_first_cannot_go_on(monkeypatch):
+    def fail():
+        raise ValueError("the folder is in use")
+
+    with pytest.raises(ValueError, match="the folder is in use"):
+        processes.on_first(fail)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    told = [True, False]
+    monkeypatch.setattr(
+        processes.multihost_utils, "broadcast_one_to_all", lambda _: told.pop(0)
+    )
+    with pytest.raises(ValueError, match="process 0 must be able to go on"):
+        processes.on_first(fail)
+    processes.on_first(fail)  # control: not called here, and all is well there

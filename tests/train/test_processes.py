@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two real processes over loopback train like one: same losses, one run folder."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rfjax import checkpoint, commands, run_folder
+from rfjax import config as configs
+from rfjax.main import apply_overrides, load_config_file
+from rfjax.parallel import mesh as meshes
+from rfjax.parallel import processes
+
+CONFIG = Path(__file__).parents[2] / "configs" / "debug.py"
+OVERRIDES = (
+    "--config.model.depth=1",
+    "--config.mesh.fsdp=2",
+    "--config.train.num_steps=4",
+    "--config.train.log_every_steps=1",
+    "--config.optimizer.warmup_steps=1",
+    "--config.optimizer.cooldown_steps=0",
+    "--config.checkpoint.every_steps=2",
+    "--config.validation.every_steps=4",
+)
+
+
+def losses(workdir):
+    """[step, loss] of each line of metrics, and the validation loss of the last."""
+    lines = run_folder.read_metrics(workdir)
+    trained = [(m["step"], m["train/loss"]) for m in lines if "train/loss" in m]
+    (validated,) = [m["val_ema/loss"] for m in lines if "val_ema/loss" in m]
+    return np.array([*trained, (0, validated)])
+
+
+def train_here(workdir):
+    config = configs.from_config_dict(
+        apply_overrides(load_config_file(str(CONFIG)), OVERRIDES)
+    )
+    assert commands.train(config, workdir=workdir, report=lambda line: None)
+    return workdir
+
+
+def run_two_processes(*args):
+    """Runs `rfjax *args` in two processes of four devices; returns what they print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environ = os.environ | {
+        # Compiled quickly rather than well; the numbers do not depend on it.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 "
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        # Gloo waits 30 seconds for the other process, so neither may skip compiling.
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        processes.ADDRESS: address,
+        processes.COUNT: "2",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "rfjax.main", *args],
+            env=environ | {processes.INDEX: str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, outputs, strict=True):
+        assert process.returncode == 0, errors
+    return [out for out, _ in outputs]
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    flags = (f"--config={CONFIG}", f"--workdir={workdir}", *OVERRIDES)
+    return workdir, run_two_processes("train", *flags)
+
+
+@pytest.fixture(scope="module")
+def by_one(tmp_path_factory):
+    return train_here(tmp_path_factory.mktemp("one") / "run")
+
+
+def test_losses_equal_those_of_one_process(by_two, by_one):
+    expected = losses(by_one)
+    np.testing.assert_allclose(losses(by_two[0]), expected, rtol=1e-5)
+    assert expected[:4, 0].tolist() == [1, 2, 3, 4]
+    assert np.ptp(expected[:4, 1]) > 1e-3  # control: steps do differ
+
+
+def test_losses_equal_those_of_one_device(by_two, tmp_path, monkeypatch):
+    alone = meshes.make_mesh(meshes.MeshConfig(), devices=jax.devices()[:1])
+    monkeypatch.setattr(commands, "make_mesh_for", lambda config: alone)
+    expected = losses(train_here(tmp_path / "run"))
+    np.testing.assert_allclose(losses(by_two[0]), expected, rtol=1e-5)
+
+
+def test_one_of_them_writes_and_prints(by_two):
+    workdir, (first, second) = by_two
+    assert f"finished 4 steps in {workdir}" in first
+    assert "steps" not in second  # what Gloo prints is left
+    assert checkpoint.finished_steps(workdir) == [2, 4]
+    assert not list(workdir.glob("**/*tmp*"))
+
+
+def test_one_process_goes_on_with_their_checkpoint(by_two, by_one, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(by_two[0], workdir)
+    shutil.rmtree(workdir / checkpoint.FOLDER / "4")
+    train_here(workdir)
+    np.testing.assert_allclose(losses(workdir), losses(by_one), rtol=1e-5)
+    assert checkpoint.finished_steps(workdir) == [2, 4]
