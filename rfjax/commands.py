@@ -7,10 +7,12 @@ evaluation. Everything is checked before anything is compiled or written.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,11 @@ from clu import parameter_overview
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from rfjax import __version__, checkpoint, data, run_folder, schema
+from rfjax import __version__, checkpoint, data, run_folder, schema, whole_files
 from rfjax import config as configs
+from rfjax.bench.data import ReadingReport, measure_reading, write_random_dataset
+from rfjax.bench.diffusers_peer import make_step
+from rfjax.bench.step import StepReport, time_in_turns
 from rfjax.config import Config
 from rfjax.data import shards, sheet
 from rfjax.data.encode import encode_dataset, make_encode_config
@@ -31,25 +36,37 @@ from rfjax.evaluation import captions, validation
 from rfjax.evaluation.curves import draw_curves
 from rfjax.evaluation.sample import SampleConfig, sample_latents, sample_noise
 from rfjax.export.load import merge_model_fields, open_weights
-from rfjax.export.save import new_folder
+from rfjax.export.save import diffusers_config, new_folder
 from rfjax.flow import formulations
 from rfjax.models import flops
 from rfjax.models.mmdit import Network
+from rfjax.parallel import layout as layouts
 from rfjax.parallel import mesh as meshes
+from rfjax.parallel import processes
+from rfjax.parallel.compiler import compiler_options
 from rfjax.parallel.sharding import make_constrain, state_shardings
 from rfjax.plan import report as plan_report
+from rfjax.plan import search as plan_search
 from rfjax.plan.report import Plan
 from rfjax.plan.step import plan_step
-from rfjax.plan.topology import make_devices, parse_topology
+from rfjax.plan.topology import (
+    CHIPS,
+    check_compiler,
+    chip_name_of,
+    make_devices,
+    parse_topology,
+)
 from rfjax.scaling import budget
 from rfjax.scaling.budget import CellCost, ForecastConfig
+from rfjax.scaling.coordinates import check_coordinates, fit_slopes
 from rfjax.scaling.grid import Cell, GridConfig, make_cells
 from rfjax.scaling.sweep import run_locally
 from rfjax.train import loop
 from rfjax.train.optimizer import learning_rate, make_init, make_optimizer
+from rfjax.train.parameterisation import PARAMETERISATIONS
 from rfjax.train.state import TrainState, init_state
-from rfjax.train.step import make_train_step
-from rfjax.types import Conditioning
+from rfjax.train.step import make_mean_loss, make_train_step
+from rfjax.types import Batch, Conditioning
 
 Report = Callable[[str], None]  # where a command says what it does
 
@@ -103,10 +120,14 @@ def train(
     workdir = Path(workdir)
     mesh = make_mesh_for(config)
     manifest = read_manifest(config)
-    stream = make_stream(config)
+    stream = make_stream(config, mesh=mesh)
     job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
-    with run_folder.exclusive(workdir):
-        if jax.process_index() == 0:
+    if branch_from is not None:
+        _check_branch(config, source=Path(branch_from))
+    with contextlib.ExitStack() as stack:
+
+        def claim_folder() -> None:
+            stack.enter_context(run_folder.exclusive(workdir))
             has_run = (workdir / run_folder.CONFIG_FILE).is_file()
             run_folder.claim(
                 workdir,
@@ -118,6 +139,8 @@ def train(
             describe_run(workdir, config, manifest)
             if branch_from is not None:
                 _branch(workdir, config, source=Path(branch_from))
+
+        processes.on_first(claim_folder)
         report(parameter_overview.get_parameter_overview(
             job.abstract_state.params, include_stats=False
         ))  # fmt: skip
@@ -133,14 +156,8 @@ def train(
     return finished
 
 
-def _branch(workdir: Path, config: Config, *, source: Path) -> None:
-    """Lets a run without checkpoints start from those of a run at constant rate.
-
-    Raises:
-      ValueError: if the two are not one run up to the cooldown.
-    """
-    if checkpoint.finished_steps(workdir):
-        return
+def _check_branch(config: Config, *, source: Path) -> None:
+    """Refuses to branch from a run that is not the same up to the cooldown."""
     trunk = configs.load(source)
     changed = run_folder.differences(
         configs.to_dict(trunk),
@@ -155,12 +172,20 @@ def _branch(workdir: Path, config: Config, *, source: Path) -> None:
             f"{source} has another ({'; '.join(changed)}); train from scratch, or "
             "branch from another run."
         )
+
+
+def _branch(workdir: Path, config: Config, *, source: Path) -> None:
+    """Lets a run without checkpoints start from those of a run at constant rate."""
+    if checkpoint.finished_steps(workdir):
+        return
     fork_step = config.train.num_steps - config.optimizer.cooldown_steps
-    last_step = max([0, *(s for s in checkpoint.finished_steps(source)
-                          if s <= fork_step)])  # fmt: skip
-    run_folder.inherit_metrics(workdir, source=source, last_step=last_step)
+    usable = [s for s in checkpoint.finished_steps(source) if s <= fork_step]
+    if not usable:
+        return
     run_folder.update_run(workdir, trunk=source.resolve().name)
-    checkpoint.inherit(workdir, source=source, step=fork_step)
+    # Before the checkpoint: killed in between, the next call does both again.
+    run_folder.inherit_metrics(workdir, source=source, last_step=usable[-1])
+    checkpoint.inherit(workdir, source=source, step=usable[-1])
 
 
 def import_run(
@@ -532,12 +557,62 @@ def _cost_of(cell: Cell, config: Config) -> CellCost:
     )
 
 
+def layout(
+    config: Config,
+    *,
+    num_devices: int | None = None,
+    topology: str | None = None,
+    json: Path | str | None = None,
+    picture: Path | str | None = None,
+) -> layouts.StateLayout:
+    """Who holds what of a config's train state; no device is needed.
+
+    Args:
+      config: the resolved config.
+      num_devices: of the mesh; or give the topology. By default those that are there.
+      topology: chips, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16.
+      json: file to write the figures to.
+      picture: file to draw the bytes of each parameter into.
+
+    Raises:
+      ValueError: the mesh fits neither the devices nor the model.
+    """
+    if num_devices is not None and topology is not None:
+        raise ValueError("give either --devices or --topology, not both.")
+    if num_devices is not None and num_devices < 1:
+        raise ValueError(f"--devices must be at least 1, got {num_devices}.")
+    if topology is not None:
+        chips = parse_topology(topology)
+        num_devices = chips.num_chips
+        meshes.check_slices(config.mesh.slice, chips.num_slices)
+    sizes = config.mesh.resolve(num_devices or jax.device_count())
+    network = Network(config.model)
+    described = layouts.lay_out(
+        network.abstract_params(),
+        jax.eval_shape(
+            functools.partial(
+                init_state,
+                init_params=network.init,
+                optimizer=make_optimizer(config.optimizer, depth=config.model.depth),
+            ),
+            jax.random.key(config.seed),
+        ),
+        mesh=sizes,
+    )
+    if json is not None:
+        layouts.write_json(described, json)
+    if picture is not None:
+        layouts.draw(described, picture)
+    return described
+
+
 def plan(
     config: Config,
     *,
     topology: str,
     num_images: int | None = None,
     json: Path | str | None = None,
+    summary: Path | str | None = None,
     picture: Path | str | None = None,
 ) -> Plan:
     """What the TPU compiler says about a config; no TPU is needed.
@@ -546,7 +621,8 @@ def plan(
       config: the resolved config.
       topology: chips, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16.
       num_images: training budget; by default as many as the config trains on.
-      json: file to write the figures to.
+      json: file to write all figures to.
+      summary: file to write the headline figures to, as configs/plans keeps them.
       picture: file to draw time by class and memory into.
 
     Raises:
@@ -579,29 +655,301 @@ def plan(
     )
     if json is not None:
         plan_report.write_json(planned, json)
+    if summary is not None:
+        plan_report.write_json(planned, summary, headline=True)
     if picture is not None:
         plan_report.draw(planned, picture)
     return planned
 
 
+def search_plans(
+    config: Config,
+    *,
+    topology: str,
+    limit: int = 0,
+    json: Path | str | None = None,
+    report: Callable[[str], None] = print,
+) -> list[plan_search.Outcome]:
+    """Plans a config on several meshes, batches and remat policies.
+
+    Args:
+      config: the resolved config; its batch is the middle of those tried.
+      topology: as for `plan`.
+      limit: compilations at most; 0: no limit.
+      json: file to write the outcomes to after each; those it holds already from an
+        earlier search of the same model and topology are not compiled again.
+      report: told each outcome and the progress.
+
+    Raises:
+      ValueError: no such topology.
+      ImportError: the TPU compiler is not installed.
+    """
+    slices = parse_topology(topology)
+    check_compiler()
+    # What the options leave alone; with another model, old outcomes do not count.
+    fixed = dataclasses.replace(config.model, remat="none"), config.data
+    key = f"{slices} {_digest(repr((*fixed, config.train.micro_batches)))}"
+    done = plan_search.read_json(json, key=key) if json is not None else []
+
+    def plan_option(option: plan_search.Option) -> Plan:
+        batch_size = option.per_chip_batch_size * slices.num_chips
+        changed = dataclasses.replace(
+            config,
+            mesh=meshes.MeshConfig(**option.mesh),
+            model=dataclasses.replace(config.model, remat=option.remat),
+            train=dataclasses.replace(config.train, global_batch_size=batch_size),
+        )
+        return plan(changed, topology=topology)
+
+    def save(outcomes: list[plan_search.Outcome]) -> None:
+        if json is not None:
+            plan_search.write_json(outcomes, json, key=key)
+
+    per_chip = config.train.global_batch_size // slices.num_chips
+    candidates = plan_search.options(
+        topology=slices,
+        width=config.model.width,
+        num_heads=config.model.depth,
+        num_params=flops.num_params(config.model),
+        per_chip_batch_size=max(1, per_chip),
+    )
+    report(f"{len(candidates)} options on {slices}, {len(done)} known already")
+    return plan_search.search(
+        candidates, plan_option, limit=limit, done=done, report=report, save=save
+    )
+
+
+def coordinates(
+    config: Config,
+    *,
+    depths: Sequence[int],
+    num_steps: int,
+    parameterisation: str,
+    out: Path | str,
+) -> dict[str, dict[str, float]]:
+    """Checks whether training steps move activations alike at every depth.
+
+    Writes `coordinates.json` and `coordinates.png`.
+
+    Args:
+      config: the resolved config; its depth is replaced, its peak rate is used.
+      depths: of the models; the smallest is the base depth if the config has none.
+      num_steps: training steps, on the run's first batch.
+      parameterisation: "standard", "mup", or "both" to compare them.
+      out: folder to write into; made if missing.
+
+    Returns:
+      parameterisation -> activation -> slope of log change over log width.
+
+    Raises:
+      ValueError: a wrong setting, before anything is computed.
+    """
+    from rfjax.scaling import coordinate_figure
+
+    read_manifest(config)
+    base_depth = config.optimizer.base_depth or min(depths)
+    names = PARAMETERISATIONS if parameterisation == "both" else (parameterisation,)
+    optimizers = [
+        dataclasses.replace(
+            config.optimizer, parameterisation=name, base_depth=base_depth
+        )
+        for name in names
+    ]
+    stream = data.make_train_stream(
+        config.data,
+        global_batch_size=config.train.global_batch_size,
+        seed=config.seed,
+    )
+    batch = next(iter(stream))
+    stream.close()
+    points = [
+        point
+        for optimizer in optimizers
+        for point in check_coordinates(
+            batch,
+            model=config.model,
+            optimizer=optimizer,
+            formulation=formulations.parse(config.objective),
+            shift=config.shift,
+            depths=depths,
+            num_steps=num_steps,
+            seed=config.seed,
+        )
+    ]
+    slopes = fit_slopes(points)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    result = {
+        "base_depth": base_depth,
+        "learning_rate": config.optimizer.learning_rate,
+        "num_steps": num_steps,
+        "slopes": slopes,
+        "points": [dataclasses.asdict(point) for point in points],
+    }
+    partial = out / "coordinates.json.partial"
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(out / "coordinates.json")
+    partial = out / "coordinates.png.partial"
+    coordinate_figure.draw_coordinates(points).savefig(partial, format="png")
+    partial.replace(out / "coordinates.png")
+    return slopes
+
+
+def bench_step(
+    config: Config,
+    *,
+    rounds: int = 5,
+    peer: str | None = None,
+    json: Path | str | None = None,
+    report: Report = lambda line: None,
+) -> StepReport:
+    """Times the train step of a config on the devices that are there.
+
+    Args:
+      config: the resolved config.
+      rounds: how often everything is timed, in turns.
+      peer: "diffusers" to time the same step in PyTorch, on the CPU in float32.
+      json: file to write the figures to.
+      report: receives a line for each round.
+
+    Raises:
+      ValueError: a wrong setting, or a peer that cannot do the same work.
+      ImportError: the peer is not installed.
+    """
+    if rounds < 1:
+        raise ValueError(f"--rounds must be at least 1, got {rounds}.")
+    mesh = make_mesh_for(config)
+    manifest = read_manifest(config)
+    stream = make_stream(config, mesh=mesh)
+    job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
+    host_batch = next(stream)
+    actions = {}
+    if peer is not None:
+        actions[peer] = _peer_step(config, host_batch, peer=peer)
+    batch = meshes.put_batch(host_batch, mesh=mesh)
+    state = job.init_state()
+    mean_loss = make_mean_loss(
+        Network(config.model, constrain=make_constrain(mesh)),
+        formulation=formulations.parse(config.objective),
+        shift=config.shift,
+        seed=config.seed,
+    )
+    forward = jax.jit(mean_loss)
+    backward = jax.jit(jax.value_and_grad(mean_loss))
+
+    def train_step() -> None:
+        nonlocal state  # the old one is donated
+        state, metrics = job.train_step(state, batch, config.optimizer.learning_rate)
+        jax.block_until_ready((state, metrics))
+
+    actions |= {
+        "forward": lambda: jax.block_until_ready(
+            forward(state.params, batch, state.step)
+        ),
+        "forward and backward": lambda: jax.block_until_ready(
+            backward(state.params, batch, state.step)
+        ),
+        "step": train_step,
+    }
+    seconds = time_in_turns(actions, rounds=rounds, repeats=2, report=report)
+    device = jax.devices()[0]
+    chip = CHIPS.get(chip_name_of(device.device_kind))
+    measured = StepReport(
+        device=device.device_kind,
+        num_devices=mesh.size,
+        global_batch_size=config.train.global_batch_size,
+        num_params=flops.num_params(config.model),
+        flops_per_sample=job.flops_per_sample,
+        peak_flops=chip.peak_flops if chip else None,
+        peer_name=peer,
+        peer=tuple(seconds.pop(peer, ())),
+        parts={name: tuple(times) for name, times in seconds.items()},
+    )
+    if json is not None:
+        whole_files.write_json(json, measured.to_json())
+    return measured
+
+
+def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]:
+    """The peer's step on the same examples."""
+    if peer != "diffusers":
+        raise ValueError(f"--peer must be diffusers, got {peer!r}.")
+    rf = formulations.parse("rf/lognorm(0.00,1.00)")
+    if (
+        jax.default_backend() != "cpu"
+        or config.model.compute_dtype != "float32"
+        or config.train.micro_batches != 1
+        or formulations.parse(config.objective) != rf
+    ):
+        raise ValueError(
+            "--peer=diffusers does the same work on a CPU only, with "
+            "model.compute_dtype=float32, train.micro_batches=1 and objective="
+            "rf/lognorm(0.00,1.00); set them, or leave out --peer."
+        )
+    adam = config.optimizer
+    return make_step(
+        diffusers_config(config.model),
+        batch,
+        optimizer={
+            "lr": adam.learning_rate,
+            "betas": (adam.b1, adam.b2),
+            "eps": adam.eps,
+            "weight_decay": adam.weight_decay,
+        },
+        clip_norm=adam.clip_norm,
+        ema_decay=config.ema.decay,
+        ema_every_steps=config.ema.every_steps,
+        num_params=flops.num_params(config.model),
+    )
+
+
+def bench_data(
+    root: Path | str | None, *, rounds: int = 5, json: Path | str | None = None
+) -> ReadingReport:
+    """Times reading a data set against bare ArrayRecord reads, in turns.
+
+    Args:
+      root: data folder; by default random records in the layout of SD3 at 256 px.
+      rounds: how often both are timed.
+      json: file to write the figures to.
+    """
+    if root is not None:
+        measured = measure_reading(root, rounds=rounds)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            write_random_dataset(Path(folder) / "random")
+            measured = measure_reading(Path(folder) / "random", rounds=rounds)
+    if json is not None:
+        whole_files.write_json(json, dataclasses.asdict(measured))
+    return measured
+
+
 # -- Parts of a run ----------------------------------------------------------------
 
 
-def make_stream(config: Config) -> loop.DataStream:
-    """The training batches of this process, from the first on."""
+def make_stream(config: Config, *, mesh: Mesh | None = None) -> loop.DataStream:
+    """The training batches from the first on: this process's share, or all rows."""
+    index, count = (0, 1) if mesh is None else meshes.reading_share(mesh)
     return data.make_train_stream(
         config.data,
         global_batch_size=config.train.global_batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
     )
 
 
 def make_job(
     config: Config, *, mesh: Mesh, stream: loop.DataStream, manifest: Manifest
 ) -> loop.Job:
-    """Builds network, optimizer and jitted step on a mesh; nothing is compiled yet."""
+    """Builds network, optimizer and jitted step on a mesh; nothing is compiled yet.
+
+    Raises:
+      ValueError: if the mesh does not divide a parameter or the image tokens.
+    """
+    meshes.MeshConfig(**mesh.shape).check_tokens(
+        flops.num_image_tokens(config.model, latent_shape=manifest.latent_shape)
+    )
     network = Network(config.model, constrain=make_constrain(mesh))
     depth = config.model.depth
     optimizer = make_optimizer(config.optimizer, depth=depth)
@@ -642,6 +990,7 @@ def make_job(
             step,
             donate_argnums=0,
             out_shardings=(shardings, meshes.replicated(mesh)),
+            compiler_options=compiler_options(mesh),
         ),
         stream=stream,
         learning_rate=functools.partial(
@@ -659,17 +1008,17 @@ def make_job(
 
 def make_validation(config: Config, *, network: Network, mesh: Mesh):
     """The evaluator of the run's held-out samples, checked at once."""
-    shards_of_batch = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = config.validation.batch_size
     # Rounded up to what the mesh divides: the number does not depend on it.
-    batch_size += -batch_size % shards_of_batch
+    batch_size += -batch_size % meshes.num_batch_shards(mesh)
+    index, count = meshes.reading_share(mesh)
     batches = functools.partial(
         data.validation_batches,
         config.data,
         batch_size=batch_size,
         num_samples=config.validation.num_samples,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
     )
     batches()  # raises now, not after hours, if the split is missing or too small
     return validation.make_validation(
@@ -749,6 +1098,8 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
         data_hash=data_hash,
         validation_protocol=validation.PROTOCOL,
         seed=config.seed,
+        learning_rate=config.optimizer.learning_rate,
+        parameterisation=config.optimizer.parameterisation,
         cooldown_steps=config.optimizer.cooldown_steps,
         config_hash=_digest(json.dumps(configs.to_dict(config), sort_keys=True)),
         code_version=__version__,

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from rfjax import __version__
+from rfjax import __version__, whole_files
 
 _REQUIRED = object()
 
@@ -64,6 +66,7 @@ CONFIG = Flag(
 WORKDIR = Flag("run folder", default=_REQUIRED)
 STEP = Flag("checkpoint to read; the newest if absent", int)
 WEIGHTS = Flag("'ema' or 'raw' weights", default="ema")
+ROUNDS = Flag("how often everything is timed, in turns", int, 5)
 JSON = Flag("file to write the result to as JSON")
 
 
@@ -94,11 +97,13 @@ def verify(values: dict[str, Any]) -> int:
 def train(values: dict[str, Any]) -> int:
     """Trains a run folder, or goes on with it."""
     from rfjax import commands, config
+    from rfjax.parallel import processes
 
+    processes.start()
     commands.train(
         config.from_config_dict(values["config"]),
         workdir=values["workdir"],
-        report=print,
+        report=print if processes.is_first() else lambda line: None,
     )
     return 0
 
@@ -106,10 +111,14 @@ def train(values: dict[str, Any]) -> int:
 def evaluate(values: dict[str, Any]) -> int:
     """Prints the validation loss of a checkpoint."""
     from rfjax import commands
+    from rfjax.parallel import processes
 
+    processes.start()
     metrics = commands.evaluate(
         values["workdir"], step=values["step"], num_samples=values["num_samples"]
     )
+    if not processes.is_first():
+        return 0
     print(f"{metrics['protocol']}, step {metrics['step']}")
     print(f"{'t':>5}  {'raw':>8}  {'ema':>8}")
     for level in range(8):
@@ -164,22 +173,105 @@ def sweep(values: dict[str, Any]) -> int:
     return 1 if failed else 0
 
 
+def layout(values: dict[str, Any]) -> int:
+    """Prints where each parameter goes on a mesh, and why."""
+    # Only sizes are needed; no accelerator of this machine is to be claimed for them.
+    if values["devices"] is not None or values["topology"] is not None:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    from rfjax import commands, config
+
+    described = commands.layout(
+        config.from_config_dict(values["config"]),
+        num_devices=values["devices"],
+        topology=values["topology"],
+        json=values["json"],
+        picture=values["picture"],
+    )
+    print(described)
+    if values["picture"]:
+        print(f"picture: {values['picture']}")
+    return 0
+
+
 def plan(values: dict[str, Any]) -> int:
     """Compiles a config for TPUs that are not there, and says what to expect."""
     # Nothing runs: neither a TPU nor a GPU of this machine is to be claimed.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from rfjax import commands, config
 
+    if values["search"]:
+        from rfjax.plan import search
+
+        outcomes = commands.search_plans(
+            config.from_config_dict(values["config"]),
+            topology=values["topology"],
+            limit=values["limit"],
+            json=values["json"],
+            report=functools.partial(print, flush=True),
+        )
+        print(search.describe(outcomes))
+        return 0
     planned = commands.plan(
         config.from_config_dict(values["config"]),
         topology=values["topology"],
         num_images=values["num_images"],
         json=values["json"],
+        summary=values["summary"],
         picture=values["picture"],
     )
     print(planned)
     if values["picture"]:
         print(f"picture: {values['picture']}")
+    return 0
+
+
+def bench_step(values: dict[str, Any]) -> int:
+    """Times the train step of a config on this machine."""
+    from rfjax import commands, config
+
+    measured = commands.bench_step(
+        config.from_config_dict(values["config"]),
+        rounds=values["rounds"],
+        peer=values["peer"],
+        json=values["json"],
+        report=print,
+    )
+    print(measured)
+    return 0
+
+
+def bench_data(values: dict[str, Any]) -> int:
+    """Times reading a data set."""
+    from rfjax import commands
+
+    print(
+        commands.bench_data(
+            values["data"], rounds=values["rounds"], json=values["json"]
+        )
+    )
+    return 0
+
+
+def coordinates(values: dict[str, Any]) -> int:
+    """Checks whether one learning rate moves models of every depth alike."""
+    from rfjax import commands, config
+
+    if not re.fullmatch(r"\d+(,\d+)*", values["depths"]):
+        raise ValueError(
+            f"--depths must be numbers as in 1,2,4, got {values['depths']!r}."
+        )
+    slopes = commands.coordinates(
+        config.from_config_dict(values["config"]),
+        depths=[int(depth) for depth in values["depths"].split(",")],
+        num_steps=values["steps"],
+        parameterisation=values["parameterisation"],
+        out=values["out"],
+    )
+    print(f"{'slope over width':<18}" + "".join(f"{name:>10}" for name in slopes))
+    for activation in next(iter(slopes.values())):
+        row = (f"{by_name[activation]:>10.2f}" for by_name in slopes.values())
+        print(f"{activation:<18}" + "".join(row))
+    print(f"figure: {Path(values['out']) / 'coordinates.png'}")
     return 0
 
 
@@ -200,11 +292,35 @@ def fit(values: dict[str, Any]) -> int:
         loss=values["loss"],
         num_bootstraps=values["bootstraps"],
         holdout_largest=values["holdout"],
+        mid_run=values["mid_run"],
+        budgets=[_number(text, flag="budget") for text in values["budget"] or ()],
+        forecasts=[_model(text) for text in values["forecast"] or ()],
         json=values["json"],
     )
     print(fitted.summary())
     print(f"report: {fitted.out / 'index.html'}")
     return 0
+
+
+def _number(text: str, *, flag: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"--{flag} must be a number such as 1e20, got {text!r}."
+        ) from None
+
+
+def _model(text: str) -> dict[str, float]:
+    """A model to forecast, from depth=12,samples=1e6."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    known = ("depth", "size", "samples", "flops")
+    if not all(name in known and equals for name, equals, _ in pairs):
+        raise ValueError(
+            f"--forecast must name a model by {', '.join(known)}, as in "
+            f"depth=12,samples=1e6, got {text!r}."
+        )
+    return {name: _number(value, flag="forecast") for name, _, value in pairs}
 
 
 def export(values: dict[str, Any]) -> int:
@@ -289,6 +405,19 @@ COMMANDS = {
             "guidance_scale": Flag("1 is unguided; the run's if absent", float),
         },
     ),
+    "layout": Command(
+        layout,
+        "who holds which parameter on a mesh, and why",
+        {
+            "devices": Flag(
+                "devices of the mesh; those of this machine if absent", int
+            ),
+            "topology": Flag("chips instead, as v5p:4x4x4 or 2*v5e:16x16"),
+            "json": JSON,
+            "picture": Flag("file to draw bytes by parameter into, as layout.png"),
+        },
+        config=True,
+    ),
     "plan": Command(
         plan,
         "memory and speed on TPUs, from the compiler alone",
@@ -298,9 +427,33 @@ COMMANDS = {
             ),
             "num_images": Flag("training budget; the config's if absent", int),
             "json": JSON,
+            "summary": Flag("file to write the headline figures to, as JSON"),
             "picture": Flag("file to draw time and memory into, as plan.png"),
+            "search": Flag(
+                "try meshes, batches and remat policies, minutes each", bool, False
+            ),
+            "limit": Flag("compilations of a search at most; 0: no limit", int, 0),
         },
         config=True,
+    ),
+    "bench step": Command(
+        bench_step,
+        "time of a train step here, beside PyTorch's",
+        {
+            "rounds": ROUNDS,
+            "peer": Flag("diffusers: the same step in PyTorch, in turns (CPU)"),
+            "json": JSON,
+        },
+        config=True,
+    ),
+    "bench data": Command(
+        bench_data,
+        "rate of reading, beside bare ArrayRecord reads",
+        {
+            "data": Flag("data folder; random records like SD3's if absent"),
+            "rounds": ROUNDS,
+            "json": JSON,
+        },
     ),
     "sweep": Command(
         sweep,
@@ -308,6 +461,17 @@ COMMANDS = {
         {
             "workdir": Flag("sweep folder: one run folder a cell", default=_REQUIRED),
             "dry_run": Flag("print the table of cells and stop", bool, False),
+        },
+        config=True,
+    ),
+    "coordinates": Command(
+        coordinates,
+        "how far training steps move activations, depth by depth",
+        {
+            "depths": Flag("at least two, separated by commas", default="1,2,4"),
+            "steps": Flag("training steps on one batch", int, 4),
+            "parameterisation": Flag("standard, mup or both", default="both"),
+            "out": Flag("folder to write JSON and figure into", default=_REQUIRED),
         },
         config=True,
     ),
@@ -324,6 +488,11 @@ COMMANDS = {
             "loss": Flag("column of the loss; val_ema/loss of runs if absent"),
             "bootstraps": Flag("resamples behind the intervals", int, 1000),
             "holdout": Flag("test the law on the largest depth", bool, True),
+            "mid_run": Flag(
+                "also fit points before the learning rate has cooled down", bool, False
+            ),
+            "budget": Flag("training FLOPs to find the best model for", list),
+            "forecast": Flag("model to predict, as depth=12,samples=1e6", list),
             "json": JSON,
         },
     ),
@@ -491,9 +660,7 @@ def parse_value(text: str) -> Any:
 
 def _write_json(path: str | None, value: Any) -> None:
     if path is not None:
-        partial = Path(f"{path}.partial")
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        whole_files.write_json(path, value)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -506,6 +673,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     name, *rest = args
+    if rest and f"{name} {rest[0]}" in COMMANDS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in COMMANDS:
         print(f"rfjax: no command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2

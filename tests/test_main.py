@@ -18,9 +18,14 @@ FLAGS = {
     "evaluate": "workdir step num_samples json",
     "sample": "workdir prompt sheet out step weights seed num_steps solver "
     "guidance_scale",
-    "plan": "config topology num_images json picture",
+    "plan": "config topology num_images json summary picture search limit",
+    "layout": "config devices topology json picture",
     "sweep": "config workdir dry_run",
-    "fit": "runs table columns out law size loss bootstraps holdout json",
+    "coordinates": "config depths steps parameterisation out",
+    "fit": "runs table columns out law size loss bootstraps holdout json "
+    "mid_run budget forecast",
+    "bench step": "config rounds peer json",
+    "bench data": "data rounds json",
     "export": "workdir out format weights dtype step pipeline",
     "import": "config from format workdir",
 }
@@ -69,7 +74,12 @@ DEBUG = f"--config={ROOT}/configs/debug.py"
         (["import", DEBUG, "--workdir=w", "--from=f"], 1, r"f does not exist; give a"),
         (["fit", "--out=o"], 1, r"exactly one of runs .* and table"),
         (["fit", "--out=o", "--runs=w"], 1, r"runs folder w does not exist"),
+        (["fit", "--out=o", "--runs=w", "--budget=much"], 1, r"budget must be a numbe"),
+        (["fit", "--out=o", "--runs=w", "--forecast=d=3"], 1, r"depth=12,samples=1e6"),
         (["sweep", DEBUG, "--workdir=w"], 1, r"sweep config must have the section ba"),
+        (["coordinates", DEBUG, "--out=o", "--depths=1;2"], 1, r"in 1,2,4, got '1;2'"),
+        (["coordinates", DEBUG, "--out=o", "--depths=2"], 1, r"two different positive"),
+        (["coordinates", DEBUG, "--out=o", "--steps=2"], 1, r"steps must be at least"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_writes_nothing(

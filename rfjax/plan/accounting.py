@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from rfjax.plan import collectives
 from rfjax.plan.collectives import Collective
 from rfjax.plan.hlo import Computation, Instruction, Program, Shape
+from rfjax.plan.kernels import undeclared_flops
 
 # Instructions that move nothing: views, markers, and ends of asynchronous pairs.
 _FREE = {
@@ -215,9 +216,18 @@ def _updated(
 def flops(
     program: Program, computation: Computation, instruction: Instruction
 ) -> float:
-    """FLOPs of all matrix products of one run; for kernels what the author declared."""
+    """FLOPs of all matrix products of one run; kernels: declared, or known by name."""
     if instruction.opcode == "custom-call":
-        return float(instruction.attribute(r'"flops":"?(\d+)"?') or 0)
+        declared = float(instruction.attribute(r'"flops":"?(\d+)"?') or 0)
+        return declared or undeclared_flops(
+            instruction.name + (instruction.attribute(r'op_name="([^"]*)"') or ""),
+            [
+                shape.dims
+                for name in instruction.operands
+                for shape in computation.instructions[name].shapes
+                if "f" in shape.dtype
+            ],
+        )
     total = 0.0
     if instruction.opcode in _MATMULS:
         total += _product_flops(computation, instruction)

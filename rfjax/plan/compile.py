@@ -36,6 +36,26 @@ class Compiled:
         return self.argument_bytes + self.temporary_bytes
 
 
+class DoesNotFit(ValueError):
+    """The program needs more memory than a chip has.
+
+    Attributes:
+      used_bytes: a chip would need.
+      limit_bytes: a chip has.
+      argument_bytes: of them train state and batch.
+    """
+
+    def __init__(self, *, used_bytes: float, limit_bytes: float, argument_bytes: float):
+        self.used_bytes = used_bytes
+        self.limit_bytes = limit_bytes
+        self.argument_bytes = argument_bytes
+        super().__init__(
+            f"the train step must fit {limit_bytes / 1e9:.1f} GB of HBM a chip, and "
+            f"needs {used_bytes / 1e9:.1f} GB, {(used_bytes - limit_bytes) / 1e9:.1f} "
+            f"GB too much; {remedy(used_bytes, argument_bytes=argument_bytes)}"
+        )
+
+
 def compile_step(step: jax.stages.Wrapped, *args: Any) -> Compiled:
     """Compiles step(*args) for the devices in the shardings of its arguments.
 
@@ -44,7 +64,7 @@ def compile_step(step: jax.stages.Wrapped, *args: Any) -> Compiled:
       *args: state, batch and the rest as ShapeDtypeStructs with shardings.
 
     Raises:
-      ValueError: if the program does not fit the memory of a chip.
+      DoesNotFit: if the program exceeds the memory of a chip.
     """
     start = time.perf_counter()
     lowered = step.lower(*args)
@@ -55,10 +75,8 @@ def compile_step(step: jax.stages.Wrapped, *args: Any) -> Compiled:
         if excess is None:
             raise
         used, limit = excess
-        advice = remedy(used, argument_bytes=shard_bytes(args))
-        raise ValueError(
-            f"the train step must fit {limit / 1e9:.1f} GB of HBM a chip, and needs "
-            f"{used / 1e9:.1f} GB, {(used - limit) / 1e9:.1f} GB too much; {advice}"
+        raise DoesNotFit(
+            used_bytes=used, limit_bytes=limit, argument_bytes=shard_bytes(args)
         ) from error
     memory = compiled.memory_analysis()
     return Compiled(

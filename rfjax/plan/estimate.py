@@ -77,12 +77,13 @@ def waiting_seconds(row: Row, *, chip: Chip, num_slices: int) -> float:
     """Time of a row's collective if nothing hides it; 0 if it is asynchronous.
 
     A group inside a slice is given one torus axis, both directions; one across slices
-    the data-centre network.
+    (the mesh axis `slice`) the data-centre network.
     """
     if row.collective is None or row.collective.is_async:
         return 0.0
     bandwidth = chip.ici_bandwidth
-    if num_slices > 1 and row.collective.axes.startswith(("data", "?")):
+    axes = row.collective.axes.split("+")
+    if num_slices > 1 and ("slice" in axes or "?" in axes):
         bandwidth = chip.dcn_bandwidth
     return row.collective.moved_bytes / bandwidth
 

@@ -17,6 +17,12 @@ from rfjax.plan.topology import Topology
 NOTE = "compiler-estimated, not measured, +-10 %"
 # The compiler may pad, and repeats small products on every chip.
 FLOPS_TOLERANCE = 0.05
+# What configs/plans keeps of a plan.
+HEADLINE = (
+    "note", "topology", "mesh", "num_params", "global_batch_size",
+    "share_of_peak_hidden", "share_of_peak_exposed", "step_seconds_hidden",
+    "step_seconds_exposed", "hbm_bytes", "hbm_headroom", "flops_seen_ratio",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,10 +227,23 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def write_json(plan: Plan, path: Path | str) -> None:
-    """Writes the plan's values; the file appears only when complete."""
+def write_json(plan: Plan, path: Path | str, *, headline: bool = False) -> None:
+    """Writes the plan's values; the file appears only when complete.
+
+    Args:
+      plan: what to write.
+      path: file to write.
+      headline: write the fields in `HEADLINE` alone, to four digits.
+    """
+    values = plan.to_json()
+    if headline:
+        values = {
+            name: float(f"{value:.4g}") if isinstance(value, float) else value
+            for name, value in values.items()
+            if name in HEADLINE
+        }
     partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -40,7 +40,7 @@ def plan_step(
       num_images: training budget.
 
     Raises:
-      ValueError: if the program does not fit the memory of a chip.
+      DoesNotFit: if the program exceeds the memory of a chip.
     """
     compiled = compile_step(step, *args)
     rows = account(parse(compiled.text), mesh_shape=mesh_shape)

@@ -74,7 +74,20 @@ CHIPS = {
     ),
 }  # fmt: skip
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
+_DEVICE_KINDS = {  # what JAX calls a chip -> a name in `CHIPS`
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
 _EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:8x8, v5litepod-256 or v5p-128"
+
+
+def chip_name_of(device_kind: str) -> str | None:
+    """The name in `CHIPS` of what JAX calls a device kind, None if it has none."""
+    return _DEVICE_KINDS.get(device_kind)
 
 
 @dataclasses.dataclass(frozen=True)

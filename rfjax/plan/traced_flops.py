@@ -11,14 +11,18 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
+
+from rfjax.plan.kernels import undeclared_flops
 
 
 def traced_flops(function: Any, *args: Any) -> float:
     """FLOPs of all matrix products in function(*args), 2 a multiply-add.
 
-    Kernels count with the FLOPs that their author declared. Only what runs on one
-    shard is seen inside a shard_map, so it is multiplied by the number of shards.
+    Kernels count with the FLOPs that their author declared or that `plan.kernels`
+    knows. Only what runs on one shard is seen inside a shard_map, so it is multiplied
+    by the number of shards.
 
     Args:
       function: anything traceable, jitted or not.
@@ -38,7 +42,7 @@ def _count(jaxpr: core.Jaxpr) -> float:
             total += 2.0 * equation.outvars[0].aval.size * depth
         elif name == "pallas_call":
             cost = params.get("cost_estimate")
-            total += float(cost.flops) if cost else 0.0
+            total += float(cost.flops) if cost else _undeclared(equation)
         elif name == "cond":
             total += max(_count(branch.jaxpr) for branch in params["branches"])
         else:
@@ -53,3 +57,11 @@ def _count(jaxpr: core.Jaxpr) -> float:
                     if isinstance(inner, core.Jaxpr):
                         total += times * _count(inner)
     return total
+
+
+def _undeclared(equation: core.JaxprEqn) -> float:
+    arrays = [value.aval for value in equation.invars]
+    return undeclared_flops(
+        equation.params["name"],
+        [a.shape for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)],
+    )

@@ -77,3 +77,27 @@ def test_a_small_config_is_compiled_for_a_real_topology(tmp_path):
     assert 0 < plan.hbm_bytes < plan.topology.chip.hbm_bytes
     assert plan.estimate.hidden_seconds < plan.estimate.exposed_seconds
     assert (tmp_path / "plan.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler, libtpu"
+)
+def test_a_search_reports_each_option_and_goes_on_from_its_file(tmp_path):
+    config = load(
+        "model.depth=4", "model.compute_dtype=bfloat16", "model.qk_norm=False",
+        "model.attention=fused", "train.global_batch_size=32",
+    )  # fmt: skip
+    path, lines = tmp_path / "search.json", []
+
+    def run():
+        return commands.search_plans(
+            config, topology="v5e:2x2", limit=1, json=path, report=lines.append
+        )
+
+    first, second = run(), run()
+    assert len(first) == 1
+    assert second[0] == first[0]
+    assert len(second) == 2
+    assert all(outcome.fits for outcome in second)
+    assert "1 known already" in lines[3]
