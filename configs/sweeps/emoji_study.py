@@ -7,10 +7,14 @@ r"""The depth study on emoji scenes: six depths, four budgets of data, on a lapt
     rfjax sweep  --config=configs/sweeps/emoji_study.py --workdir=runs/study
     rfjax fit    --runs=runs/study --out=reports/study
 
-Hardware: 1 CPU core. Duration: about 1 hour. Expected: `reports/study` of this
-repository. No scene is seen twice: the longest run reads half of the data. Depths 2
-and 3 are trained with three seeds, for the noise. `emoji_study.py:5` stops at depth 5,
-to predict depth 6 before it is trained.
+Hardware: 1 CPU core. Duration: about 1 hour. Expected: `notebooks/study` of this
+repository, read by `notebooks/depth_scaling.ipynb`. No scene is seen twice: the longest
+run reads half of the data. Depths 2 and 3 are trained with three seeds, for the noise.
+`emoji_study.py:5` stops at depth 5, to predict depth 6 before it is trained.
+
+`emoji_study.py:rates` asks instead which learning rate is best at which depth, under
+both parameterisations (20 minutes). Expected: the best rate falls with depth under the
+standard one, and stays under muP. At depth 2, the base depth, both are the same run.
 """
 
 from ml_collections import ConfigDict
@@ -19,18 +23,17 @@ DEPTHS = (1, 2, 3, 4, 5, 6)
 
 
 def get_config(arg: str = "6") -> ConfigDict:
-    """Returns the study up to a depth.
+    """Returns the study up to a depth, or the sweep of learning rates.
 
     Raises:
-      ValueError: if the depth is not one of the study's.
+      ValueError: if the argument is neither.
     """
     arg = arg or "6"
-    if arg not in map(str, DEPTHS):
+    if arg not in ("rates", *map(str, DEPTHS)):
         raise ValueError(
-            f"configs/sweeps/emoji_study.py:ARG must be a depth of {DEPTHS}, "
+            f"configs/sweeps/emoji_study.py:ARG must be rates or a depth of {DEPTHS}, "
             f"got {arg!r}."
         )
-    depths = [depth for depth in DEPTHS if depth <= int(arg)]
     base = {
         "objective": "rf/lognorm(0.00,1.00)",
         "model": {
@@ -53,14 +56,22 @@ def get_config(arg: str = "6") -> ConfigDict:
         # Only the end of a run, after its cooldown, is a point of the law.
         "validation": {"every_steps": 100_000, "num_samples": 256, "batch_size": 64},
     }
-    grid = {
-        "depths": depths,
-        "num_samples": [2560, 5120, 10240, 20480],
-        "seeds": [0],
-        "repeated_depths": [depth for depth in (2, 3) if depth in depths],
-        "repeat_seeds": [1, 2],
-        "cooldown_fraction": 0.25,
-        "reference_depth": 2,
-        "learning_rate_exponent": -1.0,
-    }
+    if arg == "rates":
+        grid = {
+            "depths": [1, 2, 4],
+            "num_samples": [5120],
+            "learning_rates": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2],
+            "parameterisations": ["standard", "mup"],
+            "learning_rate_exponent": 0.0,
+        }
+    else:
+        depths = [depth for depth in DEPTHS if depth <= int(arg)]
+        grid = {
+            "depths": depths,
+            "num_samples": [2560, 5120, 10240, 20480],
+            "repeated_depths": [depth for depth in (2, 3) if depth in depths],
+            "repeat_seeds": [1, 2],
+            "learning_rate_exponent": -1.0,
+        }
+    grid |= {"seeds": [0], "reference_depth": 2, "cooldown_fraction": 0.25}
     return ConfigDict({"base": base, "grid": grid})
