@@ -28,7 +28,7 @@ from rfjax.parallel.sharding import (
 
 AXES = {  # mesh axis -> what it does
     "slice": "copies of the model joined by the data-centre network: each with its "
-    "share of the batch; only gradient shards cross",
+    "share of the batch; kernel gradients cross as shards",
     "data": "copies of the model, each with its share of the batch",
     "fsdp": "shards of parameters, EMA and moments, and of the batch",
     "tensor": "shards of heads and hidden units inside a layer",

@@ -28,7 +28,9 @@ def traced_flops(function: Any, *args: Any) -> float:
       function: anything traceable, jitted or not.
       *args: pytrees of arrays or ShapeDtypeStructs.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    # A jitted function is not put into another: its compiler options forbid that.
+    traced = function.trace if hasattr(function, "trace") else jax.jit(function).trace
+    return _count(traced(*args).jaxpr.jaxpr)
 
 
 def _count(jaxpr: core.Jaxpr) -> float:

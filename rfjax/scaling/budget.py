@@ -196,9 +196,10 @@ def describe(
     pilot: Pilot | None,
 ) -> str:
     """The table of a dry run, with its totals."""
+    width = max(len(cost.name) for cost in costs)
     header = (
-        f"{'cell':<26} {'params':>12} {'samples':>10} {'FLOPs':>9} {'to train':>9} "
-        f"{'time':>8}"
+        f"{'cell':<{width}} {'params':>12} {'samples':>10} {'FLOPs':>9} "
+        f"{'to train':>9} {'time':>8}"
     )
     has_price = forecast.price_per_hour is not None
     header += f" {'price':>8}" if has_price else ""
@@ -207,7 +208,7 @@ def describe(
 
     def row(name, params, samples, flops, new_flops, time, loss) -> str:
         text = (
-            f"{name:<26} {params:>12} {samples:>10} {flops:>9} {new_flops:>9.2e} "
+            f"{name:<{width}} {params:>12} {samples:>10} {flops:>9} {new_flops:>9.2e} "
             f"{_duration(time):>8}"
         )
         if has_price:

@@ -28,7 +28,7 @@ def load(*overrides):
     [
         ([], "v9:2x2", r"--topology must name a chip of v5e, v5p, v6e"),
         (["mesh.fsdp=3"], "v5e:2x2", r"mesh .*fsdp=3.* needs a multiple of 3 devices"),
-        (["train.global_batch_size=30"], "v5e:4x4", r"must be a multiple of .* = 16"),
+        (["train.global_batch_size=30"], "v5e:4x4", r"multiple of .* \* 16 \* 1 \* 1,"),
         (["model.context_dim=9"], "v5e:2x2", r"model\.context_dim must be 32"),
     ],
 )

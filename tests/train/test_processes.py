@@ -18,6 +18,9 @@ from rfjax.main import apply_overrides, load_config_file
 from rfjax.parallel import mesh as meshes
 from rfjax.parallel import processes
 
+# A minute of CPU time: three programs are compiled, one of them twice.
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).parents[2] / "configs" / "debug.py"
 OVERRIDES = (
     "--config.model.depth=1",
