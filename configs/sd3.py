@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models of the SD3 depth study at 256 px, one slice of v5p, synthetic data.
+"""The models of the SD3 depth study at 256 px, one TPU slice, synthetic data.
 
     rfjax plan  --config=configs/sd3.py:38 --topology=v5p:4x4x4
     rfjax train --config=configs/sd3.py:38 --workdir=runs/sd3-38
@@ -7,8 +7,10 @@
 The argument is the depth: 15, 18, 21, 24, 30 or 38 (0.5B to 8.1B parameters). Data has
 the shapes of SD3's latents and text (CLIP-L, CLIP-bigG and T5: 154 tokens of 4096), so
 that everything can be planned before anything is encoded; for a real run set data.kind
-to shards and data.path. Hardware: 64 chips of v5p; other slices need another mesh.
-Duration: what `rfjax plan` prints, an estimate; for depth 38 it is 54 to 63 % of peak.
+to shards and data.path. Hardware: any number of chips that mesh.fsdp divides; on
+another one set --config.mesh.fsdp=N, or let `rfjax plan --search` find it. Duration:
+what `rfjax plan` prints, an estimate; configs/plans holds what it said when committed,
+each file made by --summary=configs/plans/sd3-DEPTH.TOPOLOGY.json.
 """
 
 from ml_collections import ConfigDict

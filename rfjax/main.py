@@ -195,8 +195,10 @@ def layout(values: dict[str, Any]) -> int:
 
 def plan(values: dict[str, Any]) -> int:
     """Compiles a config for TPUs that are not there, and says what to expect."""
-    # Nothing runs: neither a TPU nor a GPU of this machine is to be claimed.
+    # Nothing runs: neither a TPU nor a GPU of this machine is to be claimed, and a
+    # program for absent devices cannot be read back from JAX's cache.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     from rfjax import commands, config
 
     if values["search"]:
@@ -293,6 +295,7 @@ def fit(values: dict[str, Any]) -> int:
         num_bootstraps=values["bootstraps"],
         holdout_largest=values["holdout"],
         mid_run=values["mid_run"],
+        where=values["where"],
         budgets=[_number(text, flag="budget") for text in values["budget"] or ()],
         forecasts=[_model(text) for text in values["forecast"] or ()],
         json=values["json"],
@@ -491,6 +494,7 @@ COMMANDS = {
             "mid_run": Flag(
                 "also fit points before the learning rate has cooled down", bool, False
             ),
+            "where": Flag("rows to fit, as 'depth >= 2'; all usable ones if absent"),
             "budget": Flag("training FLOPs to find the best model for", list),
             "forecast": Flag("model to predict, as depth=12,samples=1e6", list),
             "json": JSON,

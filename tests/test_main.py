@@ -23,7 +23,7 @@ FLAGS = {
     "sweep": "config workdir dry_run",
     "coordinates": "config depths steps parameterisation out",
     "fit": "runs table columns out law size loss bootstraps holdout json "
-    "mid_run budget forecast",
+    "mid_run where budget forecast",
     "bench step": "config rounds peer json",
     "bench data": "data rounds json",
     "export": "workdir out format weights dtype step pipeline",

@@ -12,18 +12,37 @@ What bought what, d = 38 at 256 px on v5p:4x4x4 by the formula of `plan.estimate
 | attention fused, remat linear, mesh data=4 fsdp=16 | 16 | 58.9 % | 36.9 % |
 | the same, GELU's derivative written out | 64 | 60.8 % | 52.0 % |
 | the same, bfloat16 products without joining batch and tokens | 64 | 63.4 % | 54.0 % |
+| the same, 32 MiB of scoped VMEM; attention saved as [B, S, D] | 64 | 75.2 % | 62.4 % |
 
 - The fused kernel takes the softmax out of the matrix products (29 % of the forward
   cycles, at 1.5 times their limit) and needs no joined or transposed query, key, value.
 - fsdp=16 gives shards of 152 rows, which fill TPU tiles; 64 gives 38, and zero-padded
   copies.
 - Collectives depend on the weights alone, so a larger batch a chip pays them off.
-
 - 154 text tokens lie in 160 rows of tiles, so joining batch and token dims copies them.
+- By default an instruction may hold 16 MiB of VMEM. A product with a residual, a norm
+  or a second result around it shares that, and is cut into blocks too small for the
+  matrix unit: 1,246 ms of products against a limit of 921. With 32 MiB they take
+  1,030 (`parallel.compiler`; training uses the same option). 64 MiB more than doubles
+  the compile time and was given up before it ended.
+- Attention saved with heads apart ([B, S, N, 64]) was copied on the way in and out.
 
-Where the step of the last row goes (1,494 ms hidden, 947 ms at peak): matrix products
-1,246 (limit 921; the rest is elementwise work inside them), attention kernels 100,
-copies 76 (nearly all of them saving and fetching what the scan keeps for the backward
-pass), elementwise 48, prefetch 14, reduces 9. Collectives take 260 ms if none is
-hidden: this compiler makes none of them asynchronous on v5p. 70.5 of 102.8 GB are used.
+Tried without gain: making norms and GELU arrays of their own before the products that
+read them (optimization_barrier). The compiler's cycles of a product do not depend on
+the elementwise work fused into it, only on its blocks, so only bytes were added: 28 ms
+for one stream. It also means that the formula charges nothing for that work; it is
+hidden behind the matrix unit only if the vector unit keeps up.
+
+Ruled out by arithmetic: saved activations in host memory (remat with offload). 54 GB a
+chip and step each way, to save what `full` costs, 0.3 s, would need some 360 GB/s of
+host link a chip; it has a few tens. So there is no such policy.
+
+Already so: weights are gathered, and gradients summed, in bfloat16, since the cast is
+done on the shard; optimizer and master weights are float32.
+
+Where the step of the last row goes (1,258 ms hidden, 947 ms at peak): matrix products
+1,030 (limit 921), attention kernels 100 (30 at peak; assumed at 0.3 of it), copies 63
+(saving and fetching what the scan keeps for the backward pass), elementwise 56, reduces
+6, prefetch 3. Collectives take 260 ms if none is hidden: this compiler makes none of
+them asynchronous on v5p.
 """

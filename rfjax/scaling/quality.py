@@ -39,6 +39,29 @@ def mark_unusable(
     return table
 
 
+def mark_unwanted(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Writes into `reason` of the rows that a condition leaves out.
+
+    Args:
+      table: a runs table.
+      where: condition on its columns, as "depth >= 2 and samples > 5000".
+
+    Raises: ValueError if it is no such condition.
+    """
+    try:
+        wanted = table.eval(where)
+        if not pd.api.types.is_bool_dtype(wanted):
+            raise TypeError("it is not true or false for each row")
+    except Exception as error:  # whatever pandas' parser raises
+        raise ValueError(
+            f"where must be a condition on columns such as 'depth >= 2', got "
+            f"{where!r}: {error}."
+        ) from error
+    table = table.copy()
+    _mark(table, ~wanted, f"left out: not {where}")
+    return table
+
+
 def fitted_rows(table: pd.DataFrame, *, mid_run: bool = False) -> pd.DataFrame:
     """The rows a law may be fitted to: no reason against, learning rate cooled down.
 

@@ -53,6 +53,7 @@ def run_fit(
     num_bootstraps: int = 1000,
     holdout_largest: bool = True,
     mid_run: bool = False,
+    where: str | None = None,
     budgets: Sequence[float] = (),
     forecasts: Sequence[Mapping[str, float]] = (),
     json: str | Path | None = None,
@@ -72,6 +73,7 @@ def run_fit(
       num_bootstraps: resamples for predictions and the compute-optimal frontier.
       holdout_largest: whether to test the law on its largest model.
       mid_run: whether to fit rows too at which the learning rate has not cooled down.
+      where: condition on columns, as "depth >= 2"; other rows are left out, visibly.
       budgets: training FLOPs to find the compute-optimal model for.
       forecasts: models to predict, such as {"depth": 12, "samples": 1e6}.
       json: a file for a second copy of `fit.json`.
@@ -100,6 +102,7 @@ def run_fit(
         size_measure=size_measure,
         holdout_largest=holdout_largest,
         mid_run=mid_run,
+        where=where,
         budgets=budgets,
         forecasts=forecasts,
         options=options,

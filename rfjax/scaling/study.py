@@ -83,6 +83,7 @@ def analyse(
     size_measure: str = "params",
     holdout_largest: bool = True,
     mid_run: bool = False,
+    where: str | None = None,
     budgets: Sequence[float] = (),
     forecasts: Sequence[Mapping[str, float]] = (),
     options: FitOptions | None = None,
@@ -96,6 +97,7 @@ def analyse(
       size_measure: what size is: params, params_without_adaln or flops.
       holdout_largest: whether to test the law on its largest model.
       mid_run: whether to fit rows too at which the learning rate has not cooled down.
+      where: condition on columns, as "depth >= 2"; other rows are left out, visibly.
       budgets: training FLOPs to find the compute-optimal model for; by default
         the largest budget of the table, ten and a hundred times that.
       forecasts: models to predict, each with `depth` or `size`, and `samples`; or
@@ -108,6 +110,8 @@ def analyse(
     chosen = get_law(law)
     inputs = input_columns(chosen, size_measure=size_measure)
     table = quality.mark_unusable(table, loss=loss, inputs=inputs)
+    if where is not None:
+        table = quality.mark_unwanted(table, where)
     fitted = quality.fitted_rows(table, mid_run=mid_run)
     if law == "compute":
         fitted = frontier(fitted, loss=loss)

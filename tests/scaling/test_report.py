@@ -37,6 +37,17 @@ def test_points_in_mid_run_are_fitted_on_request(sweep, report, tmp_path):
     assert (report.document["num_points"], every["num_points"]) == (20, 60)
 
 
+def test_rows_are_left_out_on_request_and_visibly(sweep, tmp_path):
+    options = {"runs": sweep, "num_bootstraps": 100, "holdout_largest": False}
+    kept = run_fit(where="depth >= 2", out=tmp_path / "kept", **options).document
+    assert kept["num_points"] == 16
+    assert {row["reason"] for row in kept["excluded"]} == {"left out: not depth >= 2"}
+    for where in ("depth", "dephts > 1", "depth >="):
+        with pytest.raises(ValueError, match="where must be a condition on columns"):
+            run_fit(where=where, out=tmp_path / "bad", **options)
+    assert not (tmp_path / "bad").exists()
+
+
 def test_a_sweep_becomes_a_page_figures_and_json(report, planted, tmp_path):
     out = tmp_path / "report"
     assert {path.stem for path in out.glob("*.png")} == FIGURES

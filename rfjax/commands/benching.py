@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a config does on the devices that are there, beside a peer."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from rfjax import whole_files
+from rfjax.bench.data import ReadingReport, measure_reading, write_random_dataset
+from rfjax.bench.diffusers_peer import make_step
+from rfjax.bench.step import StepReport, time_in_turns
+from rfjax.commands.job import (
+    make_job,
+    make_mesh_for,
+    make_stream,
+    read_manifest,
+)
+from rfjax.config import Config
+from rfjax.export.save import diffusers_config
+from rfjax.flow import formulations
+from rfjax.models import flops
+from rfjax.models.mmdit import Network
+from rfjax.parallel import mesh as meshes
+from rfjax.parallel.sharding import make_constrain
+from rfjax.plan.topology import (
+    CHIPS,
+    chip_name_of,
+)
+from rfjax.train.step import make_mean_loss
+from rfjax.types import Batch
+
+Report = Callable[[str], None]  # where a command says what it does
+
+
+def bench_step(
+    config: Config,
+    *,
+    rounds: int = 5,
+    peer: str | None = None,
+    json: Path | str | None = None,
+    report: Report = lambda line: None,
+) -> StepReport:
+    """Times the train step of a config on the devices that are there.
+
+    Args:
+      config: the resolved config.
+      rounds: how often everything is timed, in turns.
+      peer: "diffusers" to time the same step in PyTorch, on the CPU in float32.
+      json: file to write the figures to.
+      report: receives a line for each round.
+
+    Raises:
+      ValueError: a wrong setting, or a peer that cannot do the same work.
+      ImportError: the peer is not installed.
+    """
+    if rounds < 1:
+        raise ValueError(f"--rounds must be at least 1, got {rounds}.")
+    mesh = make_mesh_for(config)
+    manifest = read_manifest(config)
+    stream = make_stream(config, mesh=mesh)
+    job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
+    host_batch = next(stream)
+    actions = {}
+    if peer is not None:
+        actions[peer] = _peer_step(config, host_batch, peer=peer)
+    batch = meshes.put_batch(host_batch, mesh=mesh)
+    state = job.init_state()
+    mean_loss = make_mean_loss(
+        Network(config.model, constrain=make_constrain(mesh)),
+        formulation=formulations.parse(config.objective),
+        shift=config.shift,
+        seed=config.seed,
+    )
+    forward = jax.jit(mean_loss)
+    backward = jax.jit(jax.value_and_grad(mean_loss))
+
+    def train_step() -> None:
+        nonlocal state  # the old one is donated
+        state, metrics = job.train_step(state, batch, config.optimizer.learning_rate)
+        jax.block_until_ready((state, metrics))
+
+    actions |= {
+        "forward": lambda: jax.block_until_ready(
+            forward(state.params, batch, state.step)
+        ),
+        "forward and backward": lambda: jax.block_until_ready(
+            backward(state.params, batch, state.step)
+        ),
+        "step": train_step,
+    }
+    seconds = time_in_turns(actions, rounds=rounds, repeats=2, report=report)
+    device = jax.devices()[0]
+    chip = CHIPS.get(chip_name_of(device.device_kind))
+    measured = StepReport(
+        device=device.device_kind,
+        num_devices=mesh.size,
+        global_batch_size=config.train.global_batch_size,
+        num_params=flops.num_params(config.model),
+        flops_per_sample=job.flops_per_sample,
+        peak_flops=chip.peak_flops if chip else None,
+        peer_name=peer,
+        peer=tuple(seconds.pop(peer, ())),
+        parts={name: tuple(times) for name, times in seconds.items()},
+    )
+    if json is not None:
+        whole_files.write_json(json, measured.to_json())
+    return measured
+
+
+def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]:
+    """The peer's step on the same examples."""
+    if peer != "diffusers":
+        raise ValueError(f"--peer must be diffusers, got {peer!r}.")
+    rf = formulations.parse("rf/lognorm(0.00,1.00)")
+    if (
+        jax.default_backend() != "cpu"
+        or config.model.compute_dtype != "float32"
+        or config.train.micro_batches != 1
+        or formulations.parse(config.objective) != rf
+    ):
+        raise ValueError(
+            "--peer=diffusers does the same work on a CPU only, with "
+            "model.compute_dtype=float32, train.micro_batches=1 and objective="
+            "rf/lognorm(0.00,1.00); set them, or leave out --peer."
+        )
+    adam = config.optimizer
+    return make_step(
+        diffusers_config(config.model),
+        batch,
+        optimizer={
+            "lr": adam.learning_rate,
+            "betas": (adam.b1, adam.b2),
+            "eps": adam.eps,
+            "weight_decay": adam.weight_decay,
+        },
+        clip_norm=adam.clip_norm,
+        ema_decay=config.ema.decay,
+        ema_every_steps=config.ema.every_steps,
+        num_params=flops.num_params(config.model),
+    )
+
+
+def bench_data(
+    root: Path | str | None, *, rounds: int = 5, json: Path | str | None = None
+) -> ReadingReport:
+    """Times reading a data set against bare ArrayRecord reads, in turns.
+
+    Args:
+      root: data folder; by default random records in the layout of SD3 at 256 px.
+      rounds: how often both are timed.
+      json: file to write the figures to.
+    """
+    if root is not None:
+        measured = measure_reading(root, rounds=rounds)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            write_random_dataset(Path(folder) / "random")
+            measured = measure_reading(Path(folder) / "random", rounds=rounds)
+    if json is not None:
+        whole_files.write_json(json, dataclasses.asdict(measured))
+    return measured

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of a run: what every command that trains, measures or plans is built of.
+
+Here the parts are wired: config -> data -> objective -> model -> step -> evaluation.
+Everything is checked before anything is compiled or written.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from rfjax import __version__, data, run_folder
+from rfjax import config as configs
+from rfjax.config import Config
+from rfjax.data import shards
+from rfjax.data.shards import Manifest
+from rfjax.evaluation import validation
+from rfjax.flow import formulations
+from rfjax.models import flops
+from rfjax.models.mmdit import Network
+from rfjax.parallel import mesh as meshes
+from rfjax.parallel.compiler import compiler_options
+from rfjax.parallel.sharding import make_constrain, state_shardings
+from rfjax.train import loop
+from rfjax.train.optimizer import learning_rate, make_init, make_optimizer
+from rfjax.train.state import TrainState, init_state
+from rfjax.train.step import make_train_step
+
+
+def read_manifest(config: Config) -> Manifest:
+    """What the data is, checked against the model that is to learn it.
+
+    Raises:
+      ValueError: if model and data disagree on a size.
+    """
+    manifest = data.read_manifest(config.data)
+    height, width, channels = manifest.latent_shape
+    config.model.check_latents(height, width)
+    for field, needed in (
+        ("latent_channels", channels),
+        ("context_dim", manifest.context_shape[1]),
+        ("pooled_dim", manifest.pooled_dim),
+    ):
+        if getattr(config.model, field) != needed:
+            raise ValueError(
+                f"model.{field} must be {needed} for data set {manifest.name}, "
+                f"got {getattr(config.model, field)}; set it to {needed}."
+            )
+    tokens = max(height, width) // config.model.patch_size
+    if config.model.max_grid_tokens < tokens:
+        raise ValueError(
+            f"model.max_grid_tokens must be at least {tokens} for latents of {height} "
+            f"x {width}, got {config.model.max_grid_tokens}."
+        )
+    return manifest
+
+
+def make_mesh_for(config: Config) -> Mesh:
+    """The mesh of all visible devices, checked against the batch."""
+    sizes = config.mesh.resolve(jax.device_count())
+    sizes.check_batch(
+        config.train.global_batch_size, micro_batches=config.train.micro_batches
+    )
+    return meshes.make_mesh(sizes)
+
+
+def make_stream(config: Config, *, mesh: Mesh | None = None) -> loop.DataStream:
+    """The training batches from the first on: this process's share, or all rows."""
+    index, count = (0, 1) if mesh is None else meshes.reading_share(mesh)
+    return data.make_train_stream(
+        config.data,
+        global_batch_size=config.train.global_batch_size,
+        seed=config.seed,
+        process_index=index,
+        process_count=count,
+    )
+
+
+def make_job(
+    config: Config, *, mesh: Mesh, stream: loop.DataStream, manifest: Manifest
+) -> loop.Job:
+    """Builds network, optimizer and jitted step on a mesh; nothing is compiled yet.
+
+    Raises:
+      ValueError: if the mesh does not divide a parameter or the image tokens.
+    """
+    meshes.MeshConfig(**mesh.shape).check_tokens(
+        flops.num_image_tokens(config.model, latent_shape=manifest.latent_shape)
+    )
+    network = Network(config.model, constrain=make_constrain(mesh))
+    depth = config.model.depth
+    optimizer = make_optimizer(config.optimizer, depth=depth)
+    init = functools.partial(
+        init_state,
+        init_params=make_init(network.init, config=config.optimizer, depth=depth),
+        optimizer=optimizer,
+    )
+    init_key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, init_key)
+    shardings = state_shardings(shapes, mesh=mesh)
+    step = make_train_step(
+        network,
+        optimizer=optimizer,
+        formulation=formulations.parse(config.objective),
+        shift=config.shift,
+        ema=config.ema,
+        seed=config.seed,
+        micro_batches=config.train.micro_batches,
+    )
+    validate = make_validation(config, network=network, mesh=mesh)
+
+    def evaluate_state(state: TrainState, step: int) -> dict[str, float]:
+        del step
+        return {
+            f"{prefix}/{name}": value
+            for prefix, params in (("val", state.params), ("val_ema", state.ema_params))
+            for name, value in validate(params).items()
+        }
+
+    return loop.Job(
+        config=config.train,
+        checkpoint=config.checkpoint,
+        mesh=mesh,
+        abstract_state=with_sharding(shapes, shardings),
+        init_state=lambda: jax.jit(init, out_shardings=shardings)(init_key),
+        train_step=jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(shardings, meshes.replicated(mesh)),
+            compiler_options=compiler_options(mesh),
+        ),
+        stream=stream,
+        learning_rate=functools.partial(
+            learning_rate, config=config.optimizer, num_steps=config.train.num_steps
+        ),
+        evaluate=evaluate_state,
+        evaluate_every_steps=config.validation.every_steps,
+        flops_per_sample=flops_per_sample(config, manifest),
+    )
+
+
+def make_validation(config: Config, *, network: Network, mesh: Mesh):
+    """The evaluator of the run's held-out samples, checked at once."""
+    batch_size = config.validation.batch_size
+    # Rounded up to what the mesh divides: the number does not depend on it.
+    batch_size += -batch_size % meshes.num_batch_shards(mesh)
+    index, count = meshes.reading_share(mesh)
+    batches = functools.partial(
+        data.validation_batches,
+        config.data,
+        batch_size=batch_size,
+        num_samples=config.validation.num_samples,
+        process_index=index,
+        process_count=count,
+    )
+    batches()  # raises now, not after hours, if the split is missing or too small
+    return validation.make_validation(
+        network,
+        formulation=formulations.parse(config.objective),
+        mesh=mesh,
+        batches=batches,
+    )
+
+
+def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
+    """Writes run.json: what a later reader needs to place this run among others.
+
+    Raises:
+      ValueError: if the run was started on other data under the same path.
+    """
+    data_hash = digest(shards.manifest_to_json(manifest))
+    path = workdir / run_folder.RUN_FILE
+    if path.is_file():
+        started_on = json.loads(path.read_text("utf-8"))["data_hash"]
+        if started_on != data_hash:
+            raise ValueError(
+                f"run folder {workdir} was started on data set {started_on}, data.path "
+                f"now holds {data_hash}; give it the old data, or use a new --workdir."
+            )
+    run_folder.update_run(
+        workdir,
+        depth=config.model.depth,
+        params=flops.num_params(config.model),
+        params_without_adaln=flops.num_params(config.model, adaln=False),
+        train_flops_per_sample=flops_per_sample(config, manifest),
+        image_tokens=flops.num_image_tokens(
+            config.model, latent_shape=manifest.latent_shape
+        ),
+        context_tokens=manifest.context_shape[0],
+        data=manifest.name,
+        data_hash=data_hash,
+        validation_protocol=validation.PROTOCOL,
+        seed=config.seed,
+        learning_rate=config.optimizer.learning_rate,
+        parameterisation=config.optimizer.parameterisation,
+        cooldown_steps=config.optimizer.cooldown_steps,
+        config_hash=digest(json.dumps(configs.to_dict(config), sort_keys=True)),
+        code_version=__version__,
+        num_devices=jax.device_count(),
+        device=jax.devices()[0].device_kind,
+    )
+
+
+def flops_per_sample(config: Config, manifest: Manifest) -> int:
+    """Model FLOPs of forward and backward for one example of the data."""
+    return flops.train_flops_per_sample(
+        config.model,
+        latent_shape=manifest.latent_shape,
+        context_length=manifest.context_shape[0],
+    )
+
+
+def with_sharding(shapes: Any, shardings: Any) -> Any:
+    """Puts shardings (a tree like `shapes`, or one for all) on ShapeDtypeStructs."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        shapes,
+        shardings,
+    )
+
+
+def digest(text: str) -> str:
+    """A short name of a text: 12 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a config needs and how fast it is, on devices that are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rfjax.commands.job import (
+    digest,
+    make_job,
+    make_stream,
+    read_manifest,
+    with_sharding,
+)
+from rfjax.config import Config
+from rfjax.models import flops
+from rfjax.models.mmdit import Network
+from rfjax.parallel import layout as layouts
+from rfjax.parallel import mesh as meshes
+from rfjax.plan import report as plan_report
+from rfjax.plan import search as plan_search
+from rfjax.plan.report import Plan
+from rfjax.plan.step import plan_step
+from rfjax.plan.topology import (
+    check_compiler,
+    make_devices,
+    parse_topology,
+)
+from rfjax.train.optimizer import make_optimizer
+from rfjax.train.state import init_state
+
+
+def layout(
+    config: Config,
+    *,
+    num_devices: int | None = None,
+    topology: str | None = None,
+    json: Path | str | None = None,
+    picture: Path | str | None = None,
+) -> layouts.StateLayout:
+    """Who holds what of a config's train state; no device is needed.
+
+    Args:
+      config: the resolved config.
+      num_devices: of the mesh; or give the topology. By default those that are there.
+      topology: chips, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16.
+      json: file to write the figures to.
+      picture: file to draw the bytes of each parameter into.
+
+    Raises:
+      ValueError: the mesh fits neither the devices nor the model.
+    """
+    if num_devices is not None and topology is not None:
+        raise ValueError("give either --devices or --topology, not both.")
+    if num_devices is not None and num_devices < 1:
+        raise ValueError(f"--devices must be at least 1, got {num_devices}.")
+    if topology is not None:
+        chips = parse_topology(topology)
+        num_devices = chips.num_chips
+        meshes.check_slices(config.mesh.slice, chips.num_slices)
+    sizes = config.mesh.resolve(num_devices or jax.device_count())
+    network = Network(config.model)
+    described = layouts.lay_out(
+        network.abstract_params(),
+        jax.eval_shape(
+            functools.partial(
+                init_state,
+                init_params=network.init,
+                optimizer=make_optimizer(config.optimizer, depth=config.model.depth),
+            ),
+            jax.random.key(config.seed),
+        ),
+        mesh=sizes,
+    )
+    if json is not None:
+        layouts.write_json(described, json)
+    if picture is not None:
+        layouts.draw(described, picture)
+    return described
+
+
+def plan(
+    config: Config,
+    *,
+    topology: str,
+    num_images: int | None = None,
+    json: Path | str | None = None,
+    summary: Path | str | None = None,
+    picture: Path | str | None = None,
+) -> Plan:
+    """What the TPU compiler says about a config; no TPU is needed.
+
+    Args:
+      config: the resolved config.
+      topology: chips, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16.
+      num_images: training budget; by default as many as the config trains on.
+      json: file to write all figures to.
+      summary: file to write the headline figures to, as configs/plans keeps them.
+      picture: file to draw time by class and memory into.
+
+    Raises:
+      ValueError: no such topology, a mesh or batch that does not fit it, or a step
+        that does not fit the memory of a chip.
+      ImportError: the TPU compiler is not installed.
+    """
+    slices = parse_topology(topology)
+    sizes = config.mesh.resolve(slices.num_chips)
+    sizes.check_batch(
+        config.train.global_batch_size, micro_batches=config.train.micro_batches
+    )
+    manifest = read_manifest(config)
+    mesh = meshes.make_mesh(sizes, devices=make_devices(slices))
+    stream = make_stream(config)
+    job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
+    rate = jax.ShapeDtypeStruct((), np.float32, sharding=meshes.replicated(mesh))
+    planned = plan_step(
+        job.train_step,
+        job.abstract_state,
+        with_sharding(stream.spec, meshes.batch_sharding(mesh)),
+        rate,
+        topology=slices,
+        mesh_shape=mesh.shape,
+        num_params=flops.num_params(config.model),
+        flops_per_sample=job.flops_per_sample,
+        global_batch_size=config.train.global_batch_size,
+        num_images=num_images
+        or config.train.num_steps * config.train.global_batch_size,
+    )
+    if json is not None:
+        plan_report.write_json(planned, json)
+    if summary is not None:
+        plan_report.write_json(planned, summary, headline=True)
+    if picture is not None:
+        plan_report.draw(planned, picture)
+    return planned
+
+
+def search_plans(
+    config: Config,
+    *,
+    topology: str,
+    limit: int = 0,
+    json: Path | str | None = None,
+    report: Callable[[str], None] = print,
+) -> list[plan_search.Outcome]:
+    """Plans a config on several meshes, batches and remat policies.
+
+    Args:
+      config: the resolved config; its batch is the middle of those tried.
+      topology: as for `plan`.
+      limit: compilations at most; 0: no limit.
+      json: file to write the outcomes to after each; those it holds already from an
+        earlier search of the same model and topology are not compiled again.
+      report: told each outcome and the progress.
+
+    Raises:
+      ValueError: no such topology.
+      ImportError: the TPU compiler is not installed.
+    """
+    slices = parse_topology(topology)
+    check_compiler()
+    # What the options leave alone; with another model, old outcomes do not count.
+    fixed = dataclasses.replace(config.model, remat="none"), config.data
+    key = f"{slices} {digest(repr((*fixed, config.train.micro_batches)))}"
+    done = plan_search.read_json(json, key=key) if json is not None else []
+
+    def plan_option(option: plan_search.Option) -> Plan:
+        batch_size = option.per_chip_batch_size * slices.num_chips
+        changed = dataclasses.replace(
+            config,
+            mesh=meshes.MeshConfig(**option.mesh),
+            model=dataclasses.replace(config.model, remat=option.remat),
+            train=dataclasses.replace(config.train, global_batch_size=batch_size),
+        )
+        return plan(changed, topology=topology)
+
+    def save(outcomes: list[plan_search.Outcome]) -> None:
+        if json is not None:
+            plan_search.write_json(outcomes, json, key=key)
+
+    per_chip = config.train.global_batch_size // slices.num_chips
+    candidates = plan_search.options(
+        topology=slices,
+        width=config.model.width,
+        num_heads=config.model.depth,
+        num_params=flops.num_params(config.model),
+        per_chip_batch_size=max(1, per_chip),
+    )
+    report(f"{len(candidates)} options on {slices}, {len(done)} known already")
+    return plan_search.search(
+        candidates, plan_option, limit=limit, done=done, report=report, save=save
+    )

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures drawn by a trained run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rfjax import checkpoint, data
+from rfjax import config as configs
+from rfjax.config import Config
+from rfjax.data import shards, sheet
+from rfjax.evaluation import captions
+from rfjax.evaluation.sample import SampleConfig, sample_latents, sample_noise
+from rfjax.flow import formulations
+from rfjax.models.mmdit import Network
+from rfjax.types import Conditioning
+
+
+def sample(
+    workdir: Path | str,
+    prompts: Sequence[str],
+    *,
+    step: int | None = None,
+    weights: str = "ema",
+    seed: int = 0,
+    **settings: Any,
+) -> np.ndarray:
+    """Pictures of the prompts, drawn by a trained run.
+
+    Args:
+      workdir: run folder; its data set gives the text encoder and the codec.
+      prompts: one caption a picture.
+      step: which checkpoint; the newest by default.
+      weights: "ema" or "raw".
+      seed: of the noise.
+      **settings: fields of `SampleConfig` that differ from the run's; None is ignored.
+
+    Returns:
+      [B, height, width, 3] uint8.
+
+    Raises:
+      ImportError: if the text encoder's packages are not installed.
+      ValueError: if a prompt is too long, or the data set has no pictures.
+    """
+    config = configs.load(workdir)
+    return _draw(
+        workdir,
+        config,
+        captions.encode_prompts(_picture_data(config), prompts),
+        step=step,
+        weights=weights,
+        seed=seed,
+        settings=settings,
+    )
+
+
+def sample_sheet(
+    workdir: Path | str,
+    *,
+    out: Path | str | None = None,
+    step: int | None = None,
+    weights: str = "ema",
+    seed: int = 0,
+    num_seen: int = 24,
+    num_held_out: int = 16,
+    **settings: Any,
+) -> Path:
+    """Draws captions the run was trained on and captions it never saw, on one sheet.
+
+    Needs no text encoder: the states stored with the data set are used.
+
+    Args:
+      workdir: run folder.
+      out: picture file; `samples/STEP.png` in the run folder by default.
+      step: which checkpoint; the newest by default.
+      weights: "ema" or "raw".
+      seed: of the noise.
+      num_seen: pictures of training captions.
+      num_held_out: pictures of validation captions.
+      **settings: fields of `SampleConfig` that differ from the run's; None is ignored.
+
+    Returns:
+      The path of the sheet.
+    """
+    config = configs.load(workdir)
+    data_config = _picture_data(config)
+    step = checkpoint.choose_step(workdir, step)
+    parts = [
+        ("captions seen in training", "train", num_seen),
+        ("captions held out", "validation", num_held_out),
+    ]
+    texts = [
+        captions.stored_captions(data_config, split, count=count)
+        for _, split, count in parts
+    ]
+    images = _draw(
+        workdir,
+        config,
+        jax.tree.map(lambda *rows: np.concatenate(rows), *(text for _, text in texts)),
+        step=step,
+        weights=weights,
+        seed=seed,
+        settings=settings,
+    )
+    sections = []
+    for (title, _, _), (names, _) in zip(parts, texts, strict=True):
+        sections.append(sheet.Section(title, images[: len(names)], names))
+        images = images[len(names) :]
+    manifest = data.read_manifest(data_config)
+    chosen = _sample_config(config, settings)
+    picture = sheet.draw_sheet(
+        sections,
+        title=f"{manifest.name}, depth {config.model.depth}, step {step:,}: "
+        f"{chosen.num_steps} {chosen.solver} steps, guidance {chosen.guidance_scale:g}",
+        footer=manifest.licence,
+    )
+    out = Path(out or Path(workdir) / "samples" / f"{step}.png")
+    sheet.save_picture(picture, out)
+    return out
+
+
+def _draw(
+    workdir: Path | str,
+    config: Config,
+    conditioning: Conditioning,
+    *,
+    step: int | None,
+    weights: str,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> np.ndarray:
+    """Samples with a checkpoint and decodes: [B, height, width, 3] uint8."""
+    network = Network(config.model)
+    codec = shards.read_codec(config.data.path)
+    params = checkpoint.restore_params(
+        workdir,
+        checkpoint.abstract_on_device(network.abstract_params()),
+        weights=weights,
+        step=step,
+    )
+    solution = sample_latents(
+        network,
+        params,
+        sample_noise(
+            seed,
+            num_samples=len(conditioning.pooled),
+            latent_shape=data.read_manifest(config.data).latent_shape,
+        ),
+        conditioning,
+        unconditional=captions.empty_caption(config.data),
+        formulation=formulations.parse(config.objective),
+        config=_sample_config(config, settings),
+    )
+    return codec.decode(np.asarray(solution.latents))
+
+
+def _sample_config(config: Config, settings: Mapping[str, Any]) -> SampleConfig:
+    given = {name: value for name, value in settings.items() if value is not None}
+    return dataclasses.replace(config.sample, **given)
+
+
+def _picture_data(config: Config) -> data.DataConfig:
+    """The run's data section, if there are pictures behind its latents."""
+    if not isinstance(config.data, data.DataConfig):
+        raise ValueError(
+            "data.kind must be 'shards' to draw pictures, got a run on synthetic data; "
+            "train on an encoded data set such as configs/emoji.py."
+        )
+    return config.data

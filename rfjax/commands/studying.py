@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The depth study: its sweep, and the check that learning rates transfer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rfjax import config as configs
+from rfjax import data, schema
+from rfjax.commands.job import (
+    flops_per_sample,
+    make_mesh_for,
+    read_manifest,
+)
+from rfjax.commands.training import train
+from rfjax.config import Config
+from rfjax.flow import formulations
+from rfjax.models import flops
+from rfjax.scaling import budget
+from rfjax.scaling.budget import CellCost, ForecastConfig
+from rfjax.scaling.coordinates import check_coordinates, fit_slopes
+from rfjax.scaling.grid import Cell, GridConfig, make_cells
+from rfjax.scaling.sweep import run_locally
+from rfjax.train.parameterisation import PARAMETERISATIONS
+
+Report = Callable[[str], None]  # where a command says what it does
+
+
+def sweep(
+    fields: Mapping[str, Any],
+    *,
+    workdir: Path | str,
+    dry_run: bool = False,
+    report: Report,
+) -> list[str]:
+    """Trains every cell of a depth study, one after the other; goes on if killed.
+
+    Args:
+      fields: {"base": fields of a run config, "grid": fields of `GridConfig`,
+        "forecast": fields of `ForecastConfig`, may be left out}.
+      workdir: sweep folder; holds one run folder a cell and `runs.csv`.
+      dry_run: report the table of cells with their cost and stop.
+      report: receives the table and a line for each event.
+
+    Returns:
+      Names of the cells that failed.
+
+    Raises:
+      ValueError: if the grid or any cell's config is wrong, or by the pilot's law an
+        optimum would lie on the edge of the grid; nothing was trained then.
+    """
+    for section in ("base", "grid"):
+        if section not in fields:
+            raise ValueError(f"a sweep config must have the section {section}; add it.")
+    workdir = Path(workdir)
+    grid = schema.build(GridConfig, fields["grid"], prefix="grid.")
+    expected = schema.build(
+        ForecastConfig, fields.get("forecast", {}), prefix="forecast."
+    )
+    cells = make_cells(fields["base"], grid, flops_per_sample=_cost_per_sample)
+    resolved = {cell.name: configs.from_config_dict(cell.fields) for cell in cells}
+    for config in resolved.values():
+        read_manifest(config)
+        make_mesh_for(config)
+    costs = [_cost_of(cell, resolved[cell.name]) for cell in cells]
+    pilot = None
+    if expected.pilot is not None:
+        pilot = budget.read_pilot(expected.pilot)
+        cost_per_sample = {cost.depth: cost.flops / cost.samples for cost in costs}
+        budget.check_edges(
+            costs,
+            pilot=pilot,
+            samples_for=lambda depth, flops: flops / cost_per_sample[depth],
+            budgets=grid.flop_budgets,
+        )
+    speeds = budget.measured_speeds(workdir)
+    seconds = {
+        cost.name: budget.predicted_seconds(
+            cost, speeds=speeds, flops_per_second=expected.flops_per_second
+        )
+        for cost in costs
+    }
+    report(budget.describe(costs, seconds=seconds, forecast=expected, pilot=pilot))
+    if dry_run:
+        return []
+
+    def train_cell(cell: Cell, folder: Path) -> bool:
+        return train(
+            resolved[cell.name],
+            workdir=folder,
+            branch_from=workdir / cell.trunk if cell.trunk else None,
+            report=lambda line: None,
+        )
+
+    return run_locally(
+        cells,
+        workdir=workdir,
+        train_cell=train_cell,
+        flops_of_cell={cost.name: cost.new_flops for cost in costs},
+        report=report,
+    )
+
+
+def _cost_per_sample(fields: Mapping[str, Any]) -> float:
+    """Training FLOPs of one sample of a run config."""
+    config = configs.from_config_dict(fields)
+    return flops_per_sample(config, read_manifest(config))
+
+
+def _cost_of(cell: Cell, config: Config) -> CellCost:
+    """What a cell of a sweep is and adds."""
+    per_sample = _cost_per_sample(cell.fields)
+    batch_size = config.train.global_batch_size
+    samples = cell.num_steps * batch_size
+    shared = cell.fork_step * batch_size if cell.trunk else 0
+    return CellCost(
+        name=cell.name,
+        depth=config.model.depth,
+        sizes={
+            "params": flops.num_params(config.model),
+            "params_without_adaln": flops.num_params(config.model, adaln=False),
+            "flops": per_sample,
+        },
+        samples=samples,
+        flops=samples * per_sample,
+        new_flops=(samples - shared) * per_sample,
+        is_point=not cell.is_trunk,
+    )
+
+
+def coordinates(
+    config: Config,
+    *,
+    depths: Sequence[int],
+    num_steps: int,
+    parameterisation: str,
+    out: Path | str,
+) -> dict[str, dict[str, float]]:
+    """Checks whether training steps move activations alike at every depth.
+
+    Writes `coordinates.json` and `coordinates.png`.
+
+    Args:
+      config: the resolved config; its depth is replaced, its peak rate is used.
+      depths: of the models; the smallest is the base depth if the config has none.
+      num_steps: training steps, on the run's first batch.
+      parameterisation: "standard", "mup", or "both" to compare them.
+      out: folder to write into; made if missing.
+
+    Returns:
+      parameterisation -> activation -> slope of log change over log width.
+
+    Raises:
+      ValueError: a wrong setting, before anything is computed.
+    """
+    from rfjax.scaling import coordinate_figure
+
+    read_manifest(config)
+    base_depth = config.optimizer.base_depth or min(depths)
+    names = PARAMETERISATIONS if parameterisation == "both" else (parameterisation,)
+    optimizers = [
+        dataclasses.replace(
+            config.optimizer, parameterisation=name, base_depth=base_depth
+        )
+        for name in names
+    ]
+    stream = data.make_train_stream(
+        config.data,
+        global_batch_size=config.train.global_batch_size,
+        seed=config.seed,
+    )
+    batch = next(iter(stream))
+    stream.close()
+    points = [
+        point
+        for optimizer in optimizers
+        for point in check_coordinates(
+            batch,
+            model=config.model,
+            optimizer=optimizer,
+            formulation=formulations.parse(config.objective),
+            shift=config.shift,
+            depths=depths,
+            num_steps=num_steps,
+            seed=config.seed,
+        )
+    ]
+    slopes = fit_slopes(points)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    result = {
+        "base_depth": base_depth,
+        "learning_rate": config.optimizer.learning_rate,
+        "num_steps": num_steps,
+        "slopes": slopes,
+        "points": [dataclasses.asdict(point) for point in points],
+    }
+    partial = out / "coordinates.json.partial"
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(out / "coordinates.json")
+    partial = out / "coordinates.png.partial"
+    coordinate_figure.draw_coordinates(points).savefig(partial, format="png")
+    partial.replace(out / "coordinates.png")
+    return slopes

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a run folder, goes on with it, branches from it, or fills it from PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from rfjax import checkpoint, run_folder
+from rfjax import config as configs
+from rfjax.commands.job import (
+    describe_run,
+    make_job,
+    make_mesh_for,
+    make_stream,
+    read_manifest,
+)
+from rfjax.config import Config
+from rfjax.export.load import merge_model_fields, open_weights
+from rfjax.export.save import new_folder
+from rfjax.parallel import processes
+from rfjax.parallel.sharding import state_shardings
+from rfjax.train import loop
+from rfjax.train.optimizer import make_optimizer
+from rfjax.train.state import TrainState, init_state
+
+Report = Callable[[str], None]  # where a command says what it does
+
+
+def train(
+    config: Config,
+    *,
+    workdir: Path | str,
+    report: Report,
+    branch_from: Path | str | None = None,
+) -> bool:
+    """Trains, or goes on where an earlier call was stopped or killed.
+
+    Args:
+      config: the resolved config.
+      workdir: run folder; made if missing.
+      report: receives the parameter table and a line for each event.
+      branch_from: run folder of a run at constant rate with otherwise the same config.
+        A fresh run starts from its newest checkpoint before the own cooldown, and is
+        to the bit what it would have been from scratch.
+
+    Returns:
+      Whether the last step is done; False after a signal to stop.
+
+    Raises:
+      ValueError: config, data, mesh and folder do not fit together.
+      FileNotFoundError: the data is missing.
+    """
+    workdir = Path(workdir)
+    mesh = make_mesh_for(config)
+    manifest = read_manifest(config)
+    stream = make_stream(config, mesh=mesh)
+    job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
+    if branch_from is not None:
+        _check_branch(config, source=Path(branch_from))
+    with contextlib.ExitStack() as stack:
+
+        def claim_folder() -> None:
+            stack.enter_context(run_folder.exclusive(workdir))
+            has_run = (workdir / run_folder.CONFIG_FILE).is_file()
+            run_folder.claim(
+                workdir,
+                configs.to_dict(config),
+                started_with=configs.to_dict(configs.load(workdir))
+                if has_run
+                else None,
+            )
+            describe_run(workdir, config, manifest)
+            if branch_from is not None:
+                _branch(workdir, config, source=Path(branch_from))
+
+        processes.on_first(claim_folder)
+        report(parameter_overview.get_parameter_overview(
+            job.abstract_state.params, include_stats=False
+        ))  # fmt: skip
+        steps = checkpoint.finished_steps(workdir)
+        if steps:
+            report(f"going on at step {steps[-1]} of {config.train.num_steps}")
+        state = loop.run(job, workdir=workdir)
+    step, finished = int(state.step), int(state.step) == config.train.num_steps
+    if finished:
+        report(f"finished {step} steps in {workdir}")
+    else:
+        report(f"stopped and saved at step {step}; run the same command to go on")
+    return finished
+
+
+def _check_branch(config: Config, *, source: Path) -> None:
+    """Refuses to branch from a run that is not the same up to the cooldown."""
+    trunk = configs.load(source)
+    changed = run_folder.differences(
+        configs.to_dict(trunk),
+        configs.to_dict(config),
+        may_change=(*run_folder.MAY_CHANGE, "train.num_steps", "optimizer.cooldown"),
+    )
+    if trunk.optimizer.cooldown_steps:
+        changed.append("optimizer.cooldown_steps: not 0 there")
+    if changed:
+        raise ValueError(
+            f"a run can only branch from a constant-rate run of the same config, and "
+            f"{source} has another ({'; '.join(changed)}); train from scratch, or "
+            "branch from another run."
+        )
+
+
+def _branch(workdir: Path, config: Config, *, source: Path) -> None:
+    """Lets a run without checkpoints start from those of a run at constant rate."""
+    if checkpoint.finished_steps(workdir):
+        return
+    fork_step = config.train.num_steps - config.optimizer.cooldown_steps
+    usable = [s for s in checkpoint.finished_steps(source) if s <= fork_step]
+    if not usable:
+        return
+    run_folder.update_run(workdir, trunk=source.resolve().name)
+    # Before the checkpoint: killed in between, the next call does both again.
+    run_folder.inherit_metrics(workdir, source=source, last_step=usable[-1])
+    checkpoint.inherit(workdir, source=source, step=usable[-1])
+
+
+def import_run(
+    source: Path | str,
+    *,
+    fields: Mapping[str, Any],
+    workdir: Path | str,
+    format: str = "diffusers",
+) -> Config:
+    """Makes a run folder of PyTorch weights, to be trained on, evaluated and sampled.
+
+    The run stands at step 0 with a fresh optimizer; the weights are its parameters and
+    their moving average alike.
+
+    Args:
+      source: file or folder of weights, as `export.load.open_weights` takes it.
+      fields: of a run config; what its model section leaves out the weights decide.
+      workdir: run folder to make; must be absent or empty, and appears only when
+        complete.
+      format: "diffusers" or "sd3".
+
+    Returns:
+      The resolved config of the run.
+
+    Raises:
+      ValueError: weights, config and data do not fit together.
+      FileNotFoundError: the weights or the data are missing.
+    """
+    workdir = Path(workdir)
+    weights = open_weights(source, format=format)
+    model_fields = merge_model_fields(
+        weights,
+        fields.get("model", {}),
+        position_file=workdir / run_folder.POSITION_FILE,
+    )
+    config = configs.from_config_dict({**fields, "model": model_fields})
+    mesh = make_mesh_for(config)
+    manifest = read_manifest(config)
+    with new_folder(workdir.absolute(), field="workdir") as folder:
+        run_folder.claim(folder, configs.to_dict(config))
+        describe_run(folder, config, manifest)
+        run_folder.update_run(folder, imported_from=str(source), status="imported")
+        if weights.positions is not None:
+            np.save(folder / run_folder.POSITION_FILE, weights.positions)
+        state = _imported_state(config, weights.read_params(), mesh=mesh)
+        checkpoints = checkpoint.Checkpoints(folder, config=config.checkpoint)
+        checkpoints.save(0, state, data_position=make_stream(config).get_state())
+        checkpoints.close()
+    return config
+
+
+def _imported_state(config: Config, params: Any, *, mesh: Mesh) -> TrainState:
+    """A fresh state around given parameters, laid out as in training."""
+    init = functools.partial(
+        init_state,
+        init_params=lambda params: params,
+        optimizer=make_optimizer(config.optimizer, depth=config.model.depth),
+    )
+    shardings = state_shardings(jax.eval_shape(init, params), mesh=mesh)
+    params = jax.device_put(params, shardings.params)
+    return jax.jit(init, out_shardings=shardings)(params)
