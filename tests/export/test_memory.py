@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the export of a large model costs, by the command that users run."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from rfjax import checkpoint
+from rfjax import config as configs
+from rfjax.data.synthetic import SyntheticConfig
+from rfjax.export import names
+from rfjax.models.mmdit import MMDiTConfig
+from rfjax.train.loop import TrainConfig
+
+LIMIT_GB = 3.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class EmaOnly:
+    """A train state of which only the average is kept."""
+
+    ema_params: dict
+
+
+def write_run(workdir, depth):
+    """A run folder with one set of random weights: what an export reads."""
+    config = configs.Config(
+        model=MMDiTConfig(depth=depth, qk_norm=True),
+        data=SyntheticConfig(
+            latent_shape=(32, 32, 16), context_shape=(154, 4096), pooled_dim=2048
+        ),
+        train=TrainConfig(num_steps=1),
+    )
+    rng = np.random.default_rng(0)
+    leaves = {
+        path: 0.02 * rng.standard_normal(shape, np.float32)
+        for path, shape in names.leaf_shapes(config.model).items()
+    }
+    state = EmaOnly(traverse_util.unflatten_dict(leaves, sep="/"))
+    checkpoints = checkpoint.Checkpoints(
+        workdir, config=checkpoint.CheckpointConfig(keep=1)
+    )
+    checkpoints.save(1, state, data_position={"step": 1})
+    checkpoints.close()
+    (workdir / "config.json").write_text(json.dumps(configs.to_dict(config)))
+    record = {"data": "random", "validation_protocol": "val_v1"}
+    (workdir / "run.json").write_text(json.dumps(record))
+    return sum(leaf.nbytes for leaf in leaves.values())
+
+
+@pytest.mark.slow
+def test_memory_stays_below_the_size_of_the_model(tmp_path):
+    num_bytes = write_run(tmp_path / "run", depth=24)
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "rfjax.main", "export",
+            f"--workdir={tmp_path}/run", f"--out={tmp_path}/out",
+        ],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    peak = usage.ru_maxrss * 1024
+    print(f"{num_bytes / 1e9:.2f} GB exported in {seconds:.0f} s, {peak / 1e9:.2f} GB")
+    assert status == 0
+    written = sum(file.stat().st_size for file in tmp_path.rglob("out/**/*.safetens*"))
+    assert written > num_bytes
+    assert peak < LIMIT_GB * 1e9 < num_bytes
