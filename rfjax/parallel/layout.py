@@ -7,9 +7,7 @@ Only sizes are needed: the mesh may have thousands of devices, and none be there
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
+from rfjax import whole_files
 from rfjax.parallel.mesh import MeshConfig
 from rfjax.parallel.sharding import (
     RULES,
@@ -197,9 +196,7 @@ def _table(rows) -> str:
 
 def write_json(layout: StateLayout, path: Path | str) -> None:
     """Writes the layout's figures, whole or not at all."""
-    partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(layout.to_json(), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    whole_files.write_json(path, layout.to_json())
 
 
 _COLOURS = {  # axes that split a parameter -> colour
@@ -265,6 +262,5 @@ def draw(layout: StateLayout, path: Path | str) -> None:
         f"{layout.state_bytes / 2**30:.3g} GiB of train state",
         fontsize=11, x=0.01, ha="left",
     )  # fmt: skip
-    partial = Path(path).with_name(f".partial-{Path(path).name}")
-    figure.savefig(partial, dpi=150)
-    os.replace(partial, path)
+    with whole_files.replacing(path) as partial:
+        figure.savefig(partial, dpi=150)
