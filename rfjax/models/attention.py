@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Joint attention over image and text tokens: one entry point, several kernels.
 
-`xla` runs anywhere. `fused` (short sequences) and `splash` (any length) are TPU kernels
-and run on the devices of a TPU mesh; elsewhere the same config takes the `xla` way.
+`xla` runs anywhere. `fused` (short sequences) and `splash` (any length) are kernels for
+TPUs, `cudnn` for GPUs; elsewhere the same config takes the `xla` way.
 
 Dims: B batch, Q query tokens, S key tokens (image first, then text), N heads,
 K head dim.
@@ -84,8 +84,8 @@ def attend_streams(
       One [B, Q_i, N, K] for each query.
     """
     attend = IMPLEMENTATIONS[implementation]
-    # A shard of a TPU mesh can run a kernel; the CPU, and a float32 pass, take XLA.
-    if not _runs_kernels(constrain, queries[0].dtype):
+    # A shard can run a kernel of its platform; others, and a float32 pass, take XLA.
+    if not _runs_kernel(implementation, constrain, queries[0].dtype):
         attend = _xla_streams
     outputs = attend(tuple(queries), tuple(keys), tuple(values), mask_BS, constrain)
     return tuple(map(_name_for_remat, outputs))
@@ -97,9 +97,10 @@ def _name_for_remat(output_BQNK: jax.Array) -> jax.Array:
     return checkpoint_name(rows, "attention").reshape(output_BQNK.shape)
 
 
-def _runs_kernels(constrain, dtype) -> bool:
+def _runs_kernel(implementation: str, constrain, dtype) -> bool:
     platform = getattr(constrain, "platform", None)
-    return platform == "tpu" and dtype == jnp.bfloat16
+    is_there = platform is not None and platform == _PLATFORMS.get(implementation)
+    return is_there and dtype == jnp.bfloat16
 
 
 def _splits_tokens(constrain) -> bool:
@@ -146,14 +147,21 @@ def _fused_streams(queries, keys, values, mask_BS, constrain):
 
 
 def _splash_streams(queries, keys, values, mask_BS, constrain):
-    """JAX's flash attention kernel: any length, masked or not."""
+    """JAX's flash attention kernel for TPUs: any length, masked or not."""
+    return _attend_in_shards(
+        splash_attention, queries, keys, values, mask_BS, constrain
+    )
+
+
+def _attend_in_shards(kernel, queries, keys, values, mask_BS, constrain):
+    """Runs a kernel of joined streams on each device's shards."""
     key, value = map(_join, (keys, values))
     if mask_BS is None:
         mask_BS = jnp.ones(key.shape[:2], bool)
 
     def attend(query, names):
         return constrain.map_shards(
-            splash_attention,
+            kernel,
             in_names=(names, HEADS, HEADS, ("batch", None)),
             out_names=names,
         )(query, key, value, mask_BS)
@@ -161,6 +169,30 @@ def _splash_streams(queries, keys, values, mask_BS, constrain):
     if _splits_tokens(constrain):  # streams stay apart, as in `_xla_streams`
         return tuple(map(attend, queries, QUERIES))
     return _part(attend(_join(queries), HEADS), queries)
+
+
+def _cudnn_streams(queries, keys, values, mask_BS, constrain):
+    """Flash attention by cuDNN: any length, masked or not."""
+    return _attend_in_shards(cudnn_attention, queries, keys, values, mask_BS, constrain)
+
+
+def cudnn_attention(query_BQNK, key_BSNK, value_BSNK, mask_BS, *, library="cudnn"):
+    """`joint_attention` by cuDNN, on one device.
+
+    Args:
+      query_BQNK: [B, Q, N, K] bfloat16.
+      key_BSNK: [B, S, N, K].
+      value_BSNK: [B, S, N, K].
+      mask_BS: [B, S] bool.
+      library: "cudnn", or "xla" for the same call without a GPU.
+    """
+    return jax.nn.dot_product_attention(
+        query_BQNK,
+        key_BSNK,
+        value_BSNK,
+        mask=mask_BS[:, None, None, :],
+        implementation=library,
+    )
 
 
 def splash_attention(
@@ -278,4 +310,6 @@ IMPLEMENTATIONS = {
     "xla": _xla_streams,
     "fused": _fused_streams,
     "splash": _splash_streams,
+    "cudnn": _cudnn_streams,
 }
+_PLATFORMS = {"fused": "tpu", "splash": "tpu", "cudnn": "gpu"}  # xla runs anywhere

@@ -18,7 +18,7 @@ _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all",
     "partition-id", "replica-id", "opt-barrier", "domain", "add-dependency",
     "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done",
-    "async-update", "copy-done", "send-done", "recv-done", "get-dimension-size",
+    "async-update", "copy-done", "send-done", "recv", "recv-done", "get-dimension-size",
 }  # fmt: skip
 _COPIES = {
     "copy", "transpose", "slice", "dynamic-slice", "dynamic-update-slice",

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collectives in a compiled program: kind, mesh axes, bytes, and whether they wait."""
+"""Collectives in a compiled program: kind, mesh axes, bytes, and whether they wait.
+
+A program for several slices is that of one slice. What joins slices is in it as a send
+through the host (and a receive), with the collective that it stands for as attribute.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ KINDS = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
     "ragged-all-to-all", "collective-broadcast",
 )  # fmt: skip
+_BETWEEN_SLICES = r'_xla_megascale_transfer_type="(\w+)"'
 # Moved a chip, as a share of the larger of operand and result; ring algorithms.
 _MOVED = {"all-reduce": lambda n: 2 * (n - 1) / n, "collective-permute": lambda n: 1.0}
 
@@ -48,6 +53,9 @@ class Collective:
 def kind_of(program: Program, instruction: Instruction) -> str | None:
     """The kind of collective an instruction is or wraps, or None."""
     opcodes = [instruction.opcode]
+    if instruction.opcode == "send":
+        transfer = instruction.attribute(_BETWEEN_SLICES)
+        return transfer and transfer.lower().replace("_", "-")
     if instruction.name.startswith("async-collective-done"):
         return None
     if instruction.opcode in ("fusion", "async-start"):
@@ -71,6 +79,18 @@ def read_collective(
 ) -> Collective:
     """Reads one instruction for which `kind_of` gave a kind."""
     kind = kind_of(program, instruction)
+    if instruction.opcode == "send":
+        num_slices = mesh_shape.get("slice", 1)
+        share = _MOVED.get(kind, lambda n: (n - 1) / n)(num_slices)
+        return Collective(
+            kind=kind,
+            axes="slice",
+            group_size=num_slices,
+            moved_bytes=share * instruction.shapes[0].num_bytes * count,
+            count=count,
+            is_async=False,  # the slow network is never counted as hidden
+            from_padding=False,
+        )
     lines = [instruction, *(inner for _, inner in program.inside(instruction))]
     line = next(i for i in lines if i.opcode.removesuffix("-start") in KINDS)
     groups = parse_groups(line.attributes, num_devices=math.prod(mesh_shape.values()))
@@ -174,7 +194,10 @@ def _join_pairs(pairs: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def name_axes(groups: list[tuple[int, ...]], *, mesh_shape: Mapping[str, int]) -> str:
-    """The mesh axes whose devices a collective joins, e.g. data+fsdp."""
+    """The mesh axes whose devices a collective joins, e.g. data+fsdp.
+
+    The groups may be those of the first slice alone.
+    """
     wanted = {frozenset(group) for group in groups}
     ids = np.arange(math.prod(mesh_shape.values())).reshape(tuple(mesh_shape.values()))
     names = [name for name, size in mesh_shape.items() if size > 1]
@@ -183,6 +206,6 @@ def name_axes(groups: list[tuple[int, ...]], *, mesh_shape: Mapping[str, int]) -
             axes = [list(mesh_shape).index(name) for name in chosen]
             moved = np.moveaxis(ids, axes, range(-len(axes), 0))
             rows = moved.reshape(-1, math.prod(mesh_shape[name] for name in chosen))
-            if {frozenset(map(int, row)) for row in rows} == wanted:
+            if wanted <= {frozenset(map(int, row)) for row in rows}:
                 return "+".join(chosen)
     return "?"

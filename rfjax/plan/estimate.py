@@ -82,8 +82,7 @@ def waiting_seconds(row: Row, *, chip: Chip, num_slices: int) -> float:
     if row.collective is None or row.collective.is_async:
         return 0.0
     bandwidth = chip.ici_bandwidth
-    axes = row.collective.axes.split("+")
-    if num_slices > 1 and ("slice" in axes or "?" in axes):
+    if num_slices > 1 and "slice" in row.collective.axes.split("+"):
         bandwidth = chip.dcn_bandwidth
     return row.collective.moved_bytes / bandwidth
 

@@ -21,6 +21,7 @@ ITEM_BITS = {
 
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
 _LINE = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|called_computations|branch_computations)="
@@ -197,21 +198,29 @@ def parse(text: str) -> Program:
       ValueError: if it has no entry computation.
     """
     computations, entry, current, name = {}, None, None, None
-    for raw in text.splitlines():
-        line = re.sub(r"/\*.*?\*/", "", raw)
+    lines = re.sub(r"/\*.*?\*/", "", text).splitlines()
+    for number, line in enumerate(lines):
         header = _HEADER.match(line)
         if header:
             name, current = header[2], {}
             entry = name if header[1] else entry
-        elif line.startswith("}") and current is not None:
+        elif _END.match(line) and current is not None:
             computations[name] = Computation(name, current)
             current = None
         elif current is not None and (match := _LINE.match(line)):
-            instruction = _parse_instruction(match, line)
+            instruction = _parse_instruction(match, _joined(lines, number))
             current[instruction.name] = instruction
     if entry is None:
         raise ValueError("the HLO text must have an ENTRY computation, and has none.")
     return Program(computations, entry)
+
+
+def _joined(lines: list[str], first: int) -> str:
+    """An instruction with the lines over which attributes of kernels are spread."""
+    end = first + 1
+    while not (_LINE.match(lines[end]) or _END.match(lines[end])):
+        end += 1
+    return " ".join(lines[first:end])
 
 
 def _parse_instruction(match: re.Match, line: str) -> Instruction:

@@ -8,6 +8,7 @@ show; XLA's own count takes each loop body once and custom kernels not at all.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,32 +34,50 @@ def traced_flops(function: Any, *args: Any) -> float:
     return _count(traced(*args).jaxpr.jaxpr)
 
 
-def _count(jaxpr: core.Jaxpr) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            left = equation.invars[0].aval
-            depth = math.prod(left.shape[dim] for dim in contracted)
-            total += 2.0 * equation.outvars[0].aval.size * depth
-        elif name == "pallas_call":
-            cost = params.get("cost_estimate")
-            total += float(cost.flops) if cost else _undeclared(equation)
-        elif name == "cond":
-            total += max(_count(branch.jaxpr) for branch in params["branches"])
-        else:
-            times = 1.0
-            if name == "scan":
-                times = params["length"]
-            elif name == "shard_map":
-                times = params["mesh"].size
-            for value in params.values():
-                for inner in value if isinstance(value, (tuple, list)) else (value,):
-                    inner = getattr(inner, "jaxpr", inner)
-                    if isinstance(inner, core.Jaxpr):
-                        total += times * _count(inner)
+def _count(jaxpr: core.Jaxpr, wanted: Sequence[bool] | None = None) -> float:
+    """FLOPs of what the wanted outputs (all by default) need."""
+    total, needed = 0.0, set()
+    for value, want in zip(jaxpr.outvars, wanted or [True] * len(jaxpr.outvars)):
+        if want and isinstance(value, core.Var):
+            needed.add(value)
+    for equation in reversed(jaxpr.eqns):
+        used = [value in needed for value in equation.outvars]
+        # Recomputation is traced even where all it gives was kept.
+        if not any(used) and not equation.effects:
+            continue
+        needed.update(v for v in equation.invars if isinstance(v, core.Var))
+        total += _count_equation(equation, used)
     return total
+
+
+def _count_equation(equation: core.JaxprEqn, used: Sequence[bool]) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left = equation.invars[0].aval
+        depth = math.prod(left.shape[dim] for dim in contracted)
+        return 2.0 * equation.outvars[0].aval.size * depth
+    if name == "pallas_call":
+        cost = params.get("cost_estimate")
+        return float(cost.flops) if cost else _undeclared(equation)
+    if name == "cond":
+        return max(_count(branch.jaxpr) for branch in params["branches"])
+    total = 0.0
+    times = {"scan": params.get("length"), "shard_map": _num_shards(params)}.get(
+        name, 1
+    )
+    for value in params.values():
+        for inner in value if isinstance(value, (tuple, list)) else (value,):
+            inner = getattr(inner, "jaxpr", inner)
+            if isinstance(inner, core.Jaxpr):
+                # What a loop gives may be wanted by its next turn.
+                passes = name != "scan" and len(inner.outvars) == len(used)
+                total += times * _count(inner, used if passes else None)
+    return total
+
+
+def _num_shards(params: Mapping[str, Any]) -> int:
+    return params["mesh"].size if "mesh" in params else 1
 
 
 def _undeclared(equation: core.JaxprEqn) -> float:

@@ -49,27 +49,34 @@ def test_fused_kernel_equals_plain_products(num_heads, num_queries):
     assert np.abs(other - expected[0]).max() > 0.1
 
 
+def splash(query, key, value, mask):
+    return attention.splash_attention(query, key, value, mask, interpret=True)
+
+
+def cudnn(query, key, value, mask):
+    """The call that reaches cuDNN on a GPU, computed by XLA."""
+    return attention.cudnn_attention(query, key, value, mask, library="xla")
+
+
 @pytest.mark.parametrize("masked", [False, True])
-def test_splash_equals_plain_products(masked):
+@pytest.mark.parametrize("kernel", [splash, cudnn])
+def test_kernels_of_joined_streams_equal_plain_products(kernel, masked):
     queries, keys, values, _ = streams(2)
     query, key, value = (jnp.concatenate(x, axis=1) for x in (queries, keys, values))
     mask = jnp.ones((2, 13), bool)
     if masked:
         mask = jnp.arange(13)[None, :] < jnp.array([[7], [13]])
 
-    def splash(query, key, value):
-        return attention.splash_attention(query, key, value, mask, interpret=True)
-
     def plain(query, key, value):
         return attention.joint_attention(query, key, value, mask_BS=mask)
 
     expected = plain(query, key, value)
-    np.testing.assert_allclose(splash(query, key, value), expected, atol=1e-5)
+    np.testing.assert_allclose(kernel(query, key, value, mask), expected, atol=1e-5)
     unmasked = attention.joint_attention(query, key, value)
     assert (np.abs(unmasked - expected).max() > 0.1) == masked  # control
 
 
-@pytest.mark.parametrize("implementation", ["fused", "splash"])
+@pytest.mark.parametrize("implementation", ["fused", "splash", "cudnn"])
 def test_kernels_take_the_plain_way_off_the_tpu(implementation):
     queries, keys, values, _ = streams(2)
     expected = attention.attend_streams(queries, keys, values)

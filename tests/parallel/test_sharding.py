@@ -24,12 +24,12 @@ def streams(seed):
     )
 
 
-@pytest.mark.parametrize("implementation", ["xla", "fused", "splash"])
+@pytest.mark.parametrize("implementation", ["xla", "fused", "splash", "cudnn"])
 @pytest.mark.parametrize("num_queries", [1, 2])
 def test_split_queries_attend_to_all_keys(implementation, num_queries, monkeypatch):
     """Forward and gradients: those of keys and values are sums over all queries."""
     if implementation != "xla":
-        monkeypatch.setattr(attention, "_runs_kernels", lambda constrain, dtype: True)
+        monkeypatch.setattr(attention, "_runs_kernel", lambda *args: True)
         fused = attention.fused_attention.attend
         monkeypatch.setattr(
             attention.fused_attention,
@@ -40,6 +40,11 @@ def test_split_queries_attend_to_all_keys(implementation, num_queries, monkeypat
             attention,
             "splash_attention",
             functools.partial(attention.splash_attention, interpret=True),
+        )
+        monkeypatch.setattr(
+            attention,
+            "cudnn_attention",
+            functools.partial(attention.cudnn_attention, library="xla"),
         )
     queries, keys, values, weights = map(streams, range(4))
     queries = queries[:num_queries]

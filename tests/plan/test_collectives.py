@@ -74,3 +74,35 @@ def test_an_all_gather_lowered_to_an_all_reduce_is_flagged():
     assert disguised.from_padding
     assert not plain.from_padding  # control
     assert plain.moved_bytes == 2 * 3 / 4 * 2432 * 2432 * 2
+
+
+TWO_SLICES = """\
+HloModule sums
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (x: f32[256,128]) -> f32[256,128] {
+  %x = f32[256,128]{1,0} parameter(0)
+  %near = f32[256,128]{1,0} all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %token = token[] after-all()
+  %send = (f32[256,128]{1,0}, u32[], token[]) send(%near, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[256,128]{1,0}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %received = (f32[256,128]{1,0}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %far = f32[256,128]{1,0} get-tuple-element(%received), index=0
+}
+"""  # noqa: E501
+
+
+def test_what_joins_slices_is_a_send_through_the_host():
+    """The program is that of one slice of 8 chips: its groups name 8 devices of 16."""
+    rows = account(hlo.parse(TWO_SLICES), mesh_shape={"slice": 2, **MESH})
+    near, far = (row.collective for row in rows)
+    assert (near.axes, near.group_size) == ("fsdp", 4)
+    assert (far.kind, far.axes, far.group_size) == ("all-reduce", "slice", 2)
+    assert far.moved_bytes == 2 * 1 / 2 * 256 * 128 * 4
+    assert not far.is_async

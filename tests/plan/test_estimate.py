@@ -65,7 +65,7 @@ def test_collectives_between_slices_go_over_the_slower_network():
 
     assert exposed("data+fsdp") == pytest.approx(1.8e9 / 180e9)
     assert exposed("slice") == pytest.approx(1.8e9 / 6.25e9)
-    assert exposed("slice+data") == exposed("?") == exposed("slice")
+    assert exposed("slice+data") == exposed("slice")
 
 
 @pytest.fixture

@@ -145,3 +145,21 @@ def test_plain_convolutions_do_not_count_padding():
 def test_text_without_an_entry_is_refused():
     with pytest.raises(ValueError, match="must have an ENTRY computation"):
         hlo.parse("HloModule empty\n")
+
+
+def test_attributes_of_kernels_may_go_over_several_lines():
+    """What follows such a kernel still belongs to the same computation."""
+    text = """\
+HloModule spread
+
+ENTRY %main (x: bf16[64,128]) -> bf16[64,128] {
+  %x = bf16[64,128]{1,0} parameter(0)
+  %kernel = bf16[64,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"blocks": "896"
+}}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"1000"}}}
+  ROOT %copy = bf16[64,128]{1,0} copy(%kernel)
+}
+"""  # noqa: E501
+    kernel, copy = account(hlo.parse(text), mesh_shape={"data": 1})
+    assert (kernel.op_class, kernel.flops) == ("kernel", 1000)
+    assert copy.op_class == "copy"
