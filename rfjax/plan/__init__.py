@@ -33,9 +33,9 @@ the elementwise work fused into it, only on its blocks, so only bytes were added
 for one stream. It also means that the formula charges nothing for that work; it is
 hidden behind the matrix unit only if the vector unit keeps up.
 
-Ruled out by arithmetic: saved activations in host memory (remat with offload). 54 GB a
-chip and step each way, to save what `full` costs, 0.3 s, would need some 360 GB/s of
-host link a chip; it has a few tens. So there is no such policy.
+Ruled out by arithmetic, not compiled: saved activations in host memory (remat with
+offload). 53 GB a chip and step each way, to save what `full` costs, 0.3 s, would need
+some 350 GB/s of host link a chip; it has a few tens. So there is no such policy.
 
 Already so: weights are gathered, and gradients summed, in bfloat16, since the cast is
 done on the shard; optimizer and master weights are float32.
@@ -45,4 +45,21 @@ Where the step of the last row goes (1,258 ms hidden, 947 ms at peak): matrix pr
 (saving and fetching what the scan keeps for the backward pass), elementwise 56, reduces
 6, prefetch 3. Collectives take 260 ms if none is hidden: this compiler makes none of
 them asynchronous on v5p.
+
+Growth. At one width the step is linear in the blocks: 34 ms and 33 ms for each scanned
+one at d = 38 (78 and 62 million cycles of the compiler), for there is one loop body.
+Across the sizes width grows with depth, so its products grow with d^3. More copies by
+`data` change only the all-reduce of shards: 1.5 GB a chip and step (8 ms) with four, at
+most 2.0 GB, so by arithmetic 16 to 256 chips differ by less than 1 % of the step;
+tests/plan/test_shipped_plans.py asks the compiler.
+
+d = 24 on other chips, config as shipped:
+
+- v5e:16x16, 16 examples a chip: 53.7 / 43.9 %. Of 262 ms: products 150 (limit 135),
+  prefetch to VMEM 57, attention 23, copies 17, elementwise 12, reduces 2.
+- v6e:8x8, 64 examples a chip: 38.5 / 31.9 %; 55 % is out of reach. Of 314 ms: products
+  213 (limit 116), elementwise 40, copies 34, attention 20, reduces 4. The chip does 560
+  FLOPs in the time of a byte (v5p 166), so what is not a product takes 100 ms, beside
+  the 121 ms of the whole step at peak. A product of these shapes alone is at
+  1.3 times its limit with 32 MiB of VMEM and at 1.26 with 64, which would leave 49 %.
 """

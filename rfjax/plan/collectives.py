@@ -99,7 +99,8 @@ def read_collective(
         for name in instruction.operands
     ]
     # The start of a pair returns (operand, result, context).
-    results = [s.num_bytes for s in instruction.shapes]
+    # A product may gather its own weights: then the gathered array is the line's.
+    results = [s.num_bytes for s in line.shapes]
     if kind == "all-gather":
         size = max(results) if line.opcode.endswith("-start") else sum(results)
     else:

@@ -8,7 +8,7 @@ show; XLA's own count takes each loop body once and custom kernels not at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,10 +36,14 @@ def traced_flops(function: Any, *args: Any) -> float:
 
 def _count(jaxpr: core.Jaxpr, wanted: Sequence[bool] | None = None) -> float:
     """FLOPs of what the wanted outputs (all by default) need."""
-    total, needed = 0.0, set()
-    for value, want in zip(jaxpr.outvars, wanted or [True] * len(jaxpr.outvars)):
-        if want and isinstance(value, core.Var):
-            needed.add(value)
+    if wanted is None:
+        wanted = [True] * len(jaxpr.outvars)
+    needed = {
+        value
+        for value, want in zip(jaxpr.outvars, wanted, strict=True)
+        if want and isinstance(value, core.Var)
+    }
+    total = 0.0
     for equation in reversed(jaxpr.eqns):
         used = [value in needed for value in equation.outvars]
         # Recomputation is traced even where all it gives was kept.
@@ -62,10 +66,11 @@ def _count_equation(equation: core.JaxprEqn, used: Sequence[bool]) -> float:
         return float(cost.flops) if cost else _undeclared(equation)
     if name == "cond":
         return max(_count(branch.jaxpr) for branch in params["branches"])
-    total = 0.0
-    times = {"scan": params.get("length"), "shard_map": _num_shards(params)}.get(
-        name, 1
-    )
+    times, total = 1, 0.0
+    if name == "scan":
+        times = params["length"]
+    elif name == "shard_map":
+        times = params["mesh"].size
     for value in params.values():
         for inner in value if isinstance(value, (tuple, list)) else (value,):
             inner = getattr(inner, "jaxpr", inner)
@@ -74,10 +79,6 @@ def _count_equation(equation: core.JaxprEqn, used: Sequence[bool]) -> float:
                 passes = name != "scan" and len(inner.outvars) == len(used)
                 total += times * _count(inner, used if passes else None)
     return total
-
-
-def _num_shards(params: Mapping[str, Any]) -> int:
-    return params["mesh"].size if "mesh" in params else 1
 
 
 def _undeclared(equation: core.JaxprEqn) -> float:

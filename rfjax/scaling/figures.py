@@ -122,7 +122,10 @@ def draw_all(study: Study) -> Iterator[tuple[str, str, Figure]]:
 
 
 def loss_curves(study: Study) -> Figure:
-    """Loss against samples, a line for each run in the colour of its model."""
+    """Loss against samples, a line for each run in the colour of its model.
+
+    The ends of branches of one trunk are joined: together they are one run's way.
+    """
     figure, axes = _one_panel()
     models = _Models(study)
     usable = study.table[study.table["reason"] == ""]
@@ -138,9 +141,19 @@ def loss_curves(study: Study) -> Figure:
                     lw=0.7,
                     alpha=0.6,
                 )
-        axes.plot(
-            fitted["samples"], fitted[study.loss], "o", ms=3, color=models.colour(model)
-        )
+        branches = [fitted]
+        if "trunk" in fitted:
+            branches = [branch for _, branch in fitted.groupby("trunk")]
+        for branch in branches:
+            branch = branch.sort_values("samples")
+            axes.plot(
+                branch["samples"],
+                branch[study.loss],
+                "o-" if "trunk" in fitted else "o",
+                ms=3,
+                lw=0.7,
+                color=models.colour(model),
+            )
         last = rows.sort_values(["samples", study.loss], ascending=[True, False])
         ends[model] = last[["samples", study.loss]].iloc[-1].to_numpy(float)
     _count_axis(axes.xaxis, _AXIS_LABELS["samples"])
@@ -279,7 +292,7 @@ def per_timestep(study: Study) -> Figure:
     floors = [fit.parameters["E"] for fit in fits.values()]
     _draw_intervals(right, timesteps, floors, color=_LAW)
     left.set_ylabel("exponent")
-    left.legend(loc="lower right", ncols=2, handletextpad=0.2)
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handletextpad=0.2)
     right.set_ylabel("floor E")
     for axes in (left, right):
         axes.set_ylim(bottom=0)
