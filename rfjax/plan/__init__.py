@@ -53,13 +53,19 @@ Across the sizes width grows with depth, so its products grow with d^3. More cop
 most 2.0 GB, so by arithmetic 16 to 256 chips differ by less than 1 % of the step;
 tests/plan/test_shipped_plans.py asks the compiler.
 
-d = 24 on other chips, config as shipped:
+d = 24 on other chips:
 
 - v5e:16x16, 16 examples a chip: 53.7 / 43.9 %. Of 262 ms: products 150 (limit 135),
   prefetch to VMEM 57, attention 23, copies 17, elementwise 12, reduces 2.
-- v6e:8x8, 64 examples a chip: 38.5 / 31.9 %; 55 % is out of reach. Of 314 ms: products
+- The same, 24 examples a chip: 56.0 / 48.8 %, 11.3 of 16.9 GB. Of 377 ms: products 224
+  (limit 202), prefetch 69: much of it grows with the weights, not with the batch.
+- v6e:8x8, 64 examples a chip: 38.5 / 31.9 %; 55 % was not reached. Of 314 ms: products
   213 (limit 116), elementwise 40, copies 34, attention 20, reduces 4. The chip does 560
   FLOPs in the time of a byte (v5p 166), so what is not a product takes 100 ms, beside
-  the 121 ms of the whole step at peak. A product of these shapes alone is at
-  1.3 times its limit with 32 MiB of VMEM and at 1.26 with 64, which would leave 49 %.
+  the 121 ms of the whole step at peak. The MLP's products, compiled alone on one chip,
+  are at 1.1 and 1.3 times their limit; all at that would give 47 to 53 %.
+
+At 1024 px (d = 15, v5p:4x4x4, 6 examples a chip: 30.4 / 29.0 %) splash attention takes
+175 of 316 ms, products 68, elementwise 39, copies 27: more than half of the step is the
+assumption that 64-wide heads run at 0.3 of peak.
 """
