@@ -60,7 +60,7 @@ def get_config(arg: str = "6") -> ConfigDict:
         grid = {
             "depths": [1, 2, 4],
             "num_samples": [5120],
-            "learning_rates": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2],
+            "learning_rates": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2],
             "parameterisations": ["standard", "mup"],
             "learning_rate_exponent": 0.0,
         }
