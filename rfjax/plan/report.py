@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
-import os
 from pathlib import Path
 from typing import Any
 
+from rfjax import whole_files
 from rfjax.plan.collectives import Collective
 from rfjax.plan.estimate import Estimate
 from rfjax.plan.topology import Topology
@@ -242,9 +241,7 @@ def write_json(plan: Plan, path: Path | str, *, headline: bool = False) -> None:
             for name, value in values.items()
             if name in HEADLINE
         }
-    partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    whole_files.write_json(path, values)
 
 
 def draw(plan: Plan, path: Path | str) -> None:
@@ -296,6 +293,5 @@ def draw(plan: Plan, path: Path | str) -> None:
     memory.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     for axes in (times, memory):
         axes.spines[["top", "right"]].set_visible(False)
-    partial = Path(path).with_name(f".partial-{Path(path).name}")
-    figure.savefig(partial, dpi=150)
-    os.replace(partial, path)
+    with whole_files.replacing(path) as partial:
+        figure.savefig(partial, dpi=150)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rfjax import whole_files
 from rfjax.plan.compile import DoesNotFit
 from rfjax.plan.report import NOTE, Plan
 from rfjax.plan.topology import Topology
@@ -283,10 +283,7 @@ def write_json(outcomes: Sequence[Outcome], path: Path | str, *, key: str) -> No
         }
         for outcome in outcomes
     ]
-    partial = Path(f"{path}.partial")
-    values = {"note": NOTE, "key": key, "outcomes": rows}
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    whole_files.write_json(path, {"note": NOTE, "key": key, "outcomes": rows})
 
 
 def read_json(path: Path | str, *, key: str) -> list[Outcome]:
