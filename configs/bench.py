@@ -22,6 +22,7 @@ def get_config(arg: str = "6") -> ConfigDict:
                 "grid_tokens": 16,
                 "max_grid_tokens": 64,
                 "compute_dtype": "float32",
+                "unroll": int(arg or 6),
             },
             "data": {
                 "kind": "synthetic",

@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "mesh.",
     "model.attention",
     "model.remat",
+    "model.unroll",
     "sample.",
     "train.log_every_steps",
     "validation.",

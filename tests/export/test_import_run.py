@@ -95,6 +95,7 @@ def test_an_imported_run_is_evaluated_and_trained(weights, tmp_path):
     assert 0 < np.abs(trained[path] - leaves[path]).max() < 0.01  # two small updates
 
 
+@pytest.mark.slow
 def test_stored_positions_are_used_and_given_back(weights, tmp_path):
     source, _ = weights
     tensors = load_file(source / MODEL)

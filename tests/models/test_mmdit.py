@@ -95,6 +95,8 @@ def test_scan_equals_a_loop_over_the_blocks(tiny_model, random_params, random_ba
             )
 
     np.testing.assert_allclose(scanned, looped([0, 1, 2]), atol=2e-6)
+    unrolled = velocity(tiny_model(depth=4, unroll=3), params, batch)
+    np.testing.assert_allclose(scanned, unrolled, atol=2e-6)
     assert np.abs(scanned - looped([2, 1, 0])).max() > 1e-3  # control: order matters
 
 
