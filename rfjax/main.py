@@ -614,7 +614,7 @@ def load_config_file(path_and_arg: str) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it defines no get_config, or is no JSON.
+      ValueError: if it defines no get_config, refuses ARG, or is no JSON.
     """
     path, _, arg = path_and_arg.partition(":")
     if not Path(path).is_file():
@@ -635,7 +635,10 @@ def load_config_file(path_and_arg: str) -> dict[str, Any]:
         raise ValueError(
             f"--config={path} must define get_config(arg), and does not; see configs/."
         )
-    return module.get_config(arg).to_dict()
+    try:
+        return module.get_config(arg).to_dict()
+    except ValueError as error:  # the file's own check of its argument
+        raise ValueError(f"--config={path_and_arg} is refused: {error}") from error
 
 
 def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def test_help_names_every_flag(name, capsys):
     assert name in capsys.readouterr().out
 
 
+SD3_OF_7 = f"--config={ROOT}/configs/sd3.py:7"
 DEBUG = f"--config={ROOT}/configs/debug.py"
 
 
@@ -76,6 +77,11 @@ DEBUG = f"--config={ROOT}/configs/debug.py"
         (["fit", "--out=o", "--runs=w"], 1, r"runs folder w does not exist"),
         (["fit", "--out=o", "--runs=w", "--budget=much"], 1, r"budget must be a numbe"),
         (["fit", "--out=o", "--runs=w", "--forecast=d=3"], 1, r"depth=12,samples=1e6"),
+        (
+            ["train", SD3_OF_7, "--workdir=w"],
+            1,
+            r"sd3\.py:7 is refused: .*must be a de",
+        ),
         (["sweep", DEBUG, "--workdir=w"], 1, r"sweep config must have the section ba"),
         (["coordinates", DEBUG, "--out=o", "--depths=1;2"], 1, r"in 1,2,4, got '1;2'"),
         (["coordinates", DEBUG, "--out=o", "--depths=2"], 1, r"two different positive"),
