@@ -63,10 +63,9 @@ def sweep(
     )
     cells = make_cells(fields["base"], grid, flops_per_sample=_cost_per_sample)
     resolved = {cell.name: configs.from_config_dict(cell.fields) for cell in cells}
-    for config in resolved.values():
-        read_manifest(config)
-        make_mesh_for(config)
     costs = [_cost_of(cell, resolved[cell.name]) for cell in cells]
+    for config in resolved.values():
+        make_mesh_for(config)
     pilot = None
     if expected.pilot is not None:
         pilot = budget.read_pilot(expected.pilot)
@@ -113,7 +112,7 @@ def _cost_per_sample(fields: Mapping[str, Any]) -> float:
 
 def _cost_of(cell: Cell, config: Config) -> CellCost:
     """What a cell of a sweep is and adds."""
-    per_sample = _cost_per_sample(cell.fields)
+    per_sample = flops_per_sample(config, read_manifest(config))
     batch_size = config.train.global_batch_size
     samples = cell.num_steps * batch_size
     shared = cell.fork_step * batch_size if cell.trunk else 0

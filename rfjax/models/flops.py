@@ -8,6 +8,9 @@ remat not counted. adaLN works once an image, not once a token.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 
 from rfjax.models.embeddings import NUM_FREQUENCIES
@@ -16,12 +19,17 @@ from rfjax.models.mmdit import MMDiTConfig, Network
 
 def num_params(config: MMDiTConfig, *, adaln: bool = True) -> int:
     """Number of parameters, with or without the adaLN projections (a third of all)."""
-    leaves = jax.tree_util.tree_leaves_with_path(Network(config).abstract_params())
     return sum(
         leaf.size
-        for path, leaf in leaves
+        for path, leaf in jax.tree_util.tree_leaves_with_path(_abstract_params(config))
         if adaln or not any(entry.key == "modulation" for entry in path)
     )
+
+
+@functools.cache
+def _abstract_params(config: MMDiTConfig) -> Any:
+    """Kept: tracing takes a quarter of a second, and a sweep asks for every cell."""
+    return Network(config).abstract_params()
 
 
 def num_image_tokens(config: MMDiTConfig, *, latent_shape: tuple[int, int, int]) -> int:
