@@ -127,7 +127,8 @@ def evaluate(values: dict[str, Any]) -> int:
     raw, ema = metrics["val/loss"], metrics["val_ema/loss"]
     print(f" mean  {raw:8.4f}  {ema:8.4f}   (t = 1/8 .. 7/8)")
     print(f"curves: {commands.draw_run(values['workdir'], metrics)}")
-    _write_json(values["json"], metrics)
+    if values["json"] is not None:
+        whole_files.write_json(values["json"], metrics)
     return 0
 
 
@@ -663,11 +664,6 @@ def parse_value(text: str) -> Any:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (SyntaxError, ValueError):
         return text
-
-
-def _write_json(path: str | None, value: Any) -> None:
-    if path is not None:
-        whole_files.write_json(path, value)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

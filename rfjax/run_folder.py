@@ -137,9 +137,13 @@ def exclusive(workdir: Path) -> Iterator[None]:
 
 def update_run(workdir: Path, **fields: Any) -> None:
     """Sets fields of run.json and keeps the others."""
+    whole_files.write_json(workdir / RUN_FILE, read_run(workdir) | fields)
+
+
+def read_run(workdir: Path) -> dict[str, Any]:
+    """The fields of run.json; none if there is no such file."""
     path = workdir / RUN_FILE
-    record = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    whole_files.write_json(path, record | fields)
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from rfjax.bench.spread import spread
 from rfjax.data import pipeline, shards
 from rfjax.encoders.patch_codec import fit_patch_codec
 
@@ -42,15 +43,11 @@ class ReadingReport:
         return tuple(p / r for p, r in zip(self.pipeline, self.raw, strict=True))
 
     def __str__(self) -> str:
-        def spread(values, digits):
-            middle, low, high = np.median(values), min(values), max(values)
-            return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
-
         return (
-            f"raw reads  {spread(self.raw, 0)} examples/s of "
+            f"raw reads  {spread(self.raw)} examples/s of "
             f"{self.example_bytes / 1024:.0f} KiB\n"
-            f"pipeline   {spread(self.pipeline, 0)} examples/s\n"
-            f"ratio      {spread(self.ratios, 2)}, {len(self.raw)} rounds"
+            f"pipeline   {spread(self.pipeline)} examples/s\n"
+            f"ratio      {spread(self.ratios, digits=2)}, {len(self.raw)} rounds"
         )
 
 

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rfjax.bench.spread import spread
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepReport:
@@ -69,7 +71,7 @@ class StepReport:
             f"{self.num_params:,} parameters, {self.global_batch_size} examples a step "
             f"on {self.num_devices} x {self.device}; median (least to most) of "
             f"{len(self.seconds)} rounds",
-            *(f"{name:<22} {_spread(times, 1e3)} ms"
+            *(f"{name:<22} {spread(times, scale=1e3)} ms"
               for name, times in self.parts.items()),
             f"{'model FLOP/s a device':<22} {self.flops_per_second:.3e}"
             + (f", MFU {self.flops_per_second / self.peak_flops:.1%}"
@@ -77,17 +79,10 @@ class StepReport:
         ]  # fmt: skip
         if self.peer:
             rows += [
-                f"{self.peer_name:<22} {_spread(self.peer, 1e3)} ms",
-                f"{'ratio of the steps':<22} {_spread(self.ratios, 1, digits=2)}",
+                f"{self.peer_name:<22} {spread(self.peer, scale=1e3)} ms",
+                f"{'ratio of the steps':<22} {spread(self.ratios, digits=2)}",
             ]
         return "\n".join(rows)
-
-
-def _spread(values: Sequence[float], scale: float, *, digits: int = 0) -> str:
-    middle, low, high = (
-        f"{f(values) * scale:,.{digits}f}" for f in (statistics.median, min, max)
-    )
-    return f"{middle} ({low} to {high})"
 
 
 def time_in_turns(

@@ -15,6 +15,7 @@ from rfjax.bench.data import ReadingReport, measure_reading, write_random_datase
 from rfjax.bench.diffusers_peer import make_step
 from rfjax.bench.step import StepReport, time_in_turns
 from rfjax.commands.job import (
+    Report,
     make_job,
     make_mesh_for,
     make_stream,
@@ -27,14 +28,9 @@ from rfjax.models import flops
 from rfjax.models.mmdit import Network
 from rfjax.parallel import mesh as meshes
 from rfjax.parallel.sharding import make_constrain
-from rfjax.plan.topology import (
-    CHIPS,
-    chip_name_of,
-)
+from rfjax.plan.topology import CHIPS, chip_name_of
 from rfjax.train.step import make_mean_loss
 from rfjax.types import Batch
-
-Report = Callable[[str], None]  # where a command says what it does
 
 
 def bench_step(

@@ -10,10 +10,7 @@ from typing import Any
 
 from rfjax import checkpoint, run_folder
 from rfjax import config as configs
-from rfjax.commands.job import (
-    make_validation,
-    with_sharding,
-)
+from rfjax.commands.job import make_validation, with_sharding
 from rfjax.evaluation import validation
 from rfjax.evaluation.curves import draw_curves
 from rfjax.models.mmdit import Network

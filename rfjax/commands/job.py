@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from rfjax.train import loop
 from rfjax.train.optimizer import learning_rate, make_init, make_optimizer
 from rfjax.train.state import TrainState, init_state
 from rfjax.train.step import make_train_step
+
+Report = Callable[[str], None]  # where a command says what it does
 
 
 def read_manifest(config: Config) -> Manifest:
@@ -176,14 +179,13 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
       ValueError: if the run was started on other data under the same path.
     """
     data_hash = digest(shards.manifest_to_json(manifest))
-    path = workdir / run_folder.RUN_FILE
-    if path.is_file():
-        started_on = json.loads(path.read_text("utf-8"))["data_hash"]
-        if started_on != data_hash:
-            raise ValueError(
-                f"run folder {workdir} was started on data set {started_on}, data.path "
-                f"now holds {data_hash}; give it the old data, or use a new --workdir."
-            )
+    run = run_folder.read_run(workdir)
+    if run and run["data_hash"] != data_hash:
+        raise ValueError(
+            f"run folder {workdir} was started on data set {run['data_hash']}, "
+            f"data.path now holds {data_hash}; give it the old data, or use a new "
+            "--workdir."
+        )
     run_folder.update_run(
         workdir,
         depth=config.model.depth,

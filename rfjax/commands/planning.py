@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from rfjax import whole_files
 from rfjax.commands.job import (
+    Report,
     digest,
     make_job,
     make_stream,
@@ -27,11 +28,7 @@ from rfjax.plan import report as plan_report
 from rfjax.plan import search as plan_search
 from rfjax.plan.report import Plan
 from rfjax.plan.step import plan_step
-from rfjax.plan.topology import (
-    check_compiler,
-    make_devices,
-    parse_topology,
-)
+from rfjax.plan.topology import check_compiler, make_devices, parse_topology
 from rfjax.train.optimizer import make_optimizer
 from rfjax.train.state import init_state
 
@@ -79,7 +76,7 @@ def layout(
         mesh=sizes,
     )
     if json is not None:
-        layouts.write_json(described, json)
+        whole_files.write_json(json, described.to_json())
     if picture is not None:
         layouts.draw(described, picture)
     return described
@@ -147,7 +144,7 @@ def search_plans(
     topology: str,
     limit: int = 0,
     json: Path | str | None = None,
-    report: Callable[[str], None] = print,
+    report: Report = print,
 ) -> list[plan_search.Outcome]:
     """Plans a config on several meshes, batches and remat policies.
 

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rfjax import config as configs
-from rfjax import data, schema
+from rfjax import schema, whole_files
 from rfjax.commands.job import (
+    Report,
     flops_per_sample,
     make_mesh_for,
+    make_stream,
     read_manifest,
 )
 from rfjax.commands.training import train
@@ -26,8 +27,6 @@ from rfjax.scaling.coordinates import check_coordinates, fit_slopes
 from rfjax.scaling.grid import Cell, GridConfig, make_cells
 from rfjax.scaling.sweep import run_locally
 from rfjax.train.parameterisation import PARAMETERISATIONS
-
-Report = Callable[[str], None]  # where a command says what it does
 
 
 def sweep(
@@ -69,13 +68,7 @@ def sweep(
     pilot = None
     if expected.pilot is not None:
         pilot = budget.read_pilot(expected.pilot)
-        cost_per_sample = {cost.depth: cost.flops / cost.samples for cost in costs}
-        budget.check_edges(
-            costs,
-            pilot=pilot,
-            samples_for=lambda depth, flops: flops / cost_per_sample[depth],
-            budgets=grid.flop_budgets,
-        )
+        budget.check_edges(costs, pilot=pilot, budgets=grid.flop_budgets)
     speeds = budget.measured_speeds(workdir)
     seconds = {
         cost.name: budget.predicted_seconds(
@@ -167,12 +160,8 @@ def coordinates(
         )
         for name in names
     ]
-    stream = data.make_train_stream(
-        config.data,
-        global_batch_size=config.train.global_batch_size,
-        seed=config.seed,
-    )
-    batch = next(iter(stream))
+    stream = make_stream(config)
+    batch = next(stream)
     stream.close()
     points = [
         point
@@ -189,8 +178,6 @@ def coordinates(
         )
     ]
     slopes = fit_slopes(points)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     result = {
         "base_depth": base_depth,
         "learning_rate": config.optimizer.learning_rate,
@@ -198,10 +185,7 @@ def coordinates(
         "slopes": slopes,
         "points": [dataclasses.asdict(point) for point in points],
     }
-    partial = out / "coordinates.json.partial"
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(out / "coordinates.json")
-    partial = out / "coordinates.png.partial"
-    coordinate_figure.draw_coordinates(points).savefig(partial, format="png")
-    partial.replace(out / "coordinates.png")
+    whole_files.write_json(Path(out) / "coordinates.json", result)
+    with whole_files.replacing(Path(out) / "coordinates.png") as partial:
+        coordinate_figure.draw_coordinates(points).savefig(partial)
     return slopes

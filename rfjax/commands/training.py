@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from rfjax import checkpoint, run_folder
 from rfjax import config as configs
 from rfjax.commands.job import (
+    Report,
     describe_run,
     make_job,
     make_mesh_for,
@@ -31,8 +32,6 @@ from rfjax.parallel.sharding import state_shardings
 from rfjax.train import loop
 from rfjax.train.optimizer import make_optimizer
 from rfjax.train.state import TrainState, init_state
-
-Report = Callable[[str], None]  # where a command says what it does
 
 
 def train(

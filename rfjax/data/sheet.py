@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -116,7 +115,6 @@ def draw_sheet(
 
 def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
     """Writes a picture in one step; the ending of `path` decides the format."""
-    path = Path(path)
     with whole_files.replacing(path) as partial:
         picture.save(partial)
 

@@ -194,11 +194,6 @@ def _table(rows) -> str:
     )
 
 
-def write_json(layout: StateLayout, path: Path | str) -> None:
-    """Writes the layout's figures, whole or not at all."""
-    whole_files.write_json(path, layout.to_json())
-
-
 _COLOURS = {  # axes that split a parameter -> colour
     ("fsdp",): "#1f6f8b",
     ("fsdp", "tensor"): "#e0a458",

@@ -172,10 +172,10 @@ def search(
     Returns:
       The outcomes, in the order of the candidates.
     """
-    known = {_key(outcome.option): outcome for outcome in done}
+    known = {str(outcome.option): outcome for outcome in done}
     start, compiled = time.monotonic(), 0
     for number, option in enumerate(candidates, start=1):
-        outcome = known.get(_key(option))
+        outcome = known.get(str(option))
         if outcome is None:
             outcome = predict(option, known.values())
         if outcome is None:
@@ -184,13 +184,13 @@ def search(
                 break
             outcome = _try(option, plan)
             compiled += 1
-        known[_key(option)] = outcome
+        known[str(option)] = outcome
         save(list(known.values()))
         report(
             f"{number}/{len(candidates)} {outcome}"
             + _progress(time.monotonic() - start, compiled, len(candidates) - number)
         )
-    order = [_key(option) for option in candidates]
+    order = [str(option) for option in candidates]
     return [known[key] for key in order if key in known]
 
 
@@ -325,10 +325,6 @@ def _try(option: Option, plan: Callable[[Option], Plan]) -> Outcome:
         share_exposed=planned.share_of_peak(found.exposed_seconds),
         seconds=time.monotonic() - start,
     )
-
-
-def _key(option: Option) -> str:
-    return str(option)
 
 
 def _progress(seconds: float, compiled: int, remaining: int) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rfjax import run_folder
+from rfjax.scaling.frontier import covered_range
 
 _MIN_DEPTHS = 3  # an optimum between two depths cannot be told from one at their ends
 
@@ -107,7 +108,7 @@ def measured_speeds(workdir: Path) -> dict[int, float]:
     """
     speeds: dict[int, list[float]] = {}
     for path in sorted(Path(workdir).glob(f"*/{run_folder.RUN_FILE}")):
-        run = json.loads(path.read_text("utf-8"))
+        run = run_folder.read_run(path.parent)
         for line in run_folder.read_metrics(path.parent):
             if "perf/samples_per_second" in line:
                 speeds.setdefault(run["depth"], []).append(
@@ -133,7 +134,6 @@ def check_edges(
     costs: Sequence[CellCost],
     *,
     pilot: Pilot,
-    samples_for: Callable[[int, float], float],
     budgets: Sequence[float],
 ) -> None:
     """Refuses a grid in which the best depth of a budget would be its first or last.
@@ -141,7 +141,6 @@ def check_edges(
     Args:
       costs: the cells.
       pilot: the law that is expected.
-      samples_for: (depth, training FLOPs) -> samples.
       budgets: training FLOPs at which depths are compared; by default those of a grid
         of samples, at which at least three depths lie between their own budgets, are
         used, and one with its optimum inside is enough.
@@ -151,12 +150,16 @@ def check_edges(
     """
     points = [cost for cost in costs if cost.is_point]
     size_of = {cost.depth: cost.sizes[pilot.size_measure] for cost in points}
+    flops_per_sample = {cost.depth: cost.flops / cost.samples for cost in points}
     depths = sorted(size_of)
     must_hold_for_all = bool(budgets)
     budgets = budgets or _covered_budgets(points)
     edge_of = {}
     for budget in budgets:
-        losses = [pilot.loss(size_of[d], samples_for(d, budget)) for d in depths]
+        losses = [
+            pilot.loss(size_of[depth], budget / flops_per_sample[depth])
+            for depth in depths
+        ]
         best = depths[int(np.argmin(losses))]
         if best in (depths[0], depths[-1]):
             edge_of[budget] = best
@@ -179,13 +182,8 @@ def _covered_budgets(points: Sequence[CellCost]) -> list[float]:
     for cost in points:
         low, high = ranges.get(cost.depth, (np.inf, 0.0))
         ranges[cost.depth] = min(low, cost.flops), max(high, cost.flops)
-    if len(ranges) < _MIN_DEPTHS:
-        return []
-    lowest = sorted(low for low, _ in ranges.values())[_MIN_DEPTHS - 1]
-    highest = sorted((high for _, high in ranges.values()), reverse=True)[
-        _MIN_DEPTHS - 1
-    ]
-    return list(np.geomspace(lowest, highest, 5)) if lowest <= highest else []
+    covered = covered_range(list(ranges.values()), num_sizes=_MIN_DEPTHS)
+    return [] if covered is None else list(np.geomspace(*covered, 5))
 
 
 def describe(

@@ -8,6 +8,7 @@ it by bias (the parabola of a curve that is none: Czech et al. 2026, arXiv:2603.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,13 +77,13 @@ def isoflop_parabolas(
         curves.append(
             (size, np.log(by_cost.index.to_numpy(float)), np.log(by_cost.to_numpy()))
         )
-    if len(curves) < _MIN_SIZES:
+    covered = covered_range(
+        [(log_flops[0], log_flops[-1]) for _, log_flops, _ in curves],
+        num_sizes=_MIN_SIZES,
+    )
+    if covered is None:
         return []
-    # The fourth-lowest start and the fourth-highest end: four sizes are there.
-    lowest = sorted(log_flops[0] for _, log_flops, _ in curves)[_MIN_SIZES - 1]
-    highest = sorted(log_flops[-1] for _, log_flops, _ in curves)[-_MIN_SIZES]
-    if lowest > highest:
-        return []
+    lowest, highest = covered
     room = int((highest - lowest) / np.log(_MIN_SPACING)) + 1
     found = []
     for log_budget in np.linspace(lowest, highest, min(room, _MAX_BUDGETS)):
@@ -98,6 +99,22 @@ def isoflop_parabolas(
                 )
             )
     return found
+
+
+def covered_range(
+    ranges: Sequence[tuple[float, float]], *, num_sizes: int
+) -> tuple[float, float] | None:
+    """Budgets between the starts and ends of enough sizes, None if there are none.
+
+    Args:
+      ranges: cheapest and dearest budget of each size.
+      num_sizes: how many must have started at the low end, and not ended at the high.
+    """
+    if len(ranges) < num_sizes:
+        return None
+    starts, ends = map(sorted, zip(*ranges, strict=True))
+    lowest, highest = starts[num_sizes - 1], ends[-num_sizes]
+    return (lowest, highest) if lowest <= highest else None
 
 
 def _parabola(flops, sizes, log_losses) -> IsoFlop:

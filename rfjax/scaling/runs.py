@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
+from rfjax.run_folder import METRICS_FILE, RUN_FILE
+
 DEFAULT_LOSS = "val_ema/loss"  # of run folders; the loss of a CSV is called "loss"
 
 # column -> what it holds

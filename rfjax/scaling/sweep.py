@@ -8,7 +8,6 @@ added between calls.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -75,11 +74,9 @@ def run_locally(
 
 def is_finished(cell: Cell, folder: Path) -> bool:
     """Whether a cell has been trained to its present length."""
-    path = folder / run_folder.RUN_FILE
-    if not path.is_file():
-        return False
-    run = json.loads(path.read_text("utf-8"))
-    return run["status"] == "finished" and run.get("step", 0) >= cell.num_steps
+    run = run_folder.read_run(folder)
+    # A run that was killed before its first step has no status yet.
+    return run.get("status") == "finished" and run.get("step", 0) >= cell.num_steps
 
 
 def write_table(workdir: Path) -> Path:

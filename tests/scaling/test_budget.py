@@ -34,7 +34,6 @@ def check(depths, budgets):
     budget.check_edges(
         costs,
         pilot=Pilot("params", LAW),
-        samples_for=lambda depth, flops: flops / (6 * params(depth)),
         budgets=budgets,
     )
 
@@ -67,7 +66,6 @@ def test_a_grid_of_samples_needs_one_budget_with_its_optimum_inside():
         budget.check_edges(
             costs,
             pilot=Pilot("params", LAW),
-            samples_for=lambda depth, flops: flops / (6 * params(depth)),
             budgets=(),
         )
 
