@@ -17,6 +17,7 @@ RANKS = {
     "types": 0,
     "schema": 0,
     "whole_files": 0,
+    "huge_pages": 0,
     "flow": 1,
     "parallel": 1,
     "encoders": 1,

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The restart with large memory pages: when, and that the kernel then gives them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rfjax import huge_pages
+
+KERNEL = "always [madvise] never\n"
+
+
+@pytest.mark.parametrize(
+    ("environ", "libc", "kernel_setting"),
+    [
+        ({}, "glibc 2.34", KERNEL),  # does not know the tunable
+        ({}, "", KERNEL),  # not Linux, or another C library
+        ({}, "glibc 2.36", "always madvise [never]"),
+        ({}, "glibc 2.36", "[always] madvise never"),  # has them already
+        ({}, "glibc 2.36", ""),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc 2.36", KERNEL),
+    ],
+)
+def test_nothing_is_started_anew_where_it_would_not_help(environ, libc, kernel_setting):
+    changed = huge_pages._environment(environ, libc=libc, kernel_setting=kernel_setting)
+    assert changed is None
+
+
+def test_other_tunables_and_variables_stay():
+    changed = huge_pages._environment(
+        {"A": "1", "GLIBC_TUNABLES": "glibc.malloc.check=1"},
+        libc="glibc 2.35",
+        kernel_setting=KERNEL,
+    )
+    assert changed == {
+        "A": "1",
+        "GLIBC_TUNABLES": "glibc.malloc.check=1:glibc.malloc.hugetlb=1",
+    }
+
+
+@pytest.mark.skipif(
+    huge_pages._environment(
+        {}, libc=huge_pages._libc(), kernel_setting=huge_pages._read_kernel_setting()
+    )
+    is None,
+    reason="this machine has no large pages to ask for",
+)
+def test_a_restarted_process_has_large_pages_and_its_arguments():
+    """Memory of 2**28 bytes, touched; control: the same without the restart."""
+    code = (
+        "import sys, numpy as np\n"
+        "from rfjax import huge_pages\n"
+        "if 'restart' in sys.argv: huge_pages.restart_with_huge_pages()\n"
+        "kept = np.empty(2**28, np.uint8); kept[::4096] = 1\n"
+        "import re; text = open('/proc/self/smaps_rollup').read()\n"
+        "print(sys.argv[1:], re.search(r'AnonHugePages: +(\\d+)', text)[1])\n"
+    )
+
+    def large_kilobytes(word: str) -> int:
+        environ = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+        # NumPy asks for large pages of its own accord.
+        environ["NUMPY_MADVISE_HUGEPAGE"] = "0"
+        arguments, kilobytes = subprocess.run(
+            [sys.executable, "-c", code, word, "b c"],
+            env=environ, cwd=Path(__file__).parents[1],
+            capture_output=True, text=True, check=True,
+        ).stdout.rsplit(" ", 1)  # fmt: skip
+        assert arguments == str([word, "b c"])
+        return int(kilobytes)
+
+    assert large_kilobytes("restart") > 2**17
+    assert large_kilobytes("plain") < 2**12
