@@ -156,8 +156,6 @@ def _splash_streams(queries, keys, values, mask_BS, constrain):
 def _attend_in_shards(kernel, queries, keys, values, mask_BS, constrain):
     """Runs a kernel of joined streams on each device's shards."""
     key, value = map(_join, (keys, values))
-    if mask_BS is None:
-        mask_BS = jnp.ones(key.shape[:2], bool)
 
     def attend(query, names):
         return constrain.map_shards(
@@ -176,27 +174,39 @@ def _cudnn_streams(queries, keys, values, mask_BS, constrain):
     return _attend_in_shards(cudnn_attention, queries, keys, values, mask_BS, constrain)
 
 
-def cudnn_attention(query_BQNK, key_BSNK, value_BSNK, mask_BS, *, library="cudnn"):
+def cudnn_attention(query_BQNK, key_BSNK, value_BSNK, mask_BS=None, *, library="cudnn"):
     """`joint_attention` by cuDNN, on one device.
 
     Args:
       query_BQNK: [B, Q, N, K] bfloat16.
       key_BSNK: [B, S, N, K].
       value_BSNK: [B, S, N, K].
-      mask_BS: [B, S] bool.
+      mask_BS: [B, S] bool; None for all keys.
       library: "cudnn", or "xla" for the same call without a GPU.
     """
-    return jax.nn.dot_product_attention(
-        query_BQNK,
-        key_BSNK,
-        value_BSNK,
-        mask=mask_BS[:, None, None, :],
-        implementation=library,
+    batch, num_queries = query_BQNK.shape[:2]
+    num_keys = key_BSNK.shape[1]
+    # Its gradient wants even lengths.
+    query_BQNK, key_BSNK, value_BSNK = (
+        _pad_tokens(array, array.shape[1] + array.shape[1] % 2)
+        for array in (query_BQNK, key_BSNK, value_BSNK)
     )
+    if mask_BS is not None:  # goes in as a bias for each pair
+        mask_BS = _pad_tokens(mask_BS, key_BSNK.shape[1])
+        shape = (batch, 1, query_BQNK.shape[1], key_BSNK.shape[1])
+        which = {"mask": jnp.broadcast_to(mask_BS[:, None, None, :], shape)}
+    elif key_BSNK.shape[1] > num_keys:
+        which = {"key_value_seq_lengths": jnp.full(batch, num_keys, jnp.int32)}
+    else:
+        which = {}
+    output = jax.nn.dot_product_attention(
+        query_BQNK, key_BSNK, value_BSNK, implementation=library, **which
+    )
+    return output[:, :num_queries]
 
 
 def splash_attention(
-    query_BQNK, key_BSNK, value_BSNK, mask_BS, *, max_block=1024, interpret=False
+    query_BQNK, key_BSNK, value_BSNK, mask_BS=None, *, max_block=1024, interpret=False
 ):
     """`joint_attention` by JAX's splash kernel, on one device.
 
@@ -207,7 +217,7 @@ def splash_attention(
       query_BQNK: [B, Q, N, K].
       key_BSNK: [B, S, N, K].
       value_BSNK: [B, S, N, K].
-      mask_BS: [B, S] bool.
+      mask_BS: [B, S] bool; None for all keys.
       max_block: tokens a block at most, a multiple of 128; the blocks are as equal as
         they can be, to pad little.
       interpret: run as plain JAX, for tests on a CPU.
@@ -227,13 +237,13 @@ def splash_attention(
     )
 
     def heads_first(array, length):
-        array = jnp.pad(array, ((0, 0), (0, length - array.shape[1]), (0, 0), (0, 0)))
-        return array.transpose(0, 2, 1, 3)
+        return _pad_tokens(array, length).transpose(0, 2, 1, 3)
 
-    pad = ((0, 0), (0, padded_keys - num_keys))
+    if mask_BS is None:
+        mask_BS = jnp.ones(key_BSNK.shape[:2], bool)
     segments = splash.SegmentIds(
         q=jnp.zeros((len(mask_BS), padded_queries), jnp.int32),
-        kv=jnp.where(jnp.pad(mask_BS, pad), 0, 1),
+        kv=jnp.where(_pad_tokens(mask_BS, padded_keys), 0, 1),
     )
     output = jax.vmap(kernel)(
         heads_first(query_BQNK * query_BQNK.shape[-1] ** -0.5, padded_queries),
@@ -272,6 +282,13 @@ def _splash_kernel(num_heads, num_queries, num_keys, q_block, kv_block, interpre
             # What its backward pass needs may be kept, or it would run twice.
             residual_checkpoint_name="attention",
         )
+
+
+def _pad_tokens(array: jax.Array, length: int) -> jax.Array:
+    """[B, S, ...] with zeros (False) behind the tokens, up to a length."""
+    pads = [(0, 0)] * array.ndim
+    pads[1] = (0, length - array.shape[1])
+    return jnp.pad(array, pads)
 
 
 def _join(parts):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from rfjax.models import attention, fused_attention
 
@@ -49,11 +50,11 @@ def test_fused_kernel_equals_plain_products(num_heads, num_queries):
     assert np.abs(other - expected[0]).max() > 0.1
 
 
-def splash(query, key, value, mask):
+def splash(query, key, value, mask=None):
     return attention.splash_attention(query, key, value, mask, interpret=True)
 
 
-def cudnn(query, key, value, mask):
+def cudnn(query, key, value, mask=None):
     """The call that reaches cuDNN on a GPU, computed by XLA."""
     return attention.cudnn_attention(query, key, value, mask, library="xla")
 
@@ -63,7 +64,7 @@ def cudnn(query, key, value, mask):
 def test_kernels_of_joined_streams_equal_plain_products(kernel, masked):
     queries, keys, values, _ = streams(2)
     query, key, value = (jnp.concatenate(x, axis=1) for x in (queries, keys, values))
-    mask = jnp.ones((2, 13), bool)
+    mask = None
     if masked:
         mask = jnp.arange(13)[None, :] < jnp.array([[7], [13]])
 
@@ -74,6 +75,28 @@ def test_kernels_of_joined_streams_equal_plain_products(kernel, masked):
     np.testing.assert_allclose(kernel(query, key, value, mask), expected, atol=1e-5)
     unmasked = attention.joint_attention(query, key, value)
     assert (np.abs(unmasked - expected).max() > 0.1) == masked  # control
+
+
+@pytest.mark.parametrize("tokens", [256 + 154, 256 + 77])  # 333: odd
+@pytest.mark.parametrize("masked", [False, True])
+def test_cudnn_accepts_the_call_and_its_gradient(masked, tokens, monkeypatch):
+    """Lowered for a GPU that is not there: JAX checks shapes and calls the kernels."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    shape = jax.ShapeDtypeStruct((2, tokens, 6, HEAD_DIM), jnp.bfloat16)
+    mask = jax.ShapeDtypeStruct((2, tokens), jnp.bool_) if masked else None
+
+    def total(query, key, value, mask):
+        return attention.cudnn_attention(query, key, value, mask).sum()
+
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    text = (
+        gradient.trace(shape, shape, shape, mask)
+        .lower(lowering_platforms=("cuda",))
+        .as_text()
+    )
+    bias = "ScaleBias" if masked else ""
+    assert f"@__cudnn$fmha{bias}Softmax(" in text
+    assert f"@__cudnn$fmha{bias}SoftmaxBackward(" in text
 
 
 @pytest.mark.parametrize("implementation", ["fused", "splash", "cudnn"])
