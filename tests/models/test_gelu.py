@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GELU in bfloat16, with its own derivative, against JAX's in float32."""
+"""GELU and its own derivative: bfloat16 against JAX's, float32 against PyTorch's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 
 from rfjax.models.layers import gelu
 
@@ -27,6 +28,14 @@ def test_bfloat16_gelu_and_its_slope_equal_the_formula():
     assert np.abs(value.astype(jnp.float32) - jax.nn.relu(exact)).max() > 0.1  # control
 
 
-def test_float32_gelu_is_that_of_jax():
-    points = jnp.linspace(-6, 6, 97)
-    np.testing.assert_array_equal(gelu(points), jax.nn.gelu(points, approximate=True))
+def test_float32_gelu_and_its_slope_equal_pytorch():
+    points = np.linspace(-6, 6, 97, dtype=np.float32)
+    inputs = torch.tensor(points, requires_grad=True)
+    expected = torch.nn.functional.gelu(inputs, approximate="tanh")
+    expected.sum().backward()
+    np.testing.assert_allclose(
+        gelu(jnp.asarray(points)), expected.detach(), rtol=1e-5, atol=1e-6
+    )
+    slopes = jax.grad(lambda x: gelu(x).sum())(jnp.asarray(points))
+    # In the tail 1 - tanh**2 cancels in float32.
+    np.testing.assert_allclose(slopes, inputs.grad, rtol=1e-5, atol=5e-6)

@@ -23,6 +23,18 @@ def test_layer_norm_and_modulation_equal_pytorch():
     assert np.abs(actual - np.asarray(normed)).max() > 0.1  # control: unmodulated
 
 
+@pytest.mark.parametrize("size", [3.0, 1e-3])  # at 1e-3 the epsilon counts
+def test_the_gradient_of_layer_norm_equals_pytorch(size):
+    tokens, weights = np.random.default_rng(0).normal(size=(2, 2, 5, 8))
+    inputs = torch.tensor((size * tokens).astype(np.float32), requires_grad=True)
+    normed = torch.nn.functional.layer_norm(inputs, (8,), eps=1e-6)
+    (normed * torch.tensor(weights)).sum().backward()
+    actual = jax.grad(lambda x: (layers.layer_norm(x) * weights).sum())(
+        jnp.asarray(size * tokens, jnp.float32)
+    )
+    np.testing.assert_allclose(actual * size, inputs.grad * size, atol=2e-6)
+
+
 def test_rms_norm_equals_pytorch():
     inputs = np.random.default_rng(0).normal(size=(2, 3, 4, 8)).astype(np.float32)
     module = layers.RMSNorm(8)
