@@ -247,6 +247,21 @@ def bench_step(values: dict[str, Any]) -> int:
     return 0
 
 
+def bench_checkpoint(values: dict[str, Any]) -> int:
+    """Times the saves of a config's train state on this machine."""
+    from rfjax import commands, config
+
+    measured = commands.bench_checkpoint(
+        config.from_config_dict(values["config"]),
+        folder=values["folder"],
+        rounds=values["rounds"],
+        json=values["json"],
+        report=print,
+    )
+    print(measured)
+    return 0
+
+
 def bench_data(values: dict[str, Any]) -> int:
     """Times reading a data set."""
     from rfjax import commands
@@ -456,6 +471,17 @@ COMMANDS = {
         {
             "rounds": ROUNDS,
             "peer": Flag("diffusers: the same step in PyTorch, in turns (CPU)"),
+            "json": JSON,
+        },
+        config=True,
+        computes=True,
+    ),
+    "bench checkpoint": Command(
+        bench_checkpoint,
+        "time that saves hold training up, beside bare writes",
+        {
+            "folder": Flag("on the disk to measure; that of temporary files if absent"),
+            "rounds": ROUNDS,
             "json": JSON,
         },
         config=True,

@@ -5,7 +5,7 @@
 `rfjax.export.save.export_run`.
 """
 
-from rfjax.commands.benching import bench_data, bench_step
+from rfjax.commands.benching import bench_checkpoint, bench_data, bench_step
 from rfjax.commands.encoding import encode
 from rfjax.commands.evaluating import draw_run, evaluate
 from rfjax.commands.planning import layout, plan, search_plans
@@ -14,6 +14,7 @@ from rfjax.commands.studying import coordinates, sweep
 from rfjax.commands.training import import_run, train
 
 __all__ = [
+    "bench_checkpoint",
     "bench_data",
     "bench_step",
     "coordinates",

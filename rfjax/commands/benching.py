@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from rfjax import whole_files
+from rfjax.bench.checkpoint import CheckpointReport, measure_saving
 from rfjax.bench.data import ReadingReport, measure_reading, write_random_dataset
 from rfjax.bench.diffusers_peer import make_step
 from rfjax.bench.step import StepReport, time_in_turns
@@ -29,6 +30,7 @@ from rfjax.models.mmdit import Network
 from rfjax.parallel import mesh as meshes
 from rfjax.parallel.sharding import make_constrain
 from rfjax.plan.topology import CHIPS, chip_name_of
+from rfjax.train.loop import Job
 from rfjax.train.step import make_mean_loss
 from rfjax.types import Batch
 
@@ -54,13 +56,9 @@ def bench_step(
       ValueError: a wrong setting, or a peer that cannot do the same work.
       ImportError: the peer is not installed.
     """
-    if rounds < 1:
-        raise ValueError(f"--rounds must be at least 1, got {rounds}.")
-    mesh = make_mesh_for(config)
-    manifest = read_manifest(config)
-    stream = make_stream(config, mesh=mesh)
-    job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
-    host_batch = next(stream)
+    job = _make_job(config, rounds=rounds)
+    mesh = job.mesh
+    host_batch = next(job.stream)
     actions = {}
     if peer is not None:
         actions[peer] = _peer_step(config, host_batch, peer=peer)
@@ -108,6 +106,16 @@ def bench_step(
     return measured
 
 
+def _make_job(config: Config, *, rounds: int) -> Job:
+    """Everything checked before anything is compiled."""
+    if rounds < 1:
+        raise ValueError(f"--rounds must be at least 1, got {rounds}.")
+    mesh = make_mesh_for(config)
+    manifest = read_manifest(config)
+    stream = make_stream(config, mesh=mesh)
+    return make_job(config, mesh=mesh, stream=stream, manifest=manifest)
+
+
 def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]:
     """The peer's step on the same examples."""
     if peer != "diffusers":
@@ -139,6 +147,55 @@ def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]
         ema_every_steps=config.ema.every_steps,
         num_params=flops.num_params(config.model),
     )
+
+
+def bench_checkpoint(
+    config: Config,
+    *,
+    folder: Path | str | None = None,
+    rounds: int = 5,
+    json: Path | str | None = None,
+    report: Report = lambda line: None,
+) -> CheckpointReport:
+    """Times how long a checkpoint holds training up, beside bare writes.
+
+    Args:
+      config: the resolved config; checkpoint.every_steps says how often it saves.
+      folder: on the disk to measure; a new folder in it is written and removed. By
+        default where the system keeps temporary files.
+      rounds: how often everything is timed, in turns.
+      json: file to write the figures to.
+      report: receives a line for each round.
+
+    Raises:
+      ValueError: a wrong setting.
+    """
+    if folder is not None and not Path(folder).is_dir():
+        raise ValueError(f"--folder must be an existing folder, got {folder}.")
+    job = _make_job(config, rounds=rounds)
+    batch = meshes.put_batch(next(job.stream), mesh=job.mesh)
+    trained, state = job.init_state(), job.init_state()
+
+    def train_step() -> None:
+        nonlocal trained  # the old one is donated
+        trained, metrics = job.train_step(
+            trained, batch, config.optimizer.learning_rate
+        )
+        jax.block_until_ready((trained, metrics))
+
+    with tempfile.TemporaryDirectory(dir=folder) as own_folder:
+        measured = measure_saving(
+            state,
+            job.abstract_state,
+            train_step=train_step,
+            config=config.checkpoint,
+            folder=Path(own_folder),
+            rounds=rounds,
+            report=report,
+        )
+    if json is not None:
+        whole_files.write_json(json, measured.to_json())
+    return measured
 
 
 def bench_data(

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long checkpoints hold training up, beside bare writes of the same bytes.
+
+Saves are asynchronous: the loop waits until the arrays are copied off the device, and
+goes on while they are written. Neither side waits until the disk has flushed its cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rfjax.bench.spread import spread
+from rfjax.checkpoint import CheckpointConfig, Checkpoints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointReport:
+    """Seconds, one entry for each round.
+
+    Attributes:
+      state_bytes: parameters, average and optimizer state, of this process.
+      every_steps: steps between saves.
+      step: of training, with no save under way.
+      stall: that the loop waits for a save to start.
+      save: until the checkpoint is complete on disk.
+      restore: until the state is back on the devices.
+      raw: bare writes of the same bytes.
+    """
+
+    state_bytes: int
+    every_steps: int
+    step: Sequence[float]
+    stall: Sequence[float]
+    save: Sequence[float]
+    restore: Sequence[float]
+    raw: Sequence[float]
+
+    @property
+    def stall_share(self) -> float:
+        """Of the run time, by the medians."""
+        stall = statistics.median(self.stall)
+        return stall / (stall + self.every_steps * statistics.median(self.step))
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Time of a save over that of bare writes, round by round."""
+        return tuple(s / r for s, r in zip(self.save, self.raw, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; times in seconds."""
+        return dataclasses.asdict(self) | {
+            "stall_share": self.stall_share,
+            "ratio": statistics.median(self.ratios),
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            f"{self.state_bytes / 1e6:,.0f} MB of train state; median (least to most) "
+            f"of {len(self.save)} rounds",
+            *(
+                f"{name:<10} {spread(getattr(self, name), scale=1e3)} ms"
+                for name in ("step", "stall", "save", "raw", "restore")
+            ),
+            f"{'ratio':<10} {spread(self.ratios, digits=2)} of a save to bare writes",
+            f"training stands still {self.stall_share:.2%} of the time with a save "
+            f"every {self.every_steps:,} steps",
+        ]
+        return "\n".join(rows)
+
+
+def measure_saving(
+    state: Any,
+    abstract_state: Any,
+    *,
+    train_step: Callable[[], None],
+    config: CheckpointConfig,
+    folder: Path,
+    rounds: int,
+    report: Callable[[str], None] = lambda line: None,
+) -> CheckpointReport:
+    """Saves, restores and writes a train state, in turns.
+
+    Args:
+      state: what to save; `train_step` must leave it alone.
+      abstract_state: the same as ShapeDtypeStructs with shardings.
+      train_step: does one step of training.
+      config: when the run saves.
+      folder: empty, on the disk to measure.
+      rounds: how often everything is timed, after a round that does not count.
+      report: receives a line for each round.
+    """
+    shards = [
+        shard.data
+        for leaf in jax.tree.leaves(state)
+        for shard in leaf.addressable_shards
+        if shard.replica_id == 0  # what other devices hold as well is written once
+    ]
+    seconds: dict[str, list[float]] = {
+        name: [] for name in ("step", "stall", "save", "restore", "raw")
+    }
+
+    def note(name: str, start: float) -> None:
+        seconds[name].append(time.perf_counter() - start)
+
+    for number in range(rounds + 1):
+        start = time.perf_counter()
+        train_step()
+        note("step", start)
+
+        checkpoints = Checkpoints(folder / str(number), config=config)
+        start = time.perf_counter()
+        checkpoints.save(1, state, data_position={"next_batch": 0})
+        note("stall", start)
+        checkpoints.close()
+        note("save", start)
+
+        checkpoints = Checkpoints(folder / str(number), config=config)
+        start = time.perf_counter()
+        jax.block_until_ready(checkpoints.restore_newest(abstract_state)[0])
+        note("restore", start)
+        checkpoints.close()
+
+        shutil.rmtree(folder / str(number))
+        start = time.perf_counter()
+        with open(folder / "raw", "wb") as file:
+            for shard in shards:
+                file.write(np.ascontiguousarray(shard).data)
+        note("raw", start)
+        if number:
+            now = ", ".join(f"{n} {s[-1] * 1e3:.0f} ms" for n, s in seconds.items())
+            report(f"round {number}/{rounds}: {now}")
+    return CheckpointReport(
+        state_bytes=sum(shard.nbytes for shard in shards),
+        every_steps=config.every_steps,
+        **{name: tuple(times[1:]) for name, times in seconds.items()},
+    )

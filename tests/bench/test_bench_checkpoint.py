@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checkpoint benchmark, on a small model, and its arithmetic."""
+
+import json
+
+import pytest
+
+from rfjax import commands
+from rfjax import config as configs
+from rfjax.bench.checkpoint import CheckpointReport
+from rfjax.main import load_config_file
+from rfjax.models import flops
+
+
+def test_all_of_the_state_is_saved_and_nothing_stays(tmp_path):
+    config = configs.from_config_dict(load_config_file("configs/debug.py"))
+    folder, lines = tmp_path / "disk", []
+    folder.mkdir()
+    measured = commands.bench_checkpoint(
+        config, folder=folder, rounds=2, json=tmp_path / "a.json", report=lines.append
+    )
+    for times in (measured.step, measured.stall, measured.restore, measured.raw):
+        assert len(times) == 2
+        assert min(times) > 0
+    assert all(s > t for s, t in zip(measured.save, measured.stall, strict=True))
+    # float32 parameters, average and two moments; step counts besides
+    values = json.loads((tmp_path / "a.json").read_text())
+    num_params = flops.num_params(config.model)
+    assert 16 * num_params <= values["state_bytes"] < 16 * num_params + 100
+    assert len(lines) == 2
+    assert not list(folder.iterdir())
+
+
+def test_shares_follow_from_the_times():
+    report = CheckpointReport(
+        state_bytes=10**9, every_steps=100, step=(0.1, 0.1, 9.0),
+        stall=(0.2, 0.1, 0.3), save=(2.0, 3.0, 4.0), restore=(1.0,) * 3,
+        raw=(1.0, 1.0, 2.0),
+    )  # fmt: skip
+    assert report.stall_share == pytest.approx(0.2 / 10.2)
+    assert report.ratios == (2.0, 3.0, 2.0)
+    assert "still 1.96% of the time with a save every 100 steps" in str(report)
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path):
+    config = configs.from_config_dict(load_config_file("configs/debug.py"))
+    with pytest.raises(ValueError, match="--folder must be an existing folder"):
+        commands.bench_checkpoint(config, folder=tmp_path / "absent")
+    with pytest.raises(ValueError, match="--rounds must be at least 1, got 0"):
+        commands.bench_checkpoint(config, rounds=0)
