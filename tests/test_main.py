@@ -25,6 +25,7 @@ FLAGS = {
     "fit": "runs table columns out law size loss bootstraps holdout json "
     "mid_run where budget forecast",
     "bench step": "config rounds peer json",
+    "bench checkpoint": "config folder rounds json",
     "bench data": "data rounds json",
     "export": "workdir out format weights dtype step pipeline",
     "import": "config from format workdir",

@@ -59,7 +59,7 @@ def layout(
         raise ValueError(f"--devices must be at least 1, got {num_devices}.")
     if topology is not None:
         chips = parse_topology(topology)
-        num_devices = chips.num_chips
+        num_devices = chips.num_devices
         meshes.check_slices(config.mesh.slice, chips.num_slices)
     sizes = config.mesh.resolve(num_devices or jax.device_count())
     network = Network(config.model)
@@ -107,7 +107,7 @@ def plan(
       ImportError: the TPU compiler is not installed.
     """
     slices = parse_topology(topology)
-    sizes = config.mesh.resolve(slices.num_chips)
+    sizes = config.mesh.resolve(slices.num_devices)
     sizes.check_batch(
         config.train.global_batch_size, micro_batches=config.train.micro_batches
     )
@@ -168,7 +168,7 @@ def search_plans(
     done = plan_search.read_json(json, key=key) if json is not None else []
 
     def plan_option(option: plan_search.Option) -> Plan:
-        batch_size = option.per_chip_batch_size * slices.num_chips
+        batch_size = option.per_chip_batch_size * slices.num_devices
         changed = dataclasses.replace(
             config,
             mesh=meshes.MeshConfig(**option.mesh),
@@ -181,7 +181,7 @@ def search_plans(
         if json is not None:
             plan_search.write_json(outcomes, json, key=key)
 
-    per_chip = config.train.global_batch_size // slices.num_chips
+    per_chip = config.train.global_batch_size // slices.num_devices
     candidates = plan_search.options(
         topology=slices,
         width=config.model.width,

@@ -92,7 +92,11 @@ def compile_step(step: jax.stages.Wrapped, *args: Any) -> Compiled:
 
 def memory_excess(message: str) -> tuple[float, float] | None:
     """(bytes needed, bytes there) out of the compiler's out-of-memory message."""
-    match = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    match = re.search(
+        r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message
+    ) or re.search(
+        r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message
+    )
     if match is None:
         return None
     return float(match[1]) * _UNITS[match[2]], float(match[3]) * _UNITS[match[4]]

@@ -121,6 +121,7 @@ class Plan:
             "note": NOTE,
             "topology": str(self.topology),
             "num_chips": self.topology.num_chips,
+            "num_devices": self.topology.num_devices,
             "mesh": self.mesh,
             "num_params": self.num_params,
             "per_chip_batch_size": self.per_chip_batch_size,
@@ -178,7 +179,7 @@ def describe(plan: Plan) -> str:
     values, chip = plan.to_json(), plan.topology.chip
     mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
     lines = [
-        f"{plan.topology}, {plan.topology.num_chips} chips, mesh {mesh}: {NOTE}",
+        f"{plan.topology}, {_count(plan.topology)}, mesh {mesh}: {NOTE}",
         f"model        {plan.num_params:,} parameters, "
         f"batch {plan.global_batch_size:,} ({plan.per_chip_batch_size:g} a chip)",
         f"HBM a chip   {plan.hbm_bytes / 1e9:.1f} of {chip.hbm_bytes / 1e9:.1f} GB: "
@@ -224,6 +225,16 @@ def describe(plan: Plan) -> str:
     ]
     lines += [f"warning: {warning}" for warning in plan.warnings()]
     return "\n".join(lines)
+
+
+def _count(topology: Topology) -> str:
+    chips = f"{topology.num_chips} chips"
+    if topology.chip.devices == 1:
+        return chips
+    return (
+        f"{chips} of {topology.chip.devices} devices (here 'a chip' is one of the "
+        f"{topology.num_devices} devices)"
+    )
 
 
 def write_json(plan: Plan, path: Path | str, *, headline: bool = False) -> None:

@@ -117,21 +117,21 @@ def options(
       per_chip_batch_size: examples a chip as the config has it.
     """
     slices = topology.num_slices
-    chips = topology.num_chips // slices
+    devices = topology.num_devices // slices
     room = STATE_SHARE * topology.chip.hbm_bytes
     meshes = []
     for tensor in (1, 2):
-        if num_heads % tensor or chips % tensor:
+        if num_heads % tensor or devices % tensor:
             continue
         shards = [
             fsdp
-            for fsdp in range(1, chips // tensor + 1)
-            if chips % (fsdp * tensor) == 0
+            for fsdp in range(1, devices // tensor + 1)
+            if devices % (fsdp * tensor) == 0
             and width % (fsdp * TILE_ROWS) == 0
             and STATE_BYTES * num_params / (fsdp * tensor) < room
         ]
         for fsdp in shards[: 3 if tensor == 1 else 1]:
-            mesh = {"data": chips // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
+            mesh = {"data": devices // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
             meshes.append({"slice": slices, **mesh} if slices > 1 else mesh)
     base = per_chip_batch_size
     batches = sorted({max(1, base * n // 4) for n in (1, 2, 4, 6)}, reverse=True)

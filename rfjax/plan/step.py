@@ -44,14 +44,14 @@ def plan_step(
     """
     compiled = compile_step(step, *args)
     rows = account(parse(compiled.text), mesh_shape=mesh_shape)
-    per_chip_batch_size = global_batch_size / topology.num_chips
+    per_chip_batch_size = global_batch_size / topology.num_devices
     return Plan(
         topology=topology,
         mesh=dict(mesh_shape),
         num_params=num_params,
         per_chip_batch_size=per_chip_batch_size,
         model_flops=flops_per_sample * per_chip_batch_size,
-        expected_flops=traced_flops(step, *args) / topology.num_chips,
+        expected_flops=traced_flops(step, *args) / topology.num_devices,
         estimate=estimate(rows, chip=topology.chip, num_slices=topology.num_slices),
         collectives=tuple(row.collective for row in rows if row.collective),
         argument_bytes=compiled.argument_bytes,

@@ -18,7 +18,7 @@ import jax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Published figures of one chip.
+    """Published figures of one device: a chip, or a part of one that JAX counts alone.
 
     Attributes:
       peak_flops: bfloat16 FLOP/s.
@@ -27,13 +27,14 @@ class Chip:
       hbm_bytes: memory that a program may use.
       hbm_bandwidth: bytes/s.
       ici_bandwidth: bytes/s of one torus axis, one way, over both of its links.
-      dcn_bandwidth: bytes/s a chip between slices.
+      dcn_bandwidth: bytes/s between slices.
       num_torus_axes: of a slice.
       cores_in_name: whether marketing names count cores, two a chip.
       shapes: number of chips -> slice, where a number alone is given.
+      devices: that JAX sees in one chip; two share its links.
 
-    Sources: cloud.google.com/tpu/docs/{v5e,v5p,v6e} for peak, memory and links; "How
-    to scale your model" (jax-ml.github.io/scaling-book/tpus) for bandwidth a link.
+    Sources: cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x} for peak, memory and links;
+    "How to scale your model" (jax-ml.github.io/scaling-book/tpus) for bandwidth a link.
     """
 
     peak_flops: float
@@ -45,6 +46,7 @@ class Chip:
     num_torus_axes: int
     cores_in_name: bool
     shapes: dict[int, str]
+    devices: int = 1
 
 
 _FLAT_SHAPES = {
@@ -72,8 +74,16 @@ CHIPS = {
         hbm_bandwidth=1638e9, ici_bandwidth=180e9, dcn_bandwidth=12.5e9,
         num_torus_axes=2, cores_in_name=False, shapes=_FLAT_SHAPES,
     ),
+    "tpu7x": Chip(
+        peak_flops=2307e12 / 2, clock_hz=2.2e9, hbm_bytes=94.74 * 2**30,
+        hbm_bandwidth=7380e9 / 2, ici_bandwidth=90e9, dcn_bandwidth=6.25e9,
+        num_torus_axes=3, cores_in_name=True, shapes=_CUBE_SHAPES, devices=2,
+    ),
 }  # fmt: skip
-_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
+_ALIASES = {
+    "v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "ironwood": "tpu7x",
+    "v7x": "tpu7x",
+}  # fmt: skip
 _DEVICE_KINDS = {  # what JAX calls a chip -> a name in `CHIPS`
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",
@@ -81,6 +91,7 @@ _DEVICE_KINDS = {  # what JAX calls a chip -> a name in `CHIPS`
     "TPU v5p": "v5p",
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
 }
 _EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:8x8, v5litepod-256 or v5p-128"
 
@@ -113,6 +124,11 @@ class Topology:
     def num_chips(self) -> int:
         """Over all slices."""
         return math.prod(self.shape) * self.num_slices
+
+    @property
+    def num_devices(self) -> int:
+        """As JAX counts them, over all slices."""
+        return self.num_chips * self.chip.devices
 
     @property
     def slice_name(self) -> str:

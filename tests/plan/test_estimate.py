@@ -136,6 +136,8 @@ def test_json_and_picture_are_written(make_plan, tmp_path):
 def test_out_of_memory_messages_are_read():
     message = "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exc"
     assert memory_excess(message) == (20.5 * 2**30, 15.75 * 2**30)
+    message = "required for HLO temporaries (1.00T) exceeds available HBM (94.74G)."
+    assert memory_excess(message) == (2**40, 94.74 * 2**30)
     assert memory_excess("something else") is None
 
 

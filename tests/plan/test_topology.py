@@ -18,6 +18,8 @@ from rfjax.plan.topology import CHIPS, parse_topology
         ("v6e-64", "v6e:8x8", 64),
         ("2*v5e:16x16", "v5e:16x16", 512),
         ("V5E:2x2", "v5e:2x2", 4),
+        ("tpu7x-128", "tpu7x:4x4x4", 64),  # counts cores, two a chip
+        ("ironwood:2x2x1", "tpu7x:2x2x1", 4),
     ],
 )
 def test_compiler_and_marketing_names(name, slice_name, num_chips):
@@ -27,10 +29,18 @@ def test_compiler_and_marketing_names(name, slice_name, num_chips):
     assert parse_topology(str(parsed)) == parsed
 
 
+def test_jax_counts_the_halves_of_some_chips():
+    assert parse_topology("tpu7x:4x4x4").num_devices == 128
+    assert parse_topology("2*v5p:4x4x4").num_devices == 128  # as many as chips
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("h100:8", r"must name a chip of v5e, v5p, v6e and a slice, got 'h100:8'"),
+        (
+            "h100:8",
+            r"must name a chip of v5e, v5p, v6e, tpu7x and a slice, got 'h100:8'",
+        ),
         ("v5p", r"must name a chip .* examples: v5e:16x16, v5p:4x4x4"),
         ("v5p-100", r"number of cores of v5p out of 8, 16, .*; write the shape out"),
         ("v5p-127", r"number of cores of v5p"),
@@ -55,7 +65,9 @@ def test_a_missing_compiler_is_named_with_its_remedy(monkeypatch):
 
 def test_clock_follows_from_peak_and_matrix_units():
     """Peak = MXUs a chip * rows * columns * 2 * clock."""
-    units = {"v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2}
+    units = {
+        "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2, "tpu7x": 4 * 256**2,
+    }  # fmt: skip
     for name, size in units.items():
         chip = CHIPS[name]
         assert chip.peak_flops == pytest.approx(size * 2 * chip.clock_hz, rel=5e-3)
