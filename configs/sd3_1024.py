@@ -9,8 +9,8 @@ section 5.3.2): 4,096 image tokens instead of 256, positions a quarter as far ap
 (position_scale), noisier timesteps (shift), normalised queries and keys, and attention
 by the splash kernel, whose memory does not grow with the square of the tokens. The
 data are synthetic; for a real run set data.kind to shards and data.path. Start from a
-run at 256 px that was trained with qk_norm as well. Of these, depth 15 has been
-compiled for a TPU (configs/plans).
+run at 256 px that was trained with qk_norm as well. Depths 15 and 38 have been compiled
+for a TPU (configs/plans).
 """
 
 from ml_collections import ConfigDict

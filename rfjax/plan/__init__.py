@@ -13,6 +13,7 @@ What bought what, d = 38 at 256 px on v5p:4x4x4 by the formula of `plan.estimate
 | the same, GELU's derivative written out | 64 | 60.8 % | 52.0 % |
 | the same, bfloat16 products without joining batch and tokens | 64 | 63.4 % | 54.0 % |
 | the same, 32 MiB of scoped VMEM; attention saved as [B, S, D] | 64 | 75.2 % | 62.4 % |
+| the same, LayerNorm's derivative written out | 64 | 75.5 % | 62.5 % |
 
 - The fused kernel takes the softmax out of the matrix products (29 % of the forward
   cycles, at 1.5 times their limit) and needs no joined or transposed query, key, value.
@@ -40,9 +41,9 @@ some 350 GB/s of host link a chip; it has a few tens. So there is no such policy
 Already so: weights are gathered, and gradients summed, in bfloat16, since the cast is
 done on the shard; optimizer and master weights are float32.
 
-Where the step of the last row goes (1,258 ms hidden, 947 ms at peak): matrix products
+Where the step of the last row goes (1,254 ms hidden, 947 ms at peak): matrix products
 1,030 (limit 921), attention kernels 100 (30 at peak; assumed at 0.3 of it), copies 63
-(saving and fetching what the scan keeps for the backward pass), elementwise 56, reduces
+(saving and fetching what the scan keeps for the backward pass), elementwise 52, reduces
 6, prefetch 3. Collectives take 260 ms if none is hidden: this compiler makes none of
 them asynchronous on v5p.
 
@@ -53,20 +54,40 @@ Across the sizes width grows with depth, so its products grow with d^3. More cop
 most 2.0 GB, so by arithmetic 16 to 256 chips differ by less than 1 % of the step;
 tests/plan/test_shipped_plans.py asks the compiler.
 
-d = 24 on other chips:
+Other chips, d = 24; a batch that is small for its chip pays for the weights that are
+fetched ahead into VMEM (at d = 18 on v5e with 64 examples they take 4 of 381 ms):
 
 - v5e:16x16, 16 examples a chip: 53.7 / 43.9 %. Of 262 ms: products 150 (limit 135),
   prefetch to VMEM 57, attention 23, copies 17, elementwise 12, reduces 2.
-- The same, 24 examples a chip: 56.0 / 48.8 %, 11.3 of 16.9 GB. Of 377 ms: products 224
-  (limit 202), prefetch 69: much of it grows with the weights, not with the batch.
-- v6e:8x8, 64 examples a chip: 38.5 / 31.9 %; 55 % was not reached. Of 314 ms: products
-  213 (limit 116), elementwise 40, copies 34, attention 20, reduces 4. The chip does 560
-  FLOPs in the time of a byte (v5p 166), so what is not a product takes 100 ms, beside
-  the 121 ms of the whole step at peak. The MLP's products, compiled alone on one chip,
-  are at 1.1 and 1.3 times their limit; all at that would give 47 to 53 %. 64 MiB of
-  scoped VMEM there: products 185, but 100 ms of prefetch, 32.6 / 27.7 % in all.
+- The same, 32 examples a chip: 57.9 / 51.9 %, 14.1 of 16.9 GB. Of 486 ms: products 300
+  (limit 269), prefetch 72: much of it grows with the weights, not with the batch.
+- v6e:8x8, 64 examples a chip: 38.9 / 32.2 %; 55 % (220 ms) was not reached. Of 310 ms:
+  products 213 (limit 116), elementwise 37, copies 34, attention 20, reduces 4.
 
-At 1024 px (d = 15, v5p:4x4x4, 6 examples a chip: 30.4 / 29.0 %) splash attention takes
-175 of 316 ms, products 68, elementwise 39, copies 27: more than half of the step is the
-assumption that 64-wide heads run at 0.3 of peak.
+What v6e loses. It does 560 FLOPs in the time of a byte (v5p 166), so what is not a
+product takes 97 ms, beside the 121 ms of the whole step at peak:
+
+| class | ms | limit | why |
+| --- | --- | --- | --- |
+| products, forward, two results | 77 | 38 | the second is kept for the backward pass |
+| products, backward, three or more large inputs | 57 | 29 | GELU's slope, gates |
+| products, backward, others | 76 | 48 | norms computed again on the way in |
+| products, other | 3 | 1 | |
+| elementwise | 37 | 31 | sums for the modulations, three gradients into one |
+| copies | 34 | 29 | the scan fetches what it kept, 23 times |
+| attention | 20 | 6 | assumed at 0.3 of peak; HBM alone would take 15 |
+
+The compiler's cycles of a product on this chip rise with each result written, as if
+nothing overlapped the write: alone, D x D is at 1.42 of its limit, D x 4 D at 1.33
+(1.76 with a second result), 4 D x D at 1.13, gradients of weights at 1.13 to 1.18. All
+products at that would take 147 ms, and the step be at 49 % of peak. Tried, all with 64
+examples: 48 MiB of scoped VMEM 38.4 %, 64 MiB 32.6 % (products 185 ms, but prefetch
+100); a barrier between product and GELU 38.5 %; queries, keys and values computed again
+instead of kept, norms as arrays of their own, 36.8 %. Four blocks unrolled need no
+copies and 13 % less time a block, but compile in three to four times as long.
+
+At 1024 px (v5p:4x4x4, 6 examples a chip) splash attention takes 1,129 of 2,594 ms at
+d = 38 (44.7 / 41.0 %), products 980, elementwise 253, copies 196; at d = 15 (30.5 /
+29.1 %) 175 of 315, products 68. So much of the step is the assumption that 64-wide
+heads run at 0.3 of peak.
 """
