@@ -6,11 +6,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 
+# Chips whose compiled programs jaxlib 0.10.2 cannot print; the compiler itself can.
+UNPRINTABLE = {"tpu7x"}
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
 
 
@@ -56,12 +60,13 @@ class DoesNotFit(ValueError):
         )
 
 
-def compile_step(step: jax.stages.Wrapped, *args: Any) -> Compiled:
+def compile_step(step: jax.stages.Wrapped, *args: Any, chip_name: str = "") -> Compiled:
     """Compiles step(*args) for the devices in the shardings of its arguments.
 
     Args:
       step: what `jax.jit` returned.
       *args: state, batch and the rest as ShapeDtypeStructs with shardings.
+      chip_name: what they are, a name in `topology.CHIPS`.
 
     Raises:
       DoesNotFit: if the program exceeds the memory of a chip.
@@ -69,7 +74,11 @@ def compile_step(step: jax.stages.Wrapped, *args: Any) -> Compiled:
     start = time.perf_counter()
     lowered = step.lower(*args)
     try:
-        compiled = lowered.compile()
+        if chip_name in UNPRINTABLE:
+            compiled, text = _compile_and_dump(lowered)
+        else:
+            compiled = lowered.compile()
+            text = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
         excess = memory_excess(str(error))
         if excess is None:
@@ -80,7 +89,7 @@ def compile_step(step: jax.stages.Wrapped, *args: Any) -> Compiled:
         ) from error
     memory = compiled.memory_analysis()
     return Compiled(
-        text=compiled.as_text(),
+        text=text,
         argument_bytes=memory.argument_size_in_bytes,
         # Outputs reuse the donated state; what does not is counted here.
         temporary_bytes=memory.temp_size_in_bytes
@@ -88,6 +97,14 @@ def compile_step(step: jax.stages.Wrapped, *args: Any) -> Compiled:
         - memory.alias_size_in_bytes,
         seconds=time.perf_counter() - start,
     )
+
+
+def _compile_and_dump(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """The program, and its text out of the files that the compiler writes if asked."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+        (path,) = Path(folder).glob("*.after_codegen.txt")
+        return compiled, path.read_text(encoding="utf-8")
 
 
 def memory_excess(message: str) -> tuple[float, float] | None:

@@ -42,7 +42,7 @@ def plan_step(
     Raises:
       DoesNotFit: if the program exceeds the memory of a chip.
     """
-    compiled = compile_step(step, *args)
+    compiled = compile_step(step, *args, chip_name=topology.chip_name)
     rows = account(parse(compiled.text), mesh_shape=mesh_shape)
     per_chip_batch_size = global_batch_size / topology.num_devices
     return Plan(

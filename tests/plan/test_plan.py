@@ -58,7 +58,8 @@ def test_traced_flops_multiply_loops():
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler, libtpu"
 )
-def test_a_small_config_is_compiled_for_a_real_topology(tmp_path):
+@pytest.mark.parametrize("topology", ["v5e:2x2", "tpu7x:2x2x1"])
+def test_a_small_config_is_compiled_for_a_real_topology(topology, tmp_path):
     """The program does the FLOPs that the traced step needs: trip counts are right."""
     config = load(
         "model.depth=4", "model.compute_dtype=bfloat16", "model.attention=fused",
@@ -66,7 +67,7 @@ def test_a_small_config_is_compiled_for_a_real_topology(tmp_path):
     )  # fmt: skip
     plan = commands.plan(
         config,
-        topology="v5e:2x2",
+        topology=topology,
         json=tmp_path / "plan.json",
         picture=tmp_path / "plan.png",
     )
