@@ -3,8 +3,8 @@
 
 XLA takes the scratch memory of a step from malloc and gives it back after the step. In
 pages of 4 KiB that is 270,000 page faults a step for the 1.1 GB of configs/bench.py,
-and a fifth of its time. glibc asks the kernel for pages of 2 MiB if it is told to, but
-only when a process starts.
+and up to a fifth of its time; less where free memory lies in small pieces. glibc asks
+the kernel for pages of 2 MiB if it is told to, but only when a process starts.
 """
 
 from __future__ import annotations
