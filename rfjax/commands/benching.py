@@ -15,13 +15,7 @@ from rfjax.bench.checkpoint import CheckpointReport, measure_saving
 from rfjax.bench.data import ReadingReport, measure_reading, write_random_dataset
 from rfjax.bench.diffusers_peer import make_step
 from rfjax.bench.step import StepReport, time_in_turns
-from rfjax.commands.job import (
-    Report,
-    make_job,
-    make_mesh_for,
-    make_stream,
-    read_manifest,
-)
+from rfjax.commands.job import Report, make_job_here
 from rfjax.config import Config
 from rfjax.export.save import diffusers_config
 from rfjax.flow import formulations
@@ -110,10 +104,7 @@ def _make_job(config: Config, *, rounds: int) -> Job:
     """Everything checked before anything is compiled."""
     if rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {rounds}.")
-    mesh = make_mesh_for(config)
-    manifest = read_manifest(config)
-    stream = make_stream(config, mesh=mesh)
-    return make_job(config, mesh=mesh, stream=stream, manifest=manifest)
+    return make_job_here(config)[0]
 
 
 def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]:
@@ -174,20 +165,12 @@ def bench_checkpoint(
         raise ValueError(f"--folder must be an existing folder, got {folder}.")
     job = _make_job(config, rounds=rounds)
     batch = meshes.put_batch(next(job.stream), mesh=job.mesh)
-    trained, state = job.init_state(), job.init_state()
-
-    def train_step() -> None:
-        nonlocal trained  # the old one is donated
-        trained, metrics = job.train_step(
-            trained, batch, config.optimizer.learning_rate
-        )
-        jax.block_until_ready((trained, metrics))
-
+    rate = config.optimizer.learning_rate
     with tempfile.TemporaryDirectory(dir=folder) as own_folder:
         measured = measure_saving(
-            state,
+            job.init_state(),
             job.abstract_state,
-            train_step=train_step,
+            train_step=lambda state: job.train_step(state, batch, rate)[0],
             config=config.checkpoint,
             folder=Path(own_folder),
             rounds=rounds,

@@ -149,6 +149,14 @@ def make_job(
     )
 
 
+def make_job_here(config: Config) -> tuple[loop.Job, Manifest]:
+    """`make_job` on all visible devices, and what its data is."""
+    mesh = make_mesh_for(config)
+    manifest = read_manifest(config)
+    stream = make_stream(config, mesh=mesh)
+    return make_job(config, mesh=mesh, stream=stream, manifest=manifest), manifest
+
+
 def make_validation(config: Config, *, network: Network, mesh: Mesh):
     """The evaluator of the run's held-out samples, checked at once."""
     batch_size = config.validation.batch_size

@@ -19,7 +19,7 @@ from rfjax import config as configs
 from rfjax.commands.job import (
     Report,
     describe_run,
-    make_job,
+    make_job_here,
     make_mesh_for,
     make_stream,
     read_manifest,
@@ -59,10 +59,7 @@ def train(
       FileNotFoundError: the data is missing.
     """
     workdir = Path(workdir)
-    mesh = make_mesh_for(config)
-    manifest = read_manifest(config)
-    stream = make_stream(config, mesh=mesh)
-    job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
+    job, manifest = make_job_here(config)
     if branch_from is not None:
         _check_branch(config, source=Path(branch_from))
     with contextlib.ExitStack() as stack:
