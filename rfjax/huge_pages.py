@@ -10,6 +10,7 @@ the kernel for pages of 2 MiB if it is told to, but only when a process starts.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,18 +28,20 @@ def restart_with_huge_pages() -> None:
     something about them (glibc.malloc.hugetlb=0 keeps small pages).
     """
     changed = _environment(
-        os.environ, libc=_libc(), kernel_setting=_read_kernel_setting()
+        os.environ,
+        libc=platform.libc_ver(),
+        kernel_setting=_read_kernel_setting(),
     )
     if changed is not None:
         os.execve(sys.executable, sys.orig_argv, changed)
 
 
 def _environment(
-    environ: Mapping[str, str], *, libc: str, kernel_setting: str
+    environ: Mapping[str, str], *, libc: tuple[str, str], kernel_setting: str
 ) -> dict[str, str] | None:
     """The environment to start anew with; None to go on."""
     tunables = environ.get("GLIBC_TUNABLES", "")
-    name, _, version = libc.partition(" ")
+    name, version = libc
     if (
         name != "glibc"
         or tuple(map(int, version.split(".")[:2])) < _FIRST_GLIBC
@@ -48,13 +51,6 @@ def _environment(
         return None
     wanted = f"{TUNABLE}=1"
     return {**environ, "GLIBC_TUNABLES": f"{tunables}:{wanted}" if tunables else wanted}
-
-
-def _libc() -> str:
-    """As "glibc 2.36"; empty where the system does not say."""
-    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}):
-        return ""
-    return os.confstr("CS_GNU_LIBC_VERSION") or ""
 
 
 def _read_kernel_setting() -> str:

@@ -2,6 +2,7 @@
 """The restart with large memory pages: when, and that the kernel then gives them."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,12 @@ KERNEL = "always [madvise] never\n"
 @pytest.mark.parametrize(
     ("environ", "libc", "kernel_setting"),
     [
-        ({}, "glibc 2.34", KERNEL),  # does not know the tunable
-        ({}, "", KERNEL),  # not Linux, or another C library
-        ({}, "glibc 2.36", "always madvise [never]"),
-        ({}, "glibc 2.36", "[always] madvise never"),  # has them already
-        ({}, "glibc 2.36", ""),
-        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc 2.36", KERNEL),
+        ({}, ("glibc", "2.34"), KERNEL),  # does not know the tunable
+        ({}, ("", ""), KERNEL),  # not Linux, or another C library
+        ({}, ("glibc", "2.36"), "always madvise [never]"),
+        ({}, ("glibc", "2.36"), "[always] madvise never"),  # has them already
+        ({}, ("glibc", "2.36"), ""),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, ("glibc", "2.36"), KERNEL),
     ],
 )
 def test_nothing_is_started_anew_where_it_would_not_help(environ, libc, kernel_setting):
@@ -32,7 +33,7 @@ def test_nothing_is_started_anew_where_it_would_not_help(environ, libc, kernel_s
 def test_other_tunables_and_variables_stay():
     changed = huge_pages._environment(
         {"A": "1", "GLIBC_TUNABLES": "glibc.malloc.check=1"},
-        libc="glibc 2.35",
+        libc=("glibc", "2.35"),
         kernel_setting=KERNEL,
     )
     assert changed == {
@@ -43,7 +44,7 @@ def test_other_tunables_and_variables_stay():
 
 @pytest.mark.skipif(
     huge_pages._environment(
-        {}, libc=huge_pages._libc(), kernel_setting=huge_pages._read_kernel_setting()
+        {}, libc=platform.libc_ver(), kernel_setting=huge_pages._read_kernel_setting()
     )
     is None,
     reason="this machine has no large pages to ask for",
