@@ -109,10 +109,9 @@ def _compile_and_dump(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
 
 def memory_excess(message: str) -> tuple[float, float] | None:
     """(bytes needed, bytes there) out of the compiler's out-of-memory message."""
-    match = re.search(
-        r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message
-    ) or re.search(
-        r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message
+    size = r"([\d.]+)([KMGT]?)"
+    match = re.search(rf"Used {size} of {size} hbm", message) or re.search(
+        rf"\({size}\) exceeds available HBM \({size}\)", message
     )
     if match is None:
         return None

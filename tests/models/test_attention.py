@@ -50,11 +50,11 @@ def test_fused_kernel_equals_plain_products(num_heads, num_queries):
     assert np.abs(other - expected[0]).max() > 0.1
 
 
-def splash(query, key, value, mask=None):
+def splash(query, key, value, mask):
     return attention.splash_attention(query, key, value, mask, interpret=True)
 
 
-def cudnn(query, key, value, mask=None):
+def cudnn(query, key, value, mask):
     """The call that reaches cuDNN on a GPU, computed by XLA."""
     return attention.cudnn_attention(query, key, value, mask, library="xla")
 
