@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 RFJAX := $(VENV)/bin/rfjax
+# A worker that dies ends the run: to replace it can leave the others waiting for ever.
+WORKERS := -n 2 --dist loadfile --max-worker-restart=0
 
 .PHONY: demo test test-slow notebooks lint install clean-demo
 
@@ -12,10 +14,10 @@ demo: install
 test: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest $(WORKERS)
 
 test-slow: install
-	$(VENV)/bin/python -m pytest --slow -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest --slow $(WORKERS)
 
 notebooks: install
 	FAST=1 $(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=300 notebooks

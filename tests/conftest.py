@@ -10,8 +10,14 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 _cache = tempfile.TemporaryDirectory(prefix="rfjax-tests-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# A collective holds a thread of XLA's pool until every device has come to it, and one
+# device may be in several at once. The pool has a thread a device unless NPROC asks for
+# more, and once all of them wait, nothing moves: so more threads, and fewer at once.
+os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 ).strip()
 
 import jax  # noqa: E402  (the environment must be set before JAX starts)
