@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from rfjax.flow import formulations
 from rfjax.models import flops
 from rfjax.models.mmdit import Network
 from rfjax.parallel import mesh as meshes
+from rfjax.parallel.compiler import compiler_options
 from rfjax.parallel.sharding import make_constrain
 from rfjax.plan.topology import CHIPS, chip_name_of
 from rfjax.train.loop import Job
@@ -64,8 +66,8 @@ def bench_step(
         shift=config.shift,
         seed=config.seed,
     )
-    forward = jax.jit(mean_loss)
-    backward = jax.jit(jax.value_and_grad(mean_loss))
+    jit = functools.partial(jax.jit, compiler_options=compiler_options(mesh))
+    forward, backward = jit(mean_loss), jit(jax.value_and_grad(mean_loss))
 
     def train_step() -> None:
         nonlocal state  # the old one is donated

@@ -11,6 +11,9 @@ COMPILER_OPTIONS = {
     # products with several inputs and outputs into blocks that leave the matrix unit
     # idle; a chip has 128 MiB, which the kernels and prefetched arrays share.
     "tpu": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
+    # Keeps barriers until instructions are fused. Without them the gradient of each
+    # unrolled block is computed anew out of those of all later blocks.
+    "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"},
 }
 
 
