@@ -388,7 +388,7 @@ COMMANDS = {
     "encode": Command(
         encode,
         "pictures and captions to shards",
-        {"out": Flag("folder to write; must be absent or empty", default=_REQUIRED)},
+        {"out": Flag("folder to write; must be new or empty", default=_REQUIRED)},
         config=True,
     ),
     "verify": Command(
@@ -545,7 +545,7 @@ COMMANDS = {
         "PyTorch weights of a checkpoint",
         {
             "workdir": WORKDIR,
-            "out": Flag("folder to write; must be absent or empty", default=_REQUIRED),
+            "out": Flag("folder to write; must be new or empty", default=_REQUIRED),
             "format": Flag("diffusers or sd3", default="diffusers"),
             "weights": WEIGHTS,
             "dtype": Flag("float32, bfloat16 or float16", default="float32"),

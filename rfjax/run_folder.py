@@ -147,13 +147,28 @@ def read_run(workdir: Path) -> dict[str, Any]:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a half-written last line is left out."""
+    """The lines of metrics.jsonl; a half-written last line is left out.
+
+    Raises:
+      ValueError: a line is no JSON object with a step.
+    """
     path = Path(workdir) / METRICS_FILE
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = []
     # Only a line that was ended is whole; what follows the last end was cut off.
-    return [json.loads(line) for line in lines[:-1] if line]
+    for number, text in enumerate(path.read_text("utf-8").split("\n")[:-1], start=1):
+        if not text:
+            continue
+        try:
+            lines.append(json.loads(text))
+            lines[-1]["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} line {number} must be a JSON object with a step, got "
+                f"{text[:60]!r}; repair or delete that line."
+            ) from error
+    return lines
 
 
 def inherit_metrics(workdir: Path, *, source: Path, last_step: int) -> None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all, whatever kills the process."""
+"""Files and folders that are there whole or not at all, whatever kills the process."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,3 +38,31 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Writes plain values as indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def check_free(path: Path | str, *, field: str) -> None:
+    """Raises ValueError unless `path` is absent or an empty folder; names the field."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(
+            f"{field} must be a new or empty folder, got {path}; choose another name, "
+            "or delete it."
+        )
+
+
+@contextlib.contextmanager
+def new_folder(path: Path | str) -> Iterator[Path]:
+    """Gives a folder to fill, beside `path`, that takes its name at the end.
+
+    If the block raises, nothing of it is left. What is at `path` by the end must be an
+    empty folder (OSError otherwise): nothing is deleted here.
+    """
+    path = Path(path).absolute()
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

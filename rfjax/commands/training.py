@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from rfjax import checkpoint, run_folder
+from rfjax import checkpoint, run_folder, whole_files
 from rfjax import config as configs
 from rfjax.commands.job import (
     Report,
@@ -26,7 +26,6 @@ from rfjax.commands.job import (
 )
 from rfjax.config import Config
 from rfjax.export.load import merge_model_fields, open_weights
-from rfjax.export.save import new_folder
 from rfjax.parallel import processes
 from rfjax.parallel.sharding import state_shardings
 from rfjax.train import loop
@@ -162,7 +161,8 @@ def import_run(
     config = configs.from_config_dict({**fields, "model": model_fields})
     mesh = make_mesh_for(config)
     manifest = read_manifest(config)
-    with new_folder(workdir.absolute(), field="workdir") as folder:
+    whole_files.check_free(workdir, field="workdir")
+    with whole_files.new_folder(workdir) as folder:
         run_folder.claim(folder, configs.to_dict(config))
         describe_run(folder, config, manifest)
         run_folder.update_run(folder, imported_from=str(source), status="imported")

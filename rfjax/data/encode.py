@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from rfjax import schema
+from rfjax import schema, whole_files
 from rfjax.data import shards
 from rfjax.data.emoji import SOURCES, EmojiConfig, SceneConfig
 from rfjax.encoders.patch_codec import PatchCodec, fit_patch_codec
@@ -120,7 +120,7 @@ def encode_dataset(
       ValueError: `out` is not empty, or a caption is too long.
       ImportError: a package that the source or the text encoder needs is missing.
     """
-    shards.check_target(out)
+    whole_files.check_free(out, field="out")
     source = SOURCES[config.grade][1](config.source)
     text_encoder = make_text_encoder(config.text_encoder, length=config.text_length)
     codec = _fit_codec(config, source)

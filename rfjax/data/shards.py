@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from rfjax import whole_files
 from rfjax.data.records import RecordSource
 from rfjax.encoders.patch_codec import load_patch_codec
 
@@ -300,17 +300,14 @@ def write_dataset(
       ValueError: the target is not empty, or a split is empty or of another length.
     """
     root = Path(root)
-    check_target(root)
+    whole_files.check_free(root, field="out")
     for split, num_records in manifest.splits.items():
         if num_records < 1:
             raise ValueError(
                 f"split {split} of data set {manifest.name} must hold at least 1 "
                 f"example, got {num_records}; ask for more examples."
             )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = root.parent / f".{root.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with whole_files.new_folder(root) as partial:
         folder = tfds_folder(partial, manifest)
         folder.mkdir(parents=True)
         features = make_features(manifest)
@@ -348,21 +345,7 @@ def write_dataset(
         (partial / MANIFEST_FILE).write_text(
             manifest_to_json(manifest), encoding="utf-8"
         )
-        os.replace(partial, root)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return manifest
-
-
-def check_target(root: str | os.PathLike) -> None:
-    """Raises ValueError unless `root` is free to be written: absent or empty."""
-    root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(
-            f"output folder {root} must be absent or empty, but it is not; remove it "
-            "or choose another --out."
-        )
 
 
 def _describe(root: Path, path: Path, *, split: str = "", num_records: int = 0):

@@ -16,12 +16,9 @@ OUT/model_index.json.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from rfjax import checkpoint
+from rfjax import checkpoint, whole_files
 from rfjax.export import card, names, pipelines, tensor_file
 from rfjax.models import flops
 from rfjax.models.embeddings import position_table
@@ -105,7 +102,8 @@ def export_run(
             )
         parts = pipelines.find_parts(Path(pipeline), run)
         choices["loading"] = pipelines.loading_code(parts)
-    with new_folder(Path(out).absolute()) as folder:
+    whole_files.check_free(out, field="out")
+    with whole_files.new_folder(out) as folder:
         if format == "diffusers":
             write_diffusers(read_leaf, run.model, folder / "transformer", dtype=dtype)
             if run.predicts_velocity:
@@ -125,28 +123,6 @@ def export_run(
             warnings=run.warnings,
         )
     return report
-
-
-@contextlib.contextmanager
-def new_folder(out: Path, *, field: str = "out") -> Iterator[Path]:
-    """A folder that gets its name when the block ends well, and vanishes otherwise.
-
-    Args:
-      out: the name.
-      field: what errors call it.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(
-            f"{field} must be a new or empty folder, got {out}; choose another name, "
-            "or delete it."
-        )
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        os.replace(partial, out)  # over an empty folder too
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _checkpoint_reader(

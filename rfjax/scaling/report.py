@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json as json_format
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -128,24 +127,19 @@ def _check_replaceable(out: Path) -> None:
 
 
 def _write_folder(out: Path, study: Study, text: str) -> None:
-    """Writes the whole report beside its place, then moves it there."""
+    """Writes the whole report, then puts it in the place of an earlier one."""
     # matplotlib takes a second to import, and only reports need it.
     from rfjax.scaling.figures import draw_all
 
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
+    with whole_files.new_folder(out) as folder:
         pictures = []
         for name, caption, figure in draw_all(study):
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")
-            (partial / f"{name}.png").write_bytes(buffer.getvalue())
+            (folder / f"{name}.png").write_bytes(buffer.getvalue())
             pictures.append((name, caption, buffer.getvalue()))
-        (partial / "fit.json").write_text(text, encoding="utf-8")
-        study.table.to_csv(partial / "points.csv", index=False)
-        (partial / "index.html").write_text(page(study, pictures), encoding="utf-8")
-        if out.exists():
+        (folder / "fit.json").write_text(text, encoding="utf-8")
+        study.table.to_csv(folder / "points.csv", index=False)
+        (folder / "index.html").write_text(page(study, pictures), encoding="utf-8")
+        if out.exists():  # an earlier report
             shutil.rmtree(out)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -9,12 +9,12 @@ has `cooldown_end` False.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from rfjax.run_folder import METRICS_FILE, RUN_FILE
+from rfjax.run_folder import RUN_FILE, read_metrics
 
 DEFAULT_LOSS = "val_ema/loss"  # of run folders; the loss of a CSV is called "loss"
 
@@ -139,7 +139,7 @@ def _rows_of_run(run_folder: Path) -> list[dict]:
     }
     shared |= {name: run.get(name) for name in _FROM_RUN_FILE}
     rows = []
-    for line in _read_lines(run_folder / METRICS_FILE):
+    for line in _merge_lines(read_metrics(run_folder)):
         metrics = {
             name: value
             for name, value in line.items()
@@ -168,27 +168,15 @@ def _rows_of_run(run_folder: Path) -> list[dict]:
     return rows
 
 
-def _read_lines(path: Path) -> list[dict]:
+def _merge_lines(lines: Iterable[dict]) -> list[dict]:
     """Lines of metrics.jsonl, one per step, with the time spent up to it.
 
-    A resumed run repeats the steps since its checkpoint: the later line counts. A
-    last line without an end is still being written and is left out.
+    A resumed run repeats the steps since its checkpoint: the later line counts.
     """
-    if not path.is_file():
-        return []
     merged: dict[int, dict] = {}
     spent_before, last_seconds = 0.0, 0.0
-    for number, text in enumerate(path.read_text("utf-8").split("\n")[:-1], start=1):
-        if not text:
-            continue
-        try:
-            line = json.loads(text)
-            step = line["step"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} line {number} must be a JSON object with a step, got "
-                f"{text[:60]!r}; repair or delete that line."
-            ) from error
+    for line in lines:
+        step = line["step"]
         seconds = line.get("perf/seconds", last_seconds)
         if seconds < last_seconds:  # the clock starts again with every process
             spent_before += last_seconds

@@ -254,5 +254,5 @@ def test_target_not_empty_is_found_before_any_work(config, encoded, monkeypatch)
         raise AssertionError
 
     monkeypatch.setattr(encode, "make_text_encoder", never)
-    with pytest.raises(ValueError, match="must be absent or empty"):
+    with pytest.raises(ValueError, match="out must be a new or empty folder"):
         encode.encode_dataset(config, out=encoded)
