@@ -161,13 +161,14 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         if not text:
             continue
         try:
-            lines.append(json.loads(text))
-            lines[-1]["step"]
+            line = json.loads(text)
+            line["step"]  # readers go by it
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} line {number} must be a JSON object with a step, got "
                 f"{text[:60]!r}; repair or delete that line."
             ) from error
+        lines.append(line)
     return lines
 
 

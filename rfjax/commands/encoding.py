@@ -20,7 +20,7 @@ def encode(
 
     Args:
       fields: what configs/data/NAME.py returns, as a dict.
-      out: folder to write; must be absent or empty, and appears only when complete.
+      out: folder to write; must be new or empty, and appears only when complete.
       progress: show a progress bar.
     """
     config = make_encode_config(fields)

@@ -140,7 +140,7 @@ def import_run(
     Args:
       source: file or folder of weights, as `export.load.open_weights` takes it.
       fields: of a run config; what its model section leaves out the weights decide.
-      workdir: run folder to make; must be absent or empty, and appears only when
+      workdir: run folder to make; must be new or empty, and appears only when
         complete.
       format: "diffusers" or "sd3".
 

@@ -110,7 +110,7 @@ def encode_dataset(
 
     Args:
       config: what and how.
-      out: must be absent or empty; appears only when complete.
+      out: must be new or empty; appears only when complete.
       progress: called with (examples done, examples in all).
 
     Returns:

@@ -286,7 +286,7 @@ def write_dataset(
     """Writes a whole data set: into a temporary folder first, renamed when complete.
 
     Args:
-      root: target; must not exist, or be empty.
+      root: target; must be new or empty.
       manifest: `files` is filled in here; `splits` says how many examples to expect.
       examples: split -> records with the keys of `make_features`.
       empty_caption: the text features of the empty caption, padded to full length.
@@ -299,7 +299,6 @@ def write_dataset(
     Raises:
       ValueError: the target is not empty, or a split is empty or of another length.
     """
-    root = Path(root)
     whole_files.check_free(root, field="out")
     for split, num_records in manifest.splits.items():
         if num_records < 1:
