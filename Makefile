@@ -37,6 +37,11 @@ lint: install
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# What the demo wrote, so that it runs from the start again.
+# Sets aside what the demo wrote, so that it runs from the start again. Nothing is
+# deleted: there may be more in those folders than the demo put there.
+DEMO := data/emoji data/emoji_scenes runs/emoji runs/depth export/emoji reports/depth
 clean-demo:
-	rm -rf data/emoji data/emoji_scenes runs/emoji runs/depth export/emoji reports/depth
+	@aside=demo-$$(date +%Y%m%d-%H%M%S); for folder in $(DEMO); do \
+	  if [ -e $$folder ]; then \
+	    mkdir -p $$aside/$$(dirname $$folder) && mv -v $$folder $$aside/$$folder; \
+	  fi; done

@@ -1,32 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders that are there whole or not at all, whatever kills the process."""
+"""Files and folders that are there whole or not at all, whatever kills the process.
+
+Nothing is ever removed here that was not written here: what is half done gets a name
+that nobody else has, and a folder is replaced only if every file in it is known.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+# What is being written, for a process that ends without leaving its blocks.
+_unfinished: set[Path] = set()
 
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """Gives a name to write to, beside `path`, whose file takes its place at the end.
 
-    If the block raises, what was at `path` stays, and nothing else is left.
+    If the block raises, what was at `path` stays, and nothing else is left. A link
+    stays a link: the file that it points to is replaced. What is no regular file (a
+    pipe, /dev/null) is written to.
     """
     path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # Ends like the file itself: writers of pictures choose the format by it.
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    with _removing(partial):
         yield partial
         os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -40,9 +53,20 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def unused(path: Path | str) -> Path:
+    """The path itself if nothing is there, else with the first free number: a-2.png."""
+    path, number = Path(path), 1
+    chosen = path
+    while os.path.lexists(chosen):
+        number += 1
+        chosen = path.with_stem(f"{path.stem}-{number}")
+    return chosen
+
+
 def check_free(path: Path | str, *, field: str) -> None:
     """Raises ValueError unless `path` is absent or an empty folder; names the field."""
     path = Path(path)
+    check_not_around(path, field=field)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(
             f"{field} must be a new or empty folder, got {path}; choose another name, "
@@ -50,19 +74,125 @@ def check_free(path: Path | str, *, field: str) -> None:
         )
 
 
+def check_not_around(path: Path | str, *, field: str) -> None:
+    """Raises ValueError if `path` is the current folder or one of its parents."""
+    if Path.cwd().is_relative_to(Path(path).resolve()):
+        raise ValueError(
+            f"{field} must not be the current folder or one of its parents, got {path}"
+            "; name a folder of its own."
+        )
+
+
+def check_replaceable(path: Path | str, *, files: Collection[str], field: str) -> None:
+    """Raises ValueError unless a folder may be replaced; names what stands in the way.
+
+    Args:
+      path: absent, or a folder that holds nothing but regular files named in `files`.
+      files: names of files that an earlier call wrote there.
+      field: what the user called the path.
+    """
+    path = Path(path)
+    check_not_around(path, field=field)
+    if path.is_symlink():
+        raise ValueError(
+            f"{field} must be a folder, got {path}, a link to {os.readlink(path)}; "
+            "name the folder itself, or another."
+        )
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{field} must be a folder, got the file {path}.")
+    _refuse_foreign(path, path, files=files, field=field)
+
+
+def _refuse_foreign(folder: Path, path: Path, *, files: Collection[str], field: str):
+    """Raises ValueError if a folder, for the user `path`, holds other things."""
+    foreign = _foreign(folder, files)
+    if foreign:
+        raise ValueError(
+            f"{field} {path} exists and holds what no earlier report wrote "
+            f"({', '.join(foreign[:3])}{', ...' if foreign[3:] else ''}); choose "
+            "another folder. Nothing was changed."
+        )
+
+
 @contextlib.contextmanager
-def new_folder(path: Path | str) -> Iterator[Path]:
+def new_folder(
+    path: Path | str, *, replaces: Collection[str] = (), field: str = "out"
+) -> Iterator[Path]:
     """Gives a folder to fill, beside `path`, that takes its name at the end.
 
-    If the block raises, nothing of it is left. What is at `path` by the end must be an
-    empty folder (OSError otherwise): nothing is deleted here.
+    If the block raises, nothing of it is left.
+
+    Args:
+      path: folder to make. By the end there must be nothing there, an empty folder
+        (OSError otherwise), or a folder of the files `replaces`, which are removed.
+      replaces: names of files that an earlier call wrote.
+      field: what the user called the path.
+
+    Raises:
+      ValueError: the folder to replace holds anything else; it stays as it is.
     """
     path = Path(path).absolute()
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _beside(path, "partial")
     partial.mkdir(parents=True)
-    try:
+    with _removing(partial):
         yield partial
-        os.replace(partial, path)
+        if replaces and path.exists():
+            _replace_folder(path, partial, files=replaces, field=field)
+        else:
+            os.replace(partial, path)
+
+
+def remove_unfinished() -> None:
+    """Removes what this process has not finished writing, before it ends at once."""
+    for partial in list(_unfinished):
+        _remove(partial)
+
+
+@contextlib.contextmanager
+def _removing(partial: Path) -> Iterator[None]:
+    """Removes a file or folder of ours, if it still has that name after the block."""
+    _unfinished.add(partial)
+    try:
+        yield
     finally:
+        _remove(partial)
+        _unfinished.discard(partial)
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
+    else:
+        partial.unlink(missing_ok=True)
+
+
+def _replace_folder(path: Path, new: Path, *, files: Collection[str], field: str):
+    """Puts a folder in the place of one that holds nothing but `files`."""
+    old = _beside(path, "replaced")
+    os.rename(path, old)
+    try:
+        # Looked at where nobody adds to it any more.
+        _refuse_foreign(old, path, files=files, field=field)
+        os.rename(new, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    for entry in sorted(old.iterdir()):
+        entry.unlink()
+    old.rmdir()
+
+
+def _foreign(folder: Path, files: Collection[str]) -> list[str]:
+    """Names in a folder that are not those of regular files in `files`."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.name not in files or not entry.is_file(follow_symlinks=False)
+    )
+
+
+def _beside(path: Path, what: str) -> Path:
+    """A name in the same folder that nothing has."""
+    return path.with_name(f".{path.name}.{what}-{secrets.token_hex(4)}")

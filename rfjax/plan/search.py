@@ -287,12 +287,23 @@ def write_json(outcomes: Sequence[Outcome], path: Path | str, *, key: str) -> No
 
 
 def read_json(path: Path | str, *, key: str) -> list[Outcome]:
-    """Outcomes that an earlier search of the same key wrote; none if there are none."""
+    """Outcomes that an earlier search of the same key wrote; none without a file.
+
+    Raises:
+      ValueError: the file is another search's, or no search's at all.
+    """
     if not Path(path).is_file():
         return []
-    values: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    if values.get("key") != key:
-        return []
+    try:
+        values: dict[str, Any] = json.loads(Path(path).read_bytes())
+        is_same = values["key"] == key
+    except (ValueError, KeyError, TypeError):
+        is_same = False
+    if not is_same:
+        raise ValueError(
+            f"{path} must hold the outcomes of a search of the same model and "
+            "topology, to be continued, and does not; name another file."
+        )
     fields = {field.name for field in dataclasses.fields(Outcome)} - {"option"}
     return [
         Outcome(

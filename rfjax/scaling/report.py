@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json as json_format
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from rfjax.scaling.document import describe
 from rfjax.scaling.fit import FitOptions
 from rfjax.scaling.page import page, summary
 from rfjax.scaling.study import Study, analyse
+
+REPORT_FILE = "fit.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,8 @@ def run_fit(
       table: CSV of somebody else's runs.
       columns: of the CSV, our name -> theirs: params, samples, loss, and
         optionally train_flops, depth, run, seed.
-      out: folder to write; an earlier report there is replaced.
+      out: folder to write. An earlier report there is replaced if the folder holds
+        nothing but the files that its `fit.json` lists.
       law: "chinchilla" (size and samples), "size", "samples" or "compute".
       size_measure: "params", "params_without_adaln" or "flops" (per sample).
       loss: column of the loss; by default val_ema/loss of runs, loss of a CSV.
@@ -78,13 +80,15 @@ def run_fit(
       json: a file for a second copy of `fit.json`.
       options: everything else about the fit.
 
-    Raises: ValueError with the reason if the law cannot be fitted, before anything
-      is written; FileNotFoundError if the runs or the table are missing.
+    Raises: ValueError with the reason if the law cannot be fitted or `out` holds
+      anything else, before anything is written; FileNotFoundError if the runs or the
+      table are missing.
     """
     if (runs is None) == (table is None):
         raise ValueError("give exactly one of runs (a folder) and table (a CSV).")
     out = Path(out)
-    _check_replaceable(out)
+    earlier_files = _files_of_report(out)
+    whole_files.check_replaceable(out, files=earlier_files, field="out")
     if runs is not None:
         rows = runs_table.load(runs)
         loss = loss or runs_table.DEFAULT_LOSS
@@ -106,40 +110,40 @@ def run_fit(
         forecasts=forecasts,
         options=options,
     )
-    document = describe(study)
-    text = json_format.dumps(document, indent=2, allow_nan=False) + "\n"
-    _write_folder(out, study, text)
+    document = _write_folder(out, study, replaces=earlier_files)
     if json is not None:
-        whole_files.write_text(json, text)
+        whole_files.write_json(json, document)
     logging.info("wrote %s", out / "index.html")
     return FitReport(study, document, out)
 
 
-def _check_replaceable(out: Path) -> None:
-    if (
-        out.exists()
-        and not (out / "fit.json").is_file()
-        and (not out.is_dir() or any(out.iterdir()))
-    ):
-        raise ValueError(
-            f"out {out} exists and holds no earlier report; choose another folder."
-        )
+def _files_of_report(out: Path) -> list[str]:
+    """Names of the files that an earlier report says it wrote; none without one."""
+    try:
+        document = json_format.loads((out / REPORT_FILE).read_text("utf-8"))
+        return [str(name) for name in document["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
-def _write_folder(out: Path, study: Study, text: str) -> None:
-    """Writes the whole report, then puts it in the place of an earlier one."""
+def _write_folder(
+    out: Path, study: Study, *, replaces: Sequence[str]
+) -> dict[str, Any]:
+    """Writes the whole report in the place of an earlier one; returns `fit.json`."""
     # matplotlib takes a second to import, and only reports need it.
     from rfjax.scaling.figures import draw_all
 
-    with whole_files.new_folder(out) as folder:
+    with whole_files.new_folder(out, replaces=replaces) as folder:
         pictures = []
         for name, caption, figure in draw_all(study):
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")
             (folder / f"{name}.png").write_bytes(buffer.getvalue())
             pictures.append((name, caption, buffer.getvalue()))
-        (folder / "fit.json").write_text(text, encoding="utf-8")
         study.table.to_csv(folder / "points.csv", index=False)
         (folder / "index.html").write_text(page(study, pictures), encoding="utf-8")
-        if out.exists():  # an earlier report
-            shutil.rmtree(out)
+        files = sorted([*(path.name for path in folder.iterdir()), REPORT_FILE])
+        document = describe(study) | {"files": files}
+        text = json_format.dumps(document, indent=2, allow_nan=False) + "\n"
+        (folder / REPORT_FILE).write_text(text, encoding="utf-8")
+    return document

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import os
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -95,13 +97,14 @@ def test_a_csv_becomes_a_report_and_an_old_report_is_replaced(planted, tmp_path)
     table.to_csv(tmp_path / "points.csv", index=False)
     out = tmp_path / "report"
     out.mkdir()
-    (out / "fit.json").write_text("{}")
+    (out / "fit.json").write_text('{"files": ["fit.json", "old.png"]}')
     (out / "old.png").write_text("")
     columns = {"params": "N", "samples": "D", "loss": "L"}
     report = run_fit(
         table=tmp_path / "points.csv", columns=columns, out=out, num_bootstraps=100
     )
-    assert not (out / "old.png").exists()
+    assert sorted(path.name for path in out.iterdir()) == report.document["files"]
+    assert "old.png" not in report.document["files"]
     assert report.document["excluded"] == [
         {"row": 3, "run": "", "reason": "loss is not a finite number"}
     ]
@@ -132,8 +135,56 @@ def test_a_refused_fit_writes_nothing(planted, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["points.csv"]
 
 
-def test_a_folder_that_is_no_report_is_left_alone(sweep, tmp_path):
-    with pytest.raises(ValueError, match="exists and holds no earlier report"):
-        run_fit(runs=sweep, out=sweep)
+def tree(folder):
+    """Every file below a folder with its content, links as links."""
+    return {
+        path: os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["sweep", "sweep/..", ".", "..", "link", "report", "file", "listed"]
+)
+def test_what_is_no_report_is_left_alone(sweep, tmp_path, monkeypatch, name):
+    """A report there, or a file of that name, does not make the folder a report."""
+    work = tmp_path / "work"
+    (work / "here").mkdir(parents=True)
+    monkeypatch.chdir(work / "here")
+    shutil.copytree(sweep, work / "here" / "sweep")
+    run_fit(runs="sweep", out="report", num_bootstraps=100, holdout_largest=False)
+    for folder in ("sweep", ".", "..", "listed"):
+        (work / "here" / folder).mkdir(exist_ok=True)
+        shutil.copy("report/fit.json", folder)
+    (work / "here" / "report" / "thesis.tex").write_text("years of work")
+    (work / "here" / "link").symlink_to("sweep")
+    (work / "here" / "file").write_text("kept")
+    # What a report may hold are files; a folder of such a name is somebody else's.
+    (work / "here" / "listed" / "index.html").mkdir()
+    (work / "here" / "listed" / "index.html" / "thesis.tex").write_text("kept")
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match=r"^out .*(must|holds what no earlier report)"):
+        run_fit(runs="sweep", out=name, num_bootstraps=100, holdout_largest=False)
+    assert tree(tmp_path) == before
+
+
+def test_a_file_that_comes_while_the_report_is_made_stays(sweep, tmp_path, monkeypatch):
+    options = {"runs": sweep, "num_bootstraps": 100, "holdout_largest": False}
+    run_fit(out=tmp_path / "report", **options)
+
+    def page(*args):
+        (tmp_path / "report" / "notes.txt").write_text("kept")
+        return ""
+
+    monkeypatch.setattr("rfjax.scaling.report.page", page)
+    with pytest.raises(ValueError, match=r"no earlier report wrote \(notes\.txt\)"):
+        run_fit(out=tmp_path / "report", **options)
+    assert (tmp_path / "report" / "notes.txt").read_text() == "kept"
+    assert (tmp_path / "report" / "index.html").stat().st_size > 1000
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_one_source_of_rows_is_needed(tmp_path):
     with pytest.raises(ValueError, match="exactly one of runs .* and table"):
         run_fit(out=tmp_path / "out")
