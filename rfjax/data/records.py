@@ -12,6 +12,8 @@ Example{1: Features{1: entry{1: name, 2: Feature{1: BytesList{1: value}}}}}.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -26,10 +28,20 @@ class RecordSource(Sequence):
       raw: indexable source of serialised records.
       tensors: feature name -> (shape, dtype); None stands for one unknown dim. Features
         that are not named here are returned as bytes.
+      shards: (path, number of records) of each file, in order.
     """
 
-    def __init__(self, raw, *, tensors: Mapping[str, tuple[tuple, np.dtype]]):
+    def __init__(
+        self,
+        raw,
+        *,
+        tensors: Mapping[str, tuple[tuple, np.dtype]],
+        shards: Sequence[tuple[str, int]],
+    ):
         self._raw = raw
+        self._shards = tuple(shards)
+        # Number of the first record after each shard.
+        self._ends = tuple(itertools.accumulate(count for _, count in self._shards))
         self._tensors = {
             name: (tuple(-1 if dim is None else dim for dim in shape), np.dtype(dtype))
             for name, (shape, dtype) in tensors.items()
@@ -39,8 +51,27 @@ class RecordSource(Sequence):
         return len(self._raw)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | bytes]:
-        """Returns feature name -> read-only array, or bytes."""
-        record = self._raw[index]
+        """Returns feature name -> read-only array, or bytes.
+
+        Raises:
+          ValueError: the record is damaged; names the shard and the record in it.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            return self._decode(self._raw[index])
+        except Exception as error:  # the reader raises several kinds, decoding others
+            shard = bisect.bisect_right(self._ends, index)
+            path, count = self._shards[shard]
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(
+                f"record {index - self._ends[shard] + count} of data file {path} is "
+                f"damaged ({type(error).__name__}: {reason}); `rfjax verify` looks at "
+                "every file. Copy it again, or make the data set again with `rfjax "
+                "encode`."
+            ) from error
+
+    def _decode(self, record: bytes) -> dict[str, np.ndarray | bytes]:
         values = {}
         for name, start, stop in _byte_features(record):
             if name not in self._tensors:

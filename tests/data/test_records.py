@@ -44,7 +44,9 @@ def test_byte_strings_of_any_length(size):
     )
     values = np.random.default_rng(0).standard_normal(size).astype(bfloat16)
     record = features.serialize_example({"x": values, "text": "é" * min(size, 999)})
-    read = RecordSource([record], tensors={"x": ((None,), bfloat16)})[0]
+    read = RecordSource(
+        [record], tensors={"x": ((None,), bfloat16)}, shards=[("a", 1)]
+    )[0]
     assert equal(read["x"], values)
     assert read["text"].decode() == "é" * min(size, 999)
     assert not read["x"].flags.writeable
@@ -54,4 +56,4 @@ def test_other_records_are_refused():
     features = tfds.features.FeaturesDict({"x": tfds.features.Scalar(np.int64)})
     record = features.serialize_example({"x": 3})
     with pytest.raises(ValueError, match="feature x .* is not a byte string"):
-        RecordSource([record], tensors={"x": ((), np.int64)})[0]
+        RecordSource([record], tensors={"x": ((), np.int64)}, shards=[("a", 1)])[0]

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import ml_dtypes
@@ -184,12 +185,42 @@ def test_shard_altered(copy):
         shards.check_shards(copy)
 
 
-def test_large_data_sets_are_checked_by_size(copy, monkeypatch):
-    (copy / shards.CODEC_FILE).write_bytes(
-        b"x" * (copy / shards.CODEC_FILE).stat().st_size
-    )
+def test_of_a_large_data_set_only_shards_are_checked_by_size(copy, monkeypatch):
     monkeypatch.setattr(shards, "FULL_CHECK_BYTES", 1)
+    shard = first_shard(copy)
+    shard.write_bytes(b"x" * shard.stat().st_size)
     shards.check_shards(copy)
+    codec = copy / shards.CODEC_FILE
+    codec.write_bytes(b"x" * codec.stat().st_size)
+    with pytest.raises(ValueError, match=r"codec\.npz does not match its SHA-256"):
+        shards.check_shards(copy)
+
+
+def test_a_flipped_bit_in_a_shard_names_shard_and_record(copy, monkeypatch):
+    """Every record that is read is the record that was written, or is named."""
+    monkeypatch.setattr(shards, "FULL_CHECK_BYTES", 1)
+    shard = first_shard(copy)
+    whole = shard.read_bytes()
+    names, rng = [], np.random.default_rng(0)
+    source = shards.open_split(copy, "train")
+    expected = [source[index]["latents"].tobytes() for index in range(10)]
+    # Ten records of some 350 bytes each; the rest of the file is padding.
+    for position in rng.integers(3000, size=40).tolist():
+        content = bytearray(whole)
+        content[position] ^= 1 << int(rng.integers(8))
+        shard.write_bytes(content)
+        try:
+            source = shards.open_split(copy, "train")
+            read = [source[index]["latents"].tobytes() for index in range(10)]
+        except ValueError as error:
+            names.append(str(error))
+            continue
+        assert read == expected
+    assert len(names) > 20
+    for name in names:
+        assert re.match(
+            rf"record \d of data file {shard} is damaged .*; .* it again", name
+        )
 
 
 def test_counts_that_differ(copy):
