@@ -55,6 +55,7 @@ setup(
         "scipy",
         "tensorflow-datasets>=4.9.10",
         "tqdm",
+        "xxhash",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: asynchronous, atomic, restored on any mesh and any number of hosts.
 
-A run folder holds `checkpoints/STEP/state` (step, params, ema_params, opt_state)
-and `checkpoints/STEP/data` (position in the data stream), written by orbax into a
-temporary folder that is renamed when complete. What cannot be read is an error that
-names the step, never "no checkpoint".
+A run folder holds `checkpoints/STEP/state` (step, params, ema_params, opt_state),
+`checkpoints/STEP/data` (position in the data stream) and `checkpoints/STEP/
+checksums.json` (every file), written by orbax into a temporary folder that is renamed
+when complete. What is read is compared with its checksums first. What cannot be read is
+an error that names step and file, never "no checkpoint".
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import dataclasses
 import logging as python_logging
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,19 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from flax import traverse_util
-from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
+
+from rfjax import checksums, whole_files
+from rfjax.parallel import processes
 
 FOLDER = "checkpoints"
 WEIGHTS = {"ema": "ema_params", "raw": "params"}  # name for users -> field of the state
+
+# Files that orbax writes or alters after the checksums: none of them holds a value.
+_WRITTEN_LAST = (
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+    checksums.FILE,
+)
 
 
 class CheckpointError(ValueError):
@@ -110,11 +121,13 @@ def inherit(workdir: Path | str, *, source: Path | str, step: int) -> None:
       step: one of its finished steps.
     """
     folder = Path(workdir) / FOLDER
-    # The name of a save that was never finished, so a killed copy counts as one.
-    partial = folder / f"{step}.orbax-checkpoint-tmp"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(Path(source) / FOLDER / str(step), partial, copy_function=_link)
-    os.replace(partial, folder / str(step))
+    with whole_files.new_folder(folder / str(step)) as partial:
+        shutil.copytree(
+            Path(source) / FOLDER / str(step),
+            partial,
+            copy_function=_link,
+            dirs_exist_ok=True,
+        )
 
 
 def _link(source: str, target: str) -> None:
@@ -125,21 +138,29 @@ def _link(source: str, target: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, as the training loop sees them."""
+    """The checkpoints of one run folder, as the training loop sees them.
+
+    Attributes:
+      hash_seconds: that this process has spent on checksums, in saves and restores.
+    """
 
     def __init__(self, workdir: Path | str, *, config: CheckpointConfig):
         self.workdir = Path(workdir).absolute()
+        self.hash_seconds = 0.0
+        self._saving: int | None = None
+        self._state_handler = _StateHandler(self)
         self._manager = ocp.CheckpointManager(
             self.workdir / FOLDER,
-            item_names=("state", "data"),
+            item_handlers={
+                "state": self._state_handler,
+                "data": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation.AnyPreservationPolicy(
-                    [
-                        preservation.LatestN(config.keep),
-                        preservation.CustomSteps(config.keep_steps),
-                    ]
-                ),
+                preservation_policy=_Preservation(config, self.workdir),
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._join_checksums
+                ),
             ),
         )
 
@@ -150,10 +171,18 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_dict(state)),
+                state=_StateSave(_as_dict(state)),
                 data=ocp.args.JsonSave(dict(data_position)),
             ),
         )
+        self._saving = step
+
+    def newly_saved(self) -> int | None:
+        """The step whose save was completed since the last call, if one was."""
+        if self._saving is None or self._manager.is_saving_in_progress():
+            return None
+        step, self._saving = self._saving, None
+        return step if step in finished_steps(self.workdir) else None
 
     def restore_newest(self, abstract_state: Any) -> tuple[Any, dict[str, int]] | None:
         """The newest state in the layout of `abstract_state`, and the data position.
@@ -171,11 +200,15 @@ class Checkpoints:
         steps = finished_steps(self.workdir)
         if not steps:
             return None
-        with _readable(self.workdir, steps):
+        step = steps[-1]
+        start = time.perf_counter()
+        check_step(self.workdir, step)
+        self.hash_seconds += time.perf_counter() - start
+        with _readable(self.workdir, step):
             restored = self._manager.restore(
-                steps[-1],
+                step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_as_dict(abstract_state)),
+                    state=_StateRestore(_as_dict(abstract_state)),
                     data=ocp.args.JsonRestore(),
                 ),
             )
@@ -186,6 +219,126 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
+    def hash_own_files(self, state_folder: Path) -> None:
+        """Hashes what this process wrote of a state, as soon as it is written."""
+        start = time.perf_counter()
+        index = jax.process_index()
+        own = (state_folder / f"ocdbt.process_{index}").rglob("*")
+        hashed = checksums.compute(state_folder, own)
+        checksums.write(
+            state_folder.parent,
+            {f"state/{path}": entry for path, entry in hashed.items()},
+            part=index,
+        )
+        self.hash_seconds += time.perf_counter() - start
+
+    def _join_checksums(self) -> None:
+        """In the first process, when all have written: one list of every file."""
+        start = time.perf_counter()
+        folder = self._state_handler.step_folder
+        checksums.join_parts(folder, leave_out=_WRITTEN_LAST)
+        self.hash_seconds += time.perf_counter() - start
+
+
+class _StateHandler(ocp.StandardCheckpointHandler):
+    """Orbax's handler, and a checksum of each file before the checkpoint is complete.
+
+    Every process of a pod hashes what it wrote itself, in the thread that wrote it.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        super().__init__()
+        self.step_folder = Path()
+        self._checkpoints = checkpoints
+
+    async def async_save(self, directory, *args, **kwargs):
+        futures = await super().async_save(directory, *args, **kwargs)
+        folder = Path(getattr(directory, "path", directory))
+        self.step_folder = folder.parent
+        return [
+            ocp.future.ChainedFuture(
+                futures, cb=lambda: self._checkpoints.hash_own_files(folder)
+            )
+        ]
+
+
+@ocp.args.register_with_handler(_StateHandler, for_save=True)
+@dataclasses.dataclass
+class _StateSave(ocp.args.StandardSave):
+    """What `_StateHandler` saves."""
+
+
+@ocp.args.register_with_handler(_StateHandler, for_restore=True)
+@dataclasses.dataclass
+class _StateRestore(ocp.args.StandardRestore):
+    """What `_StateHandler` restores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Preservation:
+    """Which checkpoints stay: the newest, those asked for, those with others' files."""
+
+    config: CheckpointConfig
+    workdir: Path
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context) -> list[bool]:
+        """One answer for each checkpoint, oldest first."""
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        keep = {*steps[-self.config.keep :], *self.config.keep_steps}
+        return [step in keep or self._holds_foreign_files(step) for step in steps]
+
+    def _holds_foreign_files(self, step: int) -> bool:
+        folder = self.workdir / FOLDER / str(step)
+        try:
+            known = checksums.read(folder)
+        except ValueError:
+            return True
+        # Before there were checksums, nobody could tell.
+        return known is not None and bool(
+            checksums.foreign_files(folder, {*known, *_WRITTEN_LAST})
+        )
+
+
+def check_step(workdir: Path | str, step: int) -> None:
+    """Compares every file of a checkpoint with its checksum; all processes share it.
+
+    Raises:
+      CheckpointError: if a file is missing or altered; names it.
+    """
+    workdir = Path(workdir)
+    damage = find_damage(
+        workdir, step, share=(jax.process_index(), jax.process_count())
+    )
+    if processes.any_of_them(bool(damage)):
+        # Each process names what it found itself.
+        raise damaged(workdir, step, "; ".join(damage[:3]) or "another process says so")
+
+
+def find_damage(
+    workdir: Path | str, step: int, *, share: tuple[int, int] = (0, 1)
+) -> list[str]:
+    """What is wrong with the files of a checkpoint, in words; empty if nothing is.
+
+    Args:
+      workdir: run folder.
+      step: one of its finished steps.
+      share: (i, n): look at the i-th of n parts of the files only.
+    """
+    folder = Path(workdir) / FOLDER / str(step)
+    try:
+        known = checksums.read(folder)
+    except ValueError as error:
+        return [str(error)]
+    if known is None:
+        logging.warning(
+            "checkpoint %d was saved without checksums, by an older rfjax; what it "
+            "holds cannot be verified",
+            step,
+        )
+        return []
+    return checksums.find_damage(folder, known, share=share)
+
 
 def restore_params(
     workdir: Path | str,
@@ -193,6 +346,7 @@ def restore_params(
     *,
     weights: str = "ema",
     step: int | None = None,
+    check: bool = True,
 ) -> Any:
     """Reads one set of parameters and nothing else of a checkpoint.
 
@@ -201,13 +355,17 @@ def restore_params(
       abstract_params: ShapeDtypeStructs, with shardings or for a single device.
       weights: "ema" or "raw".
       step: which checkpoint; the newest by default.
+      check: compare the files with their checksums first; not needed again in a
+        process that did so.
 
     Raises:
-      CheckpointError: if it is missing, unfinished or unreadable.
+      CheckpointError: if it is missing, unfinished, damaged or unreadable.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}.")
     step = choose_step(workdir, step)
+    if check:
+        check_step(workdir, step)
     _check_shapes(
         stored_shapes(workdir, weights=weights, step=step),
         _flat_shapes(abstract_params),
@@ -216,7 +374,7 @@ def restore_params(
     item = {WEIGHTS[weights]: abstract_params}
     path = Path(workdir).absolute() / FOLDER / str(step) / "state"
     with (
-        _readable(Path(workdir), finished_steps(workdir), step=step),
+        _readable(Path(workdir), step),
         ocp.PyTreeCheckpointer() as checkpointer,
     ):
         restored = checkpointer.restore(
@@ -239,7 +397,7 @@ def stored_shapes(
       CheckpointError: if the metadata cannot be read.
     """
     path = Path(workdir).absolute() / FOLDER / str(step) / "state"
-    with _readable(Path(workdir), finished_steps(workdir), step=step):
+    with _readable(Path(workdir), step):
         tree = ocp.PyTreeCheckpointHandler().metadata(path).tree
         return _flat_shapes(tree[WEIGHTS[weights]])
 
@@ -269,10 +427,22 @@ def _as_dict(state: Any) -> dict[str, Any]:
     return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
 
 
+def damaged(workdir: Path, step: int, reason: str) -> CheckpointError:
+    """The error for a checkpoint that cannot be used, with what to do about it."""
+    older = [s for s in finished_steps(workdir) if s < step]
+    remedy = (
+        f"delete {workdir / FOLDER / str(step)} to resume from step {older[-1]}"
+        if older
+        else "copy it again from a backup, or delete the run folder to start over"
+    )
+    return CheckpointError(
+        f"checkpoint {step} of {workdir} is damaged ({reason}); {remedy}."
+    )
+
+
 @contextlib.contextmanager
-def _readable(workdir: Path, steps: list[int], *, step: int | None = None):
+def _readable(workdir: Path, step: int):
     """Turns whatever goes wrong while reading into a CheckpointError with a remedy."""
-    step = steps[-1] if step is None else step
     # A failed read leaves orphaned reads behind, which asyncio prints page by page.
     asyncio_logger = python_logging.getLogger("asyncio")
     level = asyncio_logger.level
@@ -281,17 +451,8 @@ def _readable(workdir: Path, steps: list[int], *, step: int | None = None):
         yield
     except Exception as error:  # orbax and tensorstore raise a dozen kinds
         logging.debug("cannot read checkpoint %d", step, exc_info=True)
-        older = [s for s in steps if s < step]
-        remedy = (
-            f"delete {workdir / FOLDER / str(step)} to go on from step {older[-1]}"
-            if older
-            else "copy it again from a backup, or delete it to start over"
-        )
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"checkpoint {step} of {workdir} is damaged "
-            f"({type(error).__name__}: {reason}); {remedy}."
-        ) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise damaged(workdir, step, reason) from error
     finally:
         asyncio_logger.setLevel(level)
 

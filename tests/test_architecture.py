@@ -17,6 +17,8 @@ RANKS = {
     "types": 0,
     "schema": 0,
     "whole_files": 0,
+    "checksums": 0,
+    "stopping": 1,
     "huge_pages": 0,
     "flow": 1,
     "parallel": 1,

@@ -21,6 +21,8 @@ import numpy as np
 from rfjax.bench.spread import spread
 from rfjax.checkpoint import CheckpointConfig, Checkpoints
 
+_TIMES = ("step", "stall", "save", "hashing", "raw", "restore", "verifying")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointReport:
@@ -32,7 +34,9 @@ class CheckpointReport:
       step: of training, with no save under way.
       stall: that the loop waits for a save to start.
       save: until the checkpoint is complete on disk.
+      hashing: of that, in checksums; never in the training thread.
       restore: until the state is back on the devices.
+      verifying: of that, in comparing checksums.
       raw: bare writes of the same bytes.
     """
 
@@ -41,7 +45,9 @@ class CheckpointReport:
     step: Sequence[float]
     stall: Sequence[float]
     save: Sequence[float]
+    hashing: Sequence[float]
     restore: Sequence[float]
+    verifying: Sequence[float]
     raw: Sequence[float]
 
     @property
@@ -55,10 +61,16 @@ class CheckpointReport:
         """Time of a save over that of bare writes, round by round."""
         return tuple(s / r for s, r in zip(self.save, self.raw, strict=True))
 
+    @property
+    def hashing_share(self) -> float:
+        """Of the time of a save, by the medians."""
+        return statistics.median(self.hashing) / statistics.median(self.save)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; times in seconds."""
         return dataclasses.asdict(self) | {
             "stall_share": self.stall_share,
+            "hashing_share": self.hashing_share,
             "ratio": statistics.median(self.ratios),
         }
 
@@ -68,9 +80,10 @@ class CheckpointReport:
             f"of {len(self.save)} rounds",
             *(
                 f"{name:<10} {spread(getattr(self, name), scale=1e3)} ms"
-                for name in ("step", "stall", "save", "raw", "restore")
+                for name in _TIMES
             ),
             f"{'ratio':<10} {spread(self.ratios, digits=2)} of a save to bare writes",
+            f"{self.hashing_share:.1%} of a save goes into checksums",
             f"training stands still {self.stall_share:.2%} of the time with a save "
             f"every {self.every_steps:,} steps",
         ]
@@ -98,9 +111,7 @@ def measure_saving(
       rounds: how often everything is timed, after a round that does not count.
       report: receives a line for each round.
     """
-    seconds: dict[str, list[float]] = {
-        name: [] for name in ("step", "stall", "save", "restore", "raw")
-    }
+    seconds: dict[str, list[float]] = {name: [] for name in _TIMES}
 
     def note(name: str, start: float) -> None:
         seconds[name].append(time.perf_counter() - start)
@@ -116,6 +127,7 @@ def measure_saving(
         note("stall", start)
         checkpoints.close()
         note("save", start)
+        seconds["hashing"].append(checkpoints.hash_seconds)
 
         start = time.perf_counter()
         with open(folder / "raw", "wb") as file:
@@ -129,6 +141,7 @@ def measure_saving(
         start = time.perf_counter()
         state = jax.block_until_ready(checkpoints.restore_newest(abstract_state)[0])
         note("restore", start)
+        seconds["verifying"].append(checkpoints.hash_seconds)
         checkpoints.close()
         shutil.rmtree(folder / str(number))
         if number:

@@ -12,6 +12,7 @@ from rfjax.commands.planning import layout, plan, search_plans
 from rfjax.commands.sampling import sample, sample_sheet
 from rfjax.commands.studying import coordinates, sweep
 from rfjax.commands.training import import_run, train
+from rfjax.commands.verifying import verify_run
 
 __all__ = [
     "bench_checkpoint",
@@ -29,4 +30,5 @@ __all__ = [
     "search_plans",
     "sweep",
     "train",
+    "verify_run",
 ]

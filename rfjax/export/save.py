@@ -130,6 +130,7 @@ def _checkpoint_reader(
 ) -> ReadLeaf:
     """Reads single leaves of a checkpoint that was checked to be of this model."""
     shapes = names.leaf_shapes(config)
+    checkpoint.check_step(workdir, step)
     names.check_shapes(
         checkpoint.stored_shapes(workdir, weights=weights, step=step),
         shapes,
@@ -143,6 +144,7 @@ def _checkpoint_reader(
             traverse_util.unflatten_dict(tree, sep="/"),
             weights=weights,
             step=step,
+            check=False,
         )
         return traverse_util.flatten_dict(restored, sep="/")[path]
 

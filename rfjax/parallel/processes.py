@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 ADDRESS, COUNT, INDEX = VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
@@ -39,6 +40,8 @@ def start() -> None:
     given = read_variables(os.environ)
     if given is None and not in_cluster(os.environ):
         return
+    # It would take SIGTERM for itself; `rfjax.stopping` handles it in every process.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**(given or {}))
     except (ValueError, RuntimeError) as error:
@@ -128,3 +131,37 @@ def on_first(function: Callable[[], None]) -> None:
             )
     if error is not None:
         raise error
+
+
+def any_of_them(flag: bool) -> bool:
+    """Whether the flag is true in any process; all of them ask, and get one answer."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
+
+
+class Ballot:
+    """`any_of_them` at every step of a loop, without waiting for the others.
+
+    The question goes to the devices like a step, so it is answered when the work
+    before it is done, for the price of reducing one value.
+    """
+
+    def __init__(self):
+        if jax.process_count() == 1:
+            return
+        mesh = Mesh(np.asarray(jax.devices()), ("device",))
+        split = NamedSharding(mesh, PartitionSpec("device"))
+        num_own = jax.local_device_count()
+        self._flags = {
+            flag: jax.make_array_from_process_local_data(split, np.full(num_own, flag))
+            for flag in (False, True)
+        }
+        self._any = jax.jit(
+            lambda flags: flags.any(),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        )
+
+    def ask(self, flag: bool) -> bool | jax.Array:
+        """Dispatches the question; bool() of the result waits for the answer."""
+        return flag if jax.process_count() == 1 else self._any(self._flags[flag])

@@ -12,10 +12,13 @@ from rfjax.main import load_config_file
 from rfjax.models import flops
 
 
-def test_all_of_the_state_is_saved_and_nothing_stays(tmp_path):
+def test_all_of_the_state_is_saved(tmp_path):
     config = configs.from_config_dict(load_config_file("configs/debug.py"))
     folder, lines = tmp_path / "disk", []
     folder.mkdir()
+    theirs = [folder / name for name in ("raw", "0", "1")]  # names that it uses itself
+    for path in theirs:
+        path.write_text("kept")
     measured = commands.bench_checkpoint(
         config, folder=folder, rounds=2, json=tmp_path / "a.json", report=lines.append
     )
@@ -23,22 +26,28 @@ def test_all_of_the_state_is_saved_and_nothing_stays(tmp_path):
         assert len(times) == 2
         assert min(times) > 0
     assert all(s > t for s, t in zip(measured.save, measured.stall, strict=True))
+    assert all(s > t > 0 for s, t in zip(measured.save, measured.hashing, strict=True))
+    verifying = zip(measured.restore, measured.verifying, strict=True)
+    assert all(s > t > 0 for s, t in verifying)
     # float32 parameters, average and two moments; step counts besides
     values = json.loads((tmp_path / "a.json").read_text())
     num_params = flops.num_params(config.model)
     assert 16 * num_params <= values["state_bytes"] < 16 * num_params + 100
     assert len(lines) == 2
-    assert not list(folder.iterdir())
+    assert sorted(folder.iterdir()) == sorted(theirs)
+    assert {path.read_text() for path in theirs} == {"kept"}
 
 
 def test_shares_follow_from_the_times():
     report = CheckpointReport(
         state_bytes=10**9, every_steps=100, step=(0.1, 0.1, 9.0),
-        stall=(0.2, 0.1, 0.3), save=(2.0, 3.0, 4.0), restore=(1.0,) * 3,
-        raw=(1.0, 1.0, 2.0),
+        stall=(0.2, 0.1, 0.3), save=(2.0, 3.0, 4.0), hashing=(0.1, 0.3, 0.2),
+        restore=(1.0,) * 3, verifying=(0.1,) * 3, raw=(1.0, 1.0, 2.0),
     )  # fmt: skip
     assert report.stall_share == pytest.approx(0.2 / 10.2)
     assert report.ratios == (2.0, 3.0, 2.0)
+    assert report.hashing_share == pytest.approx(0.2 / 3)
+    assert "6.7% of a save goes into checksums" in str(report)
     assert "still 1.96% of the time with a save every 100 steps" in str(report)
 
 

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder's list of checksums: what every file in it was when it was written.
+
+    FOLDER/checksums.json    {"files": {path: [bytes, XXH3]}, "self": XXH3 of "files"}
+
+XXH3 finds every accident, such as a flipped bit or a lost block, at the speed of
+memory; it is no protection from somebody who wants to deceive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import xxhash
+
+FILE = "checksums.json"
+
+# Path relative to the folder -> [bytes, 128 bits of XXH3 in hexadecimal].
+Checksums = dict[str, list]
+
+_NUM_THREADS = 4  # that read at a time; hashing itself takes a fraction of it
+
+
+def compute(folder: Path, paths: Iterable[Path]) -> Checksums:
+    """Size and hash of the files among the paths, which are relative to the folder."""
+
+    def describe(path: Path) -> tuple[str, list]:
+        return path.relative_to(folder).as_posix(), [path.stat().st_size, _hash(path)]
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return dict(pool.map(describe, [path for path in paths if path.is_file()]))
+
+
+def write(folder: Path, checksums: Mapping[str, list], *, part: int | None = None):
+    """Writes the list of a folder, or the numbered part of it that is known here."""
+    files = dict(sorted(checksums.items()))
+    text = json.dumps({"files": files, "self": _hash_of_list(files)}, indent=1)
+    name = FILE if part is None else f"{FILE}.{part}"
+    (folder / name).write_text(text, encoding="utf-8")
+
+
+def join_parts(folder: Path, *, leave_out: Collection[str]) -> None:
+    """Writes the list of a folder from its parts, hashing what is in none of them.
+
+    Args:
+      folder: that holds files and parts of the list.
+      leave_out: files that are not in the list.
+    """
+    parts = sorted(folder.glob(f"{FILE}.*"))
+    known: Checksums = {}
+    for part in parts:
+        known |= json.loads(part.read_bytes())["files"]
+        part.unlink()
+    rest = [
+        path
+        for path in folder.rglob("*")
+        if path.relative_to(folder).as_posix() not in {*known, *leave_out}
+    ]
+    write(folder, known | compute(folder, rest))
+
+
+def read(folder: Path) -> Checksums | None:
+    """The list of a folder, or None if there is none.
+
+    Raises:
+      ValueError: the list itself is damaged.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_bytes())
+        files = content["files"]
+        if content["self"] == _hash_of_list(files):
+            return files
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{FILE} does not match its own checksum")
+
+
+def find_damage(
+    folder: Path, checksums: Mapping[str, list], *, share: tuple[int, int] = (0, 1)
+) -> list[str]:
+    """What is wrong with the files of a list, in words; empty if nothing is.
+
+    Args:
+      folder: that holds the files.
+      checksums: as `read` gives them.
+      share: (i, n): look at the i-th of n parts of the files only.
+    """
+
+    def describe(name: str) -> str | None:
+        num_bytes, expected = checksums[name]
+        path = folder / name
+        try:
+            if path.stat().st_size != num_bytes:
+                return f"{name} has {path.stat().st_size} bytes instead of {num_bytes}"
+            if _hash(path) != expected:
+                return f"{name} does not match its checksum"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        return None
+
+    index, count = share
+    # By size, so that every part holds its share of the large files.
+    names = sorted(checksums, key=lambda name: (checksums[name][0], name))
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return [found for found in pool.map(describe, names[index::count]) if found]
+
+
+def foreign_files(folder: Path, checksums: Collection[str]) -> list[Path]:
+    """Files in a folder and below that are not in its list."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir() and path.relative_to(folder).as_posix() not in checksums
+    ]
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+def _hash_of_list(files: Mapping[str, list]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(files, sort_keys=True).encode())
