@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from rfjax import __version__, whole_files
+from rfjax import __version__, stopping, whole_files
 from rfjax.huge_pages import restart_with_huge_pages
 
 _REQUIRED = object()
@@ -88,7 +88,16 @@ def encode(values: dict[str, Any]) -> int:
 
 
 def verify(values: dict[str, Any]) -> int:
-    """Checks a data set and draws a contact sheet of it."""
+    """Checks a data set and draws a contact sheet of it, or checks a run."""
+    if (values["data"] is None) == (values["workdir"] is None):
+        raise ValueError("give either --data=DIR or --workdir=DIR.")
+    if values["workdir"] is not None:
+        from rfjax import commands
+
+        damage = commands.verify_run(
+            values["workdir"], step=values["step"], report=print
+        )
+        return 1 if any(damage.values()) else 0
     from rfjax.data.verify import verify as verify_data
 
     picture = values["picture"] or Path(values["data"]) / "contact_sheet.png"
@@ -99,7 +108,7 @@ def verify(values: dict[str, Any]) -> int:
 
 
 def train(values: dict[str, Any]) -> int:
-    """Trains a run folder, or goes on with it."""
+    """Trains a run folder, or resumes it."""
     from rfjax import commands, config
     from rfjax.parallel import processes
 
@@ -152,7 +161,7 @@ def sample(values: dict[str, Any]) -> int:
     else:
         prompts = values["prompt"]
         images = commands.sample(values["workdir"], prompts, **settings)
-        out = values["out"] or "sample.png"
+        out = values["out"] or whole_files.unused("sample.png")
         picture = sheet.draw_sheet(
             [sheet.Section("", images, prompts)],
             title=Path(values["workdir"]).name,
@@ -393,15 +402,17 @@ COMMANDS = {
     ),
     "verify": Command(
         verify,
-        "check a data set, draw a contact sheet",
+        "check a data set and draw a contact sheet, or check a run's checkpoints",
         {
-            "data": Flag("data folder", default=_REQUIRED),
+            "data": Flag("data folder; give this or --workdir"),
+            "workdir": Flag("run folder"),
+            "step": Flag("checkpoint to check; all of them if absent", int),
             "picture": Flag("contact sheet to write; DATA/contact_sheet.png if absent"),
         },
     ),
     "train": Command(
         train,
-        "train a run folder, or go on with it",
+        "train a run folder, or resume it",
         {"workdir": WORKDIR},
         config=True,
         computes=True,
@@ -424,7 +435,7 @@ COMMANDS = {
             "workdir": WORKDIR,
             "prompt": Flag("caption to draw; may be given several times", list),
             "sheet": Flag("draw captions of the data set instead", bool, False),
-            "out": Flag("picture to write"),
+            "out": Flag("picture to write; sample.png, or sample-2.png, if absent"),
             "step": STEP,
             "weights": WEIGHTS,
             "seed": Flag("of the noise", int, 0),
@@ -498,7 +509,7 @@ COMMANDS = {
     ),
     "sweep": Command(
         sweep,
-        "train the cells of a depth study, or go on with them",
+        "train the cells of a depth study, or resume it",
         {
             "workdir": Flag("sweep folder: one run folder a cell", default=_REQUIRED),
             "dry_run": Flag("print the table of cells and stop", bool, False),
@@ -725,21 +736,33 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 0
     if argv is None and COMMANDS[name].computes:
         restart_with_huge_pages()
+    if argv is None:
+        # Whoever reads a log through a pipe wants each line when it is printed.
+        sys.stdout.reconfigure(line_buffering=True)
     logging.set_verbosity(logging.WARNING)
     # Compiled programs are kept between commands; JAX reads this when it starts.
     cache = Path.home() / ".cache" / "rfjax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    with stopping.handling():
+        status = _call(name, rest)
+    if argv is None:
+        stopping.ignore_signals()  # nothing is left that they could interrupt
+    return status
+
+
+def _call(name: str, args: Sequence[str]) -> int:
+    """The exit status of a command."""
     try:
-        return COMMANDS[name].run(parse_flags(name, rest))
+        return COMMANDS[name].run(parse_flags(name, args))
     except (ValueError, FileNotFoundError, ImportError) as error:
         if not _raised_by_us(error):
             raise
         # Input that cannot be used: what and why, without a traceback.
         print(f"rfjax {name}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"rfjax {name}: interrupted", file=sys.stderr)
-        return 130
+    except stopping.Stopped as stopped:
+        print(f"rfjax {name}: {stopped}", file=sys.stderr)
+        return stopped.exit_status
 
 
 def _raised_by_us(error: BaseException) -> bool:

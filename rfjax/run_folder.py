@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,34 @@ def claim(
             "not a run of rfjax; use another --workdir."
         )
     whole_files.write_json(workdir / CONFIG_FILE, config)
+
+
+def check_not_lost(workdir: Path, *, saved_steps: Sequence[int]) -> None:
+    """Refuses to start a run anew that has trained already.
+
+    Args:
+      workdir: run folder.
+      saved_steps: steps of the checkpoints that are there.
+
+    Raises:
+      ValueError: if run.json or the metrics tell of training, and no checkpoint is
+        there. A run that was killed before its first save has lost nothing: run.json
+        says that nothing was ever saved.
+    """
+    if saved_steps:
+        return
+    run = read_run(workdir)
+    never_saved = "saved_step" in run and run["saved_step"] is None
+    steps = [line["step"] for line in read_metrics(workdir)]
+    trained = max([*steps, run.get("step") or 0])
+    if never_saved or (trained == 0 and run.get("saved_step") is None):
+        return
+    raise ValueError(
+        f"run folder {workdir} has trained to step "
+        f"{max(trained, run.get('saved_step') or 0)}"
+        " and holds no checkpoint; bring back its folder checkpoints (is a disk not "
+        "mounted?), or start over in another --workdir."
+    )
 
 
 def differences(

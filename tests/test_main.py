@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # A new flag is a decision: add it here on purpose, or to a config section instead.
 FLAGS = {
     "encode": "config out",
-    "verify": "data picture",
+    "verify": "data workdir step picture",
     "train": "config workdir",
     "evaluate": "workdir step num_samples json",
     "sample": "workdir prompt sheet out step weights seed num_steps solver "
@@ -72,6 +72,8 @@ DEBUG = f"--config={ROOT}/configs/debug.py"
         (["sample", "--workdir=w", "--sheet", "--prompt=fox"], 1, r"either --sheet or"),
         (["sample", "--workdir=w"], 1, r"either --sheet or"),
         (["verify", "--data=w"], 1, r"data folder w does not exist"),
+        (["verify"], 1, r"give either --data=DIR or --workdir=DIR"),
+        (["verify", "--workdir=w"], 1, r"--workdir=w holds no config\.json"),
         (["export", "--workdir=w", "--out=o"], 1, r"workdir w holds no config\.json"),
         (["import", DEBUG, "--workdir=w", "--from=f"], 1, r"f does not exist; give a"),
         (["fit", "--out=o"], 1, r"exactly one of runs .* and table"),

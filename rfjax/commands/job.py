@@ -119,12 +119,13 @@ def make_job(
     )
     validate = make_validation(config, network=network, mesh=mesh)
 
-    def evaluate_state(state: TrainState, step: int) -> dict[str, float]:
-        del step
+    def evaluate_state(
+        state: TrainState, check_in: Callable[[], None]
+    ) -> dict[str, float]:
         return {
             f"{prefix}/{name}": value
             for prefix, params in (("val", state.params), ("val_ema", state.ema_params))
-            for name, value in validate(params).items()
+            for name, value in validate(params, check_in=check_in).items()
         }
 
     return loop.Job(
@@ -144,6 +145,7 @@ def make_job(
             learning_rate, config=config.optimizer, num_steps=config.train.num_steps
         ),
         evaluate=evaluate_state,
+        compile_evaluation=lambda state: validate.compile(state.params),
         evaluate_every_steps=config.validation.every_steps,
         flops_per_sample=flops_per_sample(config, manifest),
     )

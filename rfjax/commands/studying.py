@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from rfjax.scaling.grid import Cell, GridConfig, make_cells
 from rfjax.scaling.sweep import run_locally
 from rfjax.train.parameterisation import PARAMETERISATIONS
 
+COORDINATES_FILE = "coordinates.json"
+
 
 def sweep(
     fields: Mapping[str, Any],
@@ -36,7 +39,7 @@ def sweep(
     dry_run: bool = False,
     report: Report,
 ) -> list[str]:
-    """Trains every cell of a depth study, one after the other; goes on if killed.
+    """Trains every cell of a depth study, one after the other; resumes if killed.
 
     Args:
       fields: {"base": fields of a run config, "grid": fields of `GridConfig`,
@@ -49,6 +52,7 @@ def sweep(
       Names of the cells that failed.
 
     Raises:
+      Stopped: a signal asked to stop; the cell under way is saved.
       ValueError: if the grid or any cell's config is wrong, or by the pilot's law an
         optimum would lie on the edge of the grid; nothing was trained then.
     """
@@ -80,8 +84,8 @@ def sweep(
     if dry_run:
         return []
 
-    def train_cell(cell: Cell, folder: Path) -> bool:
-        return train(
+    def train_cell(cell: Cell, folder: Path) -> None:
+        train(
             resolved[cell.name],
             workdir=folder,
             branch_from=workdir / cell.trunk if cell.trunk else None,
@@ -147,11 +151,13 @@ def coordinates(
       parameterisation -> activation -> slope of log change over log width.
 
     Raises:
-      ValueError: a wrong setting, before anything is computed.
+      ValueError: a wrong setting, or a file of somebody else's in the place of the
+        result, before anything is computed.
     """
     from rfjax.scaling import coordinate_figure
 
     read_manifest(config)
+    _check_replaceable(Path(out) / COORDINATES_FILE)
     base_depth = config.optimizer.base_depth or min(depths)
     names = PARAMETERISATIONS if parameterisation == "both" else (parameterisation,)
     optimizers = [
@@ -185,7 +191,22 @@ def coordinates(
         "slopes": slopes,
         "points": [dataclasses.asdict(point) for point in points],
     }
-    whole_files.write_json(Path(out) / "coordinates.json", result)
+    whole_files.write_json(Path(out) / COORDINATES_FILE, result)
     with whole_files.replacing(Path(out) / "coordinates.png") as partial:
         coordinate_figure.draw_coordinates(points).savefig(partial)
     return slopes
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises ValueError if a file is there that `coordinates` did not write."""
+    if not path.exists():
+        return
+    try:
+        is_ours = "slopes" in json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        is_ours = False
+    if not is_ours:
+        raise ValueError(
+            f"out {path.parent} holds a {path.name} that `rfjax coordinates` did not "
+            "write; choose another folder."
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a run folder, goes on with it, branches from it, or fills it from PyTorch."""
+"""Trains a run folder, resumes it, branches from it, or fills it from PyTorch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from rfjax import checkpoint, run_folder, whole_files
+from rfjax import checkpoint, run_folder, stopping, whole_files
 from rfjax import config as configs
 from rfjax.commands.job import (
     Report,
@@ -39,8 +39,8 @@ def train(
     workdir: Path | str,
     report: Report,
     branch_from: Path | str | None = None,
-) -> bool:
-    """Trains, or goes on where an earlier call was stopped or killed.
+) -> None:
+    """Trains to the last step; resumes where an earlier call was stopped or killed.
 
     Args:
       config: the resolved config.
@@ -50,10 +50,8 @@ def train(
         A fresh run starts from its newest checkpoint before the own cooldown, and is
         to the bit what it would have been from scratch.
 
-    Returns:
-      Whether the last step is done; False after a signal to stop.
-
     Raises:
+      Stopped: a signal asked to stop; what was trained is saved.
       ValueError: config, data, mesh and folder do not fit together.
       FileNotFoundError: the data is missing.
     """
@@ -66,6 +64,8 @@ def train(
         def claim_folder() -> None:
             stack.enter_context(run_folder.exclusive(workdir))
             has_run = (workdir / run_folder.CONFIG_FILE).is_file()
+            steps = checkpoint.finished_steps(workdir)
+            run_folder.check_not_lost(workdir, saved_steps=steps)
             run_folder.claim(
                 workdir,
                 configs.to_dict(config),
@@ -74,6 +74,8 @@ def train(
                 else None,
             )
             describe_run(workdir, config, manifest)
+            if not has_run:
+                run_folder.update_run(workdir, saved_step=None)
             if branch_from is not None:
                 _branch(workdir, config, source=Path(branch_from))
 
@@ -83,14 +85,17 @@ def train(
         ))  # fmt: skip
         steps = checkpoint.finished_steps(workdir)
         if steps:
-            report(f"going on at step {steps[-1]} of {config.train.num_steps}")
-        state = loop.run(job, workdir=workdir)
-    step, finished = int(state.step), int(state.step) == config.train.num_steps
-    if finished:
-        report(f"finished {step} steps in {workdir}")
-    else:
-        report(f"stopped and saved at step {step}; run the same command to go on")
-    return finished
+            report(f"resuming at step {steps[-1]} of {config.train.num_steps}")
+        try:
+            loop.run(job, workdir=workdir)
+        except stopping.Stopped as stopped:
+            saved = checkpoint.finished_steps(workdir)
+            report(
+                f"{stopped}, saved at step {saved[-1] if saved else 0}; run the same "
+                "command to resume"
+            )
+            raise
+    report(f"finished {config.train.num_steps} steps in {workdir}")
 
 
 def _check_branch(config: Config, *, source: Path) -> None:
@@ -165,7 +170,9 @@ def import_run(
     with whole_files.new_folder(workdir) as folder:
         run_folder.claim(folder, configs.to_dict(config))
         describe_run(folder, config, manifest)
-        run_folder.update_run(folder, imported_from=str(source), status="imported")
+        run_folder.update_run(
+            folder, imported_from=str(source), status="imported", saved_step=0
+        )
         if weights.positions is not None:
             np.save(folder / run_folder.POSITION_FILE, weights.positions)
         state = _imported_state(config, weights.read_params(), mesh=mesh)

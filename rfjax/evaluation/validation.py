@@ -52,13 +52,56 @@ class ValidationConfig:
                 raise ValueError(f"validation.{field} must be at least 1, got {value}.")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The evaluator of one set of parameters; made by `make_validation`.
+
+    Attributes:
+      level_losses: jitted (params, batch, valid) -> (losses [B, 8], valid [B]).
+      batches: () -> one pass over the held-out samples.
+      mesh: where batches go.
+    """
+
+    level_losses: Callable[..., tuple[jax.Array, jax.Array]]
+    batches: Callable[[], Iterable[tuple[Batch, np.ndarray]]]
+    mesh: Mesh
+
+    def __call__(
+        self, params: Mapping, *, check_in: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """The losses of the parameters.
+
+        Args:
+          params: of the model.
+          check_in: called before each batch; what it raises ends the validation.
+
+        Returns:
+          {"loss", "loss_t0", .., "loss_t7"}.
+        """
+        per_sample = []
+        for host_batch in self.batches():
+            check_in()
+            batch, valid = put_batch(host_batch, mesh=self.mesh)
+            losses, valid = jax.device_get(self.level_losses(params, batch, valid))
+            per_sample.append(losses[valid])
+        # float64, so that the split into batches leaves no trace in the sum.
+        level_means = np.concatenate(per_sample).mean(axis=0, dtype=np.float64)
+        metrics = {f"loss_t{k}": float(level_means[k]) for k in range(NUM_LEVELS)}
+        return {"loss": float(level_means[1:].mean()), **metrics}
+
+    def compile(self, params: Mapping) -> None:
+        """Compiles ahead of the first call, by evaluating one batch."""
+        batch, valid = put_batch(next(iter(self.batches())), mesh=self.mesh)
+        jax.block_until_ready(self.level_losses(params, batch, valid))
+
+
 def make_validation(
     network: Network,
     *,
     formulation: Formulation,
     mesh: Mesh,
     batches: Callable[[], Iterable[tuple[Batch, np.ndarray]]],
-) -> Callable[[Mapping], dict[str, float]]:
+) -> Validation:
     """Builds the evaluator of one set of parameters.
 
     Args:
@@ -67,9 +110,6 @@ def make_validation(
       mesh: its batch axes must divide the batches.
       batches: () -> (host-local Batch, valid [B / hosts] bool) pairs, one pass over the
         held-out samples; `sample_index` is the record's place in the split.
-
-    Returns:
-      params -> {"loss", "loss_t0", .., "loss_t7"}.
     """
     float32_network = dataclasses.replace(
         network, config=dataclasses.replace(network.config, compute_dtype="float32")
@@ -83,18 +123,7 @@ def make_validation(
             losses = losses_at_levels(float32_network, params, batch, formulation)
         return losses, valid
 
-    def validate(params: Mapping) -> dict[str, float]:
-        per_sample = []
-        for batch, valid in batches():
-            batch, valid = put_batch((batch, valid), mesh=mesh)
-            losses, valid = jax.device_get(level_losses(params, batch, valid))
-            per_sample.append(losses[valid])
-        # float64, so that the split into batches leaves no trace in the sum.
-        level_means = np.concatenate(per_sample).mean(axis=0, dtype=np.float64)
-        metrics = {f"loss_t{k}": float(level_means[k]) for k in range(NUM_LEVELS)}
-        return {"loss": float(level_means[1:].mean()), **metrics}
-
-    return validate
+    return Validation(level_losses=level_losses, batches=batches, mesh=mesh)
 
 
 def losses_at_levels(

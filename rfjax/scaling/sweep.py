@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the cells of a study on this machine, one after the other.
 
-Killed at any moment, it goes on where it was: finished cells are skipped, a cell under
-way resumes from its checkpoint, and one that failed is tried once more. Cells may be
-added between calls.
+Stopped or killed at any moment, it resumes where it was: finished cells are skipped, a
+cell under way resumes from its checkpoint, and one that failed is tried once more.
+Cells may be added between calls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rfjax import run_folder, whole_files
+from rfjax import run_folder, stopping, whole_files
 from rfjax.scaling.grid import Cell
 
 TABLE_FILE = "runs.csv"
@@ -23,7 +23,7 @@ def run_locally(
     cells: Sequence[Cell],
     *,
     workdir: Path,
-    train_cell: Callable[[Cell, Path], bool],
+    train_cell: Callable[[Cell, Path], None],
     flops_of_cell: Mapping[str, float],
     report: Callable[[str], None],
 ) -> list[str]:
@@ -32,8 +32,7 @@ def run_locally(
     Args:
       cells: what to train.
       workdir: sweep folder; holds one run folder a cell and `runs.csv`.
-      train_cell: (cell, run folder) -> whether it ran to its end; False means that the
-        user asked to stop.
+      train_cell: (cell, run folder) -> None; trains the cell to its end.
       flops_of_cell: name -> what training the cell costs; progress is counted in it.
       report: receives a line for each event.
 
@@ -41,10 +40,17 @@ def run_locally(
       Names of the cells that failed twice.
 
     Raises:
-      ValueError: if another sweep is writing to the folder.
+      Stopped: a signal asked to stop; the cell under way is saved.
+      ValueError: if another sweep is writing to the folder, or its table's name is
+        taken.
     """
     failed = []
-    with run_folder.exclusive(workdir), _progress(flops_of_cell) as bar:
+    with (
+        stopping.handling() as stop,
+        run_folder.exclusive(workdir),
+        _progress(flops_of_cell) as bar,
+    ):
+        _check_table(workdir)
 
         def tell(line: str) -> None:
             with bar.external_write_mode():
@@ -59,16 +65,18 @@ def run_locally(
                 bar.refresh()
                 tell(f"{title}: finished before")
                 continue
-            finished = _try_twice(cell, workdir / cell.name, train_cell, tell)
-            if finished is None:
-                failed.append(cell.name)
-            elif not finished:
-                tell("sweep stopped; run the same command to go on")
-                break
-            else:
-                tell(f"{title}: {_outcome(workdir / cell.name)}")
-            bar.update(flops_of_cell[cell.name])
-            write_table(workdir)
+            try:
+                if _try_twice(cell, workdir / cell.name, train_cell, tell):
+                    tell(f"{title}: {_outcome(workdir / cell.name)}")
+                else:
+                    failed.append(cell.name)
+                bar.update(flops_of_cell[cell.name])
+                write_table(workdir)
+                if number < len(cells):
+                    stop.raise_if_requested()
+            except stopping.Stopped as stopped:
+                tell(f"sweep {stopped} and saved; run the same command to resume")
+                raise
     return failed
 
 
@@ -90,6 +98,16 @@ def write_table(workdir: Path) -> Path:
     return path
 
 
+def _check_table(workdir: Path) -> None:
+    """Raises ValueError if a file that no sweep wrote has the name of the table."""
+    path = workdir / TABLE_FILE
+    if path.exists() and not path.read_text("utf-8").startswith("run,trunk,"):
+        raise ValueError(
+            f"sweep folder {workdir} holds a {TABLE_FILE} that no sweep wrote; move "
+            "it, or use another --workdir."
+        )
+
+
 def _progress(flops_of_cell: Mapping[str, float]) -> tqdm:
     """One line for the whole sweep, above that of the cell under way."""
     return tqdm(
@@ -109,11 +127,12 @@ def _outcome(folder: Path) -> str:
     return f"val_ema/loss {losses[-1]:.4f}" if losses else "finished"
 
 
-def _try_twice(cell, folder, train_cell, report) -> bool | None:
-    """What train_cell returned, or None if it raised twice."""
+def _try_twice(cell, folder, train_cell, report) -> bool:
+    """Whether a cell was trained; False if train_cell raised twice."""
     for attempt in (1, 2):
         try:
-            return train_cell(cell, folder)
+            train_cell(cell, folder)
+            return True
         except Exception as error:  # one bad cell must not end the night's sweep
             report(f"{cell.name} failed (attempt {attempt}): {error}")
-    return None
+    return False

@@ -6,20 +6,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from rfjax import run_folder
+from rfjax import checkpoint, run_folder, stopping
 from rfjax.checkpoint import CheckpointConfig, Checkpoints
+from rfjax.parallel import processes
 from rfjax.parallel.mesh import put_batch
 from rfjax.train.metrics import MetricsWriter
 from rfjax.train.state import TrainState
@@ -82,7 +81,9 @@ class Job:
       train_step: jitted step, the state donated.
       stream: training batches.
       learning_rate: finished steps -> rate of the next update.
-      evaluate: (state, step) -> metrics, or None.
+      evaluate: (state, check_in) -> metrics; check_in is called before each batch, and
+        what it raises ends the evaluation. None: there is none.
+      compile_evaluation: (state) -> None; compiles ahead of the first evaluation.
       evaluate_every_steps: steps between evaluations; the last step always has one.
       flops_per_sample: model FLOPs of forward and backward for one example.
     """
@@ -95,74 +96,108 @@ class Job:
     train_step: TrainStep
     stream: DataStream
     learning_rate: Callable[[int], float]
-    evaluate: Callable[[TrainState, int], Mapping[str, float]] | None
+    evaluate: Callable[[TrainState, Callable[[], None]], Mapping[str, float]] | None
+    compile_evaluation: Callable[[TrainState], None]
     evaluate_every_steps: int
     flops_per_sample: int
 
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the state after this many steps is evaluated."""
+        if self.evaluate is None or step == 0:
+            return False
+        return step == self.config.num_steps or step % self.evaluate_every_steps == 0
+
 
 def run(job: Job, *, workdir: Path) -> TrainState:
-    """Trains to the last step, or until a signal asks to stop; resumes by itself.
+    """Trains to the last step; resumes by itself.
 
     Args:
       job: what to do.
       workdir: run folder, claimed and locked by the caller.
 
     Returns:
-      The state after the last finished step.
+      The state after the last step.
 
     Raises:
+      Stopped: when a signal asked to stop; the steps done are saved.
       TrainingDiverged: when the loss is not finite; the last good checkpoint stays.
       CheckpointError: when the newest checkpoint cannot be read.
     """
     checkpoints = Checkpoints(workdir, config=job.checkpoint)
     state = start_state(job, checkpoints)
-    step = int(state.step)
-    is_writer = jax.process_index() == 0
-    if is_writer:
-        run_folder.trim_metrics(workdir, last_step=step)
-        run_folder.update_run(workdir, status="running")
-        writer = MetricsWriter(workdir)
-    log = IntervalLog(job, first_step=step, write=writer.write if is_writer else None)
-
-    status = "running"
-    with StopSignals() as stop, progress_bar(job, step) as bar:
+    record = _Record(workdir, step=int(state.step))
+    with (
+        stopping.handling() as stop,
+        stop.last_words(lambda: record.update(status="stopped")),
+        progress_bar(job, int(state.step)) as bar,
+    ):
+        status = "failed"
         try:
-            while step < job.config.num_steps and status == "running":
-                wait_start = time.perf_counter()
-                batch = put_batch(next(job.stream), mesh=job.mesh)
-                log.add_wait(time.perf_counter() - wait_start)
-                state, metrics = job.train_step(state, batch, job.learning_rate(step))
-                step += 1
-                # Looks at the step before this one, so the device always has work.
-                log.add(step, metrics, bar=bar)
-
-                finished = step == job.config.num_steps
-                stopping = stop.requested_anywhere(step)
-                if finished or step % job.evaluate_every_steps == 0:
-                    log.flush()
-                    log.evaluate(state, step)
-                if finished or stopping or job.checkpoint.is_due(step):
-                    log.flush()
-                    checkpoints.save(step, state, data_position=job.stream.get_state())
-                if stopping and not finished:
-                    status = "stopped"
-            if step == job.config.num_steps:
-                status = "finished"
+            state = _train(job, state, checkpoints, record, stop=stop, bar=bar)
+            status = "finished"
+            return state
         except TrainingDiverged:
             status = "diverged"
             raise
-        except BaseException:
-            status = "failed"
+        except stopping.Stopped:
+            status = "stopped"
             raise
         finally:
             checkpoints.close()
-            if is_writer:
-                writer.close()
-                run_folder.update_run(workdir, status=status, step=step)
-    if status == "stopped":
-        logging.info(
-            "stopped at step %d and saved; run the same command to go on", step
-        )
+            record.close(status=status, saved_step=checkpoints.newly_saved())
+            stop.unsaved = False
+
+
+def _train(
+    job: Job,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    record: _Record,
+    *,
+    stop: stopping.StopSignals,
+    bar: tqdm,
+) -> TrainState:
+    """The loop itself; saves before it raises Stopped."""
+    step = int(state.step)
+    ballot = processes.Ballot()
+    log = IntervalLog(job, first_step=step, write=record.write_metrics)
+
+    def check_in() -> None:
+        if processes.any_of_them(stop.requested is not None):
+            raise stopping.Stopped(stop.requested or signal.SIGTERM)
+
+    # What a signal has cut short is made up for.
+    owed = job.evaluates_at(step) and not record.holds_evaluation(step)
+    if job.evaluate is not None and (owed or step < job.config.num_steps):
+        # Now, while nothing is lost if a signal ends the compilation.
+        job.compile_evaluation(state)
+    if owed:
+        log.evaluate(state, step, check_in)
+    while step < job.config.num_steps:
+        wait_start = time.perf_counter()
+        batch = put_batch(next(job.stream), mesh=job.mesh)
+        log.add_wait(time.perf_counter() - wait_start)
+        answer = ballot.ask(stop.requested is not None)
+        state, metrics = job.train_step(state, batch, job.learning_rate(step))
+        step += 1
+        stop.unsaved = True
+        # Looks at the step before this one, so the device always has work.
+        log.add(step, metrics, bar=bar)
+        record.note_saved(checkpoints.newly_saved())
+
+        stopped = bool(answer)
+        if job.evaluates_at(step) and not stopped:
+            log.flush()
+            try:
+                log.evaluate(state, step, check_in)
+            except stopping.Stopped:
+                stopped = True
+        if stopped or step == job.config.num_steps or job.checkpoint.is_due(step):
+            log.flush()
+            checkpoints.save(step, state, data_position=job.stream.get_state())
+            record.step = step
+        if stopped:
+            raise stopping.Stopped(stop.requested or signal.SIGTERM)
     return state
 
 
@@ -172,9 +207,67 @@ def start_state(job: Job, checkpoints: Checkpoints) -> TrainState:
     if restored is None:
         return job.init_state()
     state, data_position = restored
+    step = checkpoint.finished_steps(checkpoints.workdir)[-1]
+    expected = step * job.config.global_batch_size
+    if int(state.step) != step or set(data_position.values()) != {expected}:
+        raise checkpoint.damaged(
+            checkpoints.workdir,
+            step,
+            f"it holds step {int(state.step)} and data position {dict(data_position)}, "
+            f"which must be {step} and {expected}",
+        )
     job.stream.set_state(data_position)
-    logging.info("resuming at step %d", int(state.step))
+    logging.info("resuming at step %d", step)
     return state
+
+
+class _Record:
+    """What the first process writes down about a run; the others write nothing.
+
+    Attributes:
+      step: the newest that is saved, or being saved.
+    """
+
+    def __init__(self, workdir: Path, *, step: int):
+        self.step = step
+        self._workdir = workdir
+        self._writer = None
+        if not processes.is_first():
+            return
+        saved = checkpoint.finished_steps(workdir)
+        run_folder.trim_metrics(workdir, last_step=step)
+        self.update(status="running", saved_step=saved[-1] if saved else None)
+        self._writer = MetricsWriter(workdir)
+
+    @property
+    def write_metrics(self) -> Callable[[int, Mapping[str, float]], None] | None:
+        """(step, metrics) -> None, or None if this process writes nothing."""
+        return None if self._writer is None else self._writer.write
+
+    def update(self, **fields: Any) -> None:
+        """Sets fields of run.json."""
+        if processes.is_first():
+            run_folder.update_run(self._workdir, **fields)
+
+    def note_saved(self, step: int | None) -> None:
+        """Remembers that there is a checkpoint, should all of them vanish."""
+        if step is not None:
+            self.update(saved_step=step)
+
+    def holds_evaluation(self, step: int) -> bool:
+        """Whether the metrics have one of this step; all processes get one answer."""
+        found = processes.is_first() and any(
+            line["step"] == step and "val/loss" in line
+            for line in run_folder.read_metrics(self._workdir)
+        )
+        return processes.any_of_them(found)
+
+    def close(self, *, status: str, saved_step: int | None) -> None:
+        """Ends the record with the fate of the run."""
+        self.note_saved(saved_step)
+        if self._writer is not None:
+            self._writer.close()
+        self.update(status=status, step=self.step)
 
 
 class IntervalLog:
@@ -251,48 +344,16 @@ class IntervalLog:
                 )
         return means["train/loss"]
 
-    def evaluate(self, state: TrainState, step: int) -> None:
+    def evaluate(
+        self, state: TrainState, step: int, check_in: Callable[[], None]
+    ) -> None:
         """Runs the evaluators and writes their metrics; training time stands still."""
-        if self._job.evaluate is None:
-            return
         start = time.perf_counter()
-        metrics = self._job.evaluate(state, step)
+        metrics = self._job.evaluate(state, check_in)
         if self._write is not None:
             samples = step * self._job.config.global_batch_size
             self._write(step, {"samples": samples, **metrics})
         self._paused_seconds += time.perf_counter() - start
-
-
-class StopSignals:
-    """Turns Ctrl-C and SIGTERM into a wish to stop after the current step."""
-
-    def __enter__(self) -> StopSignals:
-        self._requested = False
-        self._previous = {}
-        # Only the main thread may set handlers; elsewhere (a notebook's worker) the
-        # signals keep their usual meaning.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, number, frame) -> None:
-        if self._requested:  # the second Ctrl-C does not wait
-            raise KeyboardInterrupt
-        self._requested = True
-        logging.warning("%s: saving and stopping", signal.Signals(number).name)
-
-    def requested_anywhere(self, step: int) -> bool:
-        """Whether any host was asked to stop; all hosts answer alike."""
-        if jax.process_count() == 1:
-            return self._requested
-        if step % 10:  # a question to all hosts costs time
-            return False
-        return bool(multihost_utils.process_allgather(self._requested).any())
 
 
 def progress_bar(job: Job, step: int) -> Iterator[tqdm]:

@@ -88,7 +88,7 @@ def test_an_imported_run_is_evaluated_and_trained(weights, tmp_path):
 
     lines = []
     assert commands.train(config, workdir=workdir, report=lines.append)
-    assert "going on at step 0 of 2" in lines
+    assert "resuming at step 0 of 2" in lines
     assert checkpoint.finished_steps(workdir)[-1] == 2
     trained = stored(workdir, "raw")
     path = "dual_blocks/image_only/value/kernel"

@@ -3,12 +3,13 @@
 
 import dataclasses
 import json
+import signal
 
 import jax
 import numpy as np
 import pytest
 
-from rfjax import checkpoint, commands, run_folder
+from rfjax import checkpoint, commands, run_folder, stopping
 from rfjax import config as configs
 from rfjax.main import load_config_file
 from rfjax.models.mmdit import Network
@@ -29,7 +30,8 @@ def launch(tmp_path, behaviour, names=("a", "b", "c"), num_steps=NUM_STEPS):
         finished = behaviour(cell.name)
         status = "finished" if finished else "stopped"
         run_folder.update_run(folder, status=status, step=NUM_STEPS)
-        return finished
+        if not finished:
+            raise stopping.Stopped(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rfjax.scaling.sweep.write_table", lambda workdir: None)
@@ -70,11 +72,35 @@ def test_a_cell_that_fails_is_tried_twice_and_does_not_end_the_sweep(tmp_path):
 
 
 def test_a_request_to_stop_stops_the_sweep(tmp_path):
-    _, calls, lines = launch(tmp_path, lambda name: name != "b")
-    assert calls == ["a", "b"]
-    assert "run the same command to go on" in lines[-1]
+    called = []
+
+    def behaviour(name):
+        called.append(name)
+        return name != "b"
+
+    with pytest.raises(stopping.Stopped):
+        launch(tmp_path, behaviour)
+    assert called == ["a", "b"]
     _, calls, _ = launch(tmp_path, lambda name: True)
     assert calls == ["b", "c"]
+
+
+def test_a_request_that_comes_too_late_for_a_cell_still_stops_the_sweep(tmp_path):
+    """Trained to its end, the cell has nothing to stop; the next must not start."""
+    called = []
+
+    def behaviour(name):
+        called.append(name)
+        with stopping.handling() as stop:
+            stop.unsaved = True
+            signal.raise_signal(signal.SIGTERM)
+            stop.unsaved = False
+        return True
+
+    with pytest.raises(stopping.Stopped):
+        launch(tmp_path, behaviour)
+    assert called == ["a"]
+    assert run_folder.read_run(tmp_path / "a")["status"] == "finished"
 
 
 def test_two_sweeps_cannot_share_a_folder(tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that are stopped, killed, damaged or confused with others."""
 
+import collections
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from rfjax import checkpoint, commands, run_folder
+from rfjax import checkpoint, commands, main, run_folder, stopping
 from rfjax import config as configs
 from rfjax.main import apply_overrides, load_config_file
 
@@ -95,7 +96,8 @@ def test_a_run_leaves_what_it_should(uninterrupted):
 
 def run_cli(workdir, *overrides, **options):
     return subprocess.Popen(
-        [sys.executable, "-m", "rfjax.main", "train", "--config=configs/debug.py",
+        ["env", "--default-signal=HUP,INT",  # the tests may run under nohup
+         sys.executable, "-m", "rfjax.main", "train", "--config=configs/debug.py",
          f"--workdir={workdir}", *SMALL, "--config.mesh.data=-1", *overrides],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=os.environ | options.pop("env", {}), **options,
@@ -117,35 +119,118 @@ def last_logged_step(workdir):
         return 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_resumes_to_the_bit(uninterrupted, tmp_path, number):
+def interrupt(process, workdir, *numbers):
+    """Sends signals to a run under way; (exit status, standard error, seconds)."""
+    wait_for(lambda: last_logged_step(workdir) >= 8, process)
+    start = time.monotonic()
+    for number in numbers:
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=240)
+    return process.returncode, errors, time.monotonic() - start
+
+
+@pytest.mark.parametrize(
+    ("numbers", "exit_status"),
+    [
+        ([signal.SIGKILL], -signal.SIGKILL),
+        ([signal.SIGTERM, signal.SIGTERM], 143),  # SLURM sends two
+        ([signal.SIGINT], 130),
+        pytest.param([signal.SIGHUP], 129, marks=pytest.mark.slow),
+        pytest.param([signal.SIGINT, signal.SIGINT], 130, marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_bit(
+    uninterrupted, tmp_path, numbers, exit_status
+):
     workdir = tmp_path / "run"
     process = run_cli(workdir)
-    wait_for(
-        lambda: last_logged_step(workdir) >= 12 and checkpoint.finished_steps(workdir),
-        process,
-    )
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=240)
-    status = json.loads((workdir / "run.json").read_text())["status"]
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-        assert status == "running"
-    elif status != "finished":  # the signal may arrive during the last step
-        assert process.returncode == 0, stderr
-        assert status == "stopped"
-        assert checkpoint.finished_steps(workdir)[-1] not in (8, 16)
+    returned, errors, seconds = interrupt(process, workdir, *numbers)
+    run = run_folder.read_run(workdir)
+    assert returned == exit_status, errors
+    assert "Traceback" not in errors
+    assert run["status"] == ("running" if exit_status < 0 else "stopped")
+    assert seconds < 5, "a step, a save, and the end of Python"
+    if exit_status > 0 and numbers != [signal.SIGINT] * 2:
+        assert run["step"] == checkpoint.finished_steps(workdir)[-1] >= 8
     report = train(workdir)
-    assert json.loads((workdir / "run.json").read_text())["status"] == "finished"
-    assert any("going on at step" in line for line in report) or status == "finished"
-    for weights in ("raw", "ema"):
-        assert_equal_to_the_bit(
-            params_of(workdir, weights=weights),
-            params_of(uninterrupted, weights=weights),
-        )
+    assert run_folder.read_run(workdir)["status"] == "finished"
+    if exit_status > 0 and numbers != [signal.SIGINT] * 2:
+        assert any(f"resuming at step {run['step']}" in line for line in report)
+    assert_equal_to_the_bit(params_of(workdir), params_of(uninterrupted))
+    assert_equal_to_the_bit(
+        params_of(workdir, weights="ema"), params_of(uninterrupted, weights="ema")
+    )
     steps = [step for step, _ in losses(workdir)]
     assert steps == sorted(set(steps)), "no step is logged twice"
     assert losses(workdir)[-1] == losses(uninterrupted)[-1]
+
+
+def test_a_signal_ends_a_compilation(tmp_path):
+    workdir = tmp_path / "run"
+    process = run_cli(workdir, env={"JAX_ENABLE_COMPILATION_CACHE": "false"})
+    wait_for(lambda: run_folder.read_run(workdir).get("status") == "running", process)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert time.monotonic() - start < 5
+    assert "Traceback" not in errors
+    assert run_folder.read_run(workdir)["status"] == "stopped"
+    assert not losses(workdir)
+
+
+@pytest.fixture
+def stop_in_evaluation(monkeypatch):
+    """Number -> from now on, that evaluation is interrupted by SIGTERM."""
+    from rfjax import data
+
+    real, calls = data.validation_batches, []
+
+    def arrange(number):
+        def batches(*args, **options):
+            yield_from = real(*args, **options)
+
+            def generate():
+                calls.append(None)
+                for batch in yield_from:
+                    # The first pass compiles; raw and EMA weights take one each.
+                    if len(calls) == 2 * number:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    yield batch
+
+            return generate()
+
+        monkeypatch.setattr(data, "validation_batches", batches)
+
+    yield arrange
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("number", "step"), [(1, 8), (3, 24)])
+def test_a_validation_that_was_cut_short_is_made_up_for(
+    uninterrupted, tmp_path, stop_in_evaluation, monkeypatch, number, step
+):
+    """In the middle, and after the last step."""
+    workdir = tmp_path / "run"
+    with monkeypatch.context():
+        stop_in_evaluation(number)
+        with pytest.raises(stopping.Stopped):
+            train(workdir)
+    monkeypatch.undo()
+    run = run_folder.read_run(workdir)
+    assert (run["status"], run["step"]) == ("stopped", step)
+    assert checkpoint.finished_steps(workdir)[-1] == step
+    validated = [m["step"] for m in run_folder.read_metrics(workdir) if "val/loss" in m]
+    assert step not in validated
+    train(workdir)
+    assert run_folder.read_run(workdir)["status"] == "finished"
+
+    def validations(folder):
+        lines = run_folder.read_metrics(folder)
+        return [(m["step"], m["val/loss"]) for m in lines if "val/loss" in m]
+
+    assert validations(workdir) == validations(uninterrupted)
+    assert_equal_to_the_bit(params_of(workdir), params_of(uninterrupted))
 
 
 def test_another_seed_gives_other_parameters(uninterrupted, tmp_path):
@@ -198,6 +283,37 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "thesis.tex"]
 
 
+@pytest.mark.parametrize("evidence", ["run.json", "metrics.jsonl", "both"])
+def test_a_run_whose_checkpoints_vanished_is_not_started_anew(
+    uninterrupted, tmp_path, evidence
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    for name in {"run.json", "metrics.jsonl"} - {evidence}:
+        if evidence != "both":
+            (workdir / name).unlink()
+    before = {path: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match=r"trained to step 24 and holds no checkpoint"):
+        train(workdir)
+    after = {path: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    assert after == before
+    # Control: it was only not mounted.
+    shutil.copytree(uninterrupted / "checkpoints", workdir / "checkpoints")
+    train(workdir)
+
+
+def test_a_run_that_never_saved_has_lost_nothing(tmp_path):
+    """Killed before its first checkpoint, it starts again by the same command."""
+    run_folder.update_run(tmp_path, status="running", saved_step=None)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n')
+    run_folder.check_not_lost(tmp_path, saved_steps=[])
+    run_folder.update_run(tmp_path, saved_step=0)  # imported weights
+    with pytest.raises(ValueError, match="trained to step 4 and holds no checkpoint"):
+        run_folder.check_not_lost(tmp_path, saved_steps=[])
+    run_folder.check_not_lost(tmp_path, saved_steps=[0])
+
+
 def test_two_processes_cannot_train_one_folder(tmp_path):
     with run_folder.exclusive(tmp_path / "run"):
         with pytest.raises(ValueError, match=r"in use by another training process"):
@@ -217,15 +333,90 @@ def test_a_truncated_checkpoint_is_reported(uninterrupted, tmp_path, name):
     else:
         path = state / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    message = r"checkpoint 24 .* is damaged .*; delete .*24 to go on from step 16"
+    message = r"checkpoint 24 .* is damaged .*; delete .*24 to resume from step 16"
     with pytest.raises(checkpoint.CheckpointError, match=message):
         train(workdir)
-    if name != "largest":  # the weights may lie in the half that is left
-        with pytest.raises(checkpoint.CheckpointError, match=message):
-            commands.evaluate(workdir)
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        commands.evaluate(workdir)
     shutil.rmtree(workdir / "checkpoints" / "24")
     train(workdir)
     assert_equal_to_the_bit(params_of(workdir), params_of(uninterrupted))
+
+
+def test_no_flipped_bit_is_restored(uninterrupted, tmp_path):
+    """300 of them, over all files of a checkpoint: reported, or without effect."""
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    folder = workdir / "checkpoints" / "24"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    rng = np.random.default_rng(0)
+    messages, unnoticed = [], collections.Counter()
+    for number in range(300):
+        path = files[number % len(files)]
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        name = path.relative_to(folder).as_posix()
+        try:
+            checkpoint.check_step(workdir, 24)
+            unnoticed[name] += 1
+            if unnoticed[name] < 4:  # each takes a quarter of a second
+                assert_equal_to_the_bit(params_of(workdir), params_of(uninterrupted))
+        except checkpoint.CheckpointError as error:
+            messages.append((name, str(error)))
+        path.write_bytes(whole)
+    # Orbax writes these after everything else; they hold times, and no values.
+    assert set(unnoticed) <= {"_CHECKPOINT_METADATA", "commit_success.txt"}
+    assert len(messages) > 200
+    assert all(name in message for name, message in messages)
+    checkpoint.check_step(workdir, 24)  # control: none of them is left
+
+
+def test_verify_names_the_damaged_files_of_every_checkpoint(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    (workdir / "checkpoints" / "16" / "data" / "metadata").unlink()
+    lines = []
+    found = commands.verify_run(workdir, report=lines.append)
+    assert found == {16: ["data/metadata cannot be read (No such file or directory)"],
+                     24: []}  # fmt: skip
+    assert "checkpoint 16: DAMAGED: data/metadata" in lines[0]
+    assert lines[1].startswith("checkpoint 24: verified, ")
+    assert main.run(["verify", f"--workdir={workdir}"]) == 1
+    assert main.run(["verify", f"--workdir={workdir}", "--step=24"]) == 0
+    for step in (16, 24):  # as an older rfjax saved them
+        (workdir / "checkpoints" / str(step) / "checksums.json").unlink()
+    lines.clear()
+    assert not any(commands.verify_run(workdir, report=lines.append).values())
+    assert all("saved without checksums, cannot be verified" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "data/metadata",
+            '{"global_next_index": 193}',
+            r"position .* 193}, which",
+        ),
+        (None, None, r"it holds step 24 and .* which must be 25 and 200"),
+    ],
+)
+def test_a_state_of_another_step_is_refused(
+    uninterrupted, tmp_path, name, content, message
+):
+    """Even where no checksum tells: the position must be steps times batch."""
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    folder = workdir / "checkpoints" / "24"
+    (folder / "checksums.json").unlink()
+    if name is None:
+        folder.rename(workdir / "checkpoints" / "25")
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        train(workdir)
 
 
 def test_an_unfinished_save_is_named(uninterrupted, tmp_path):

@@ -3,9 +3,11 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -47,12 +49,12 @@ def train_here(workdir):
     config = configs.from_config_dict(
         apply_overrides(load_config_file(str(CONFIG)), OVERRIDES)
     )
-    assert commands.train(config, workdir=workdir, report=lambda line: None)
+    commands.train(config, workdir=workdir, report=lambda line: None)
     return workdir
 
 
-def run_two_processes(*args):
-    """Runs `rfjax *args` in two processes of four devices; returns what they print."""
+def start_two_processes(*args):
+    """Starts `rfjax *args` in two processes of four devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -65,7 +67,7 @@ def run_two_processes(*args):
         processes.ADDRESS: address,
         processes.COUNT: "2",
     }
-    started = [
+    return [
         subprocess.Popen(
             [sys.executable, "-m", "rfjax.main", *args],
             env=environ | {processes.INDEX: str(index)},
@@ -75,6 +77,11 @@ def run_two_processes(*args):
         )
         for index in range(2)
     ]
+
+
+def run_two_processes(*args):
+    """Runs `rfjax *args` in two processes of four devices; returns what they print."""
+    started = start_two_processes(*args)
     try:
         outputs = [process.communicate(timeout=300) for process in started]
     finally:
@@ -126,3 +133,44 @@ def test_one_process_goes_on_with_their_checkpoint(by_two, by_one, tmp_path):
     train_here(workdir)
     np.testing.assert_allclose(losses(workdir), losses(by_one), rtol=1e-5)
     assert checkpoint.finished_steps(workdir) == [2, 4]
+
+
+@pytest.mark.parametrize("signalled", [(1,), (0, 1)], ids=["one", "both"])
+def test_a_signal_to_any_stops_all_at_the_same_step(tmp_path, signalled):
+    workdir = tmp_path / "run"
+    started = start_two_processes(
+        "train",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        *OVERRIDES,
+        "--config.train.num_steps=1000",
+        "--config.checkpoint.every_steps=1000",
+        "--config.validation.every_steps=1000",
+    )
+    steps = []
+
+    def last_step():
+        return max([m["step"] for m in run_folder.read_metrics(workdir)], default=0)
+
+    try:
+        end = time.monotonic() + 200
+        while last_step() < 5:
+            assert all(process.poll() is None for process in started)
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        steps.append(last_step())
+        for index in signalled:
+            started[index].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=60) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [143, 143], outputs
+    assert not any("Traceback" in errors for _, errors in outputs)
+    run = run_folder.read_run(workdir)
+    (saved,) = checkpoint.finished_steps(workdir)
+    assert (run["status"], run["step"], run["saved_step"]) == ("stopped", saved, saved)
+    assert saved - steps[0] < 20, "agreed at once, not at the next tenth step"
+    checkpoint.check_step(workdir, saved)
+    parts = [path.name for path in workdir.glob("checkpoints/*/state/ocdbt*")]
+    assert sorted(parts) == ["ocdbt.process_0", "ocdbt.process_1"]

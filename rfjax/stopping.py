@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals that ask a command to stop, and the exit status that says so.
+
+SIGTERM (a job manager's notice), SIGINT (Ctrl-C) and SIGHUP (the terminal is gone) all
+mean: save what there is to save, and end with status 128 + number, so that a job
+manager never takes the run for a finished one.
+
+While nothing is unsaved, `Stopped` is raised wherever the command stands. Python cannot
+raise while the main thread is inside the compiler, so a second thread then ends the
+process. While something is unsaved, the request is only noted, and whoever sets
+`unsaved` looks at `requested` and saves.
+
+A second SIGTERM or SIGHUP changes nothing: job managers send several. A second Ctrl-C
+ends the process at once, from that second thread too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from rfjax import whole_files
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+# Seconds that the main thread may take to notice a signal (it is inside the compiler
+# if it does not), and to leave once `Stopped` was raised (it was swallowed if not).
+NOTICE_SECONDS = 1.0
+LEAVE_SECONDS = 20.0
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked to stop, and what was to be saved is saved.
+
+    Attributes:
+      signal: the first that came.
+    """
+
+    def __init__(self, number: signal.Signals):
+        self.signal = signal.Signals(number)
+        super().__init__(f"stopped by {self.signal.name}")
+
+    @property
+    def exit_status(self) -> int:
+        """143 after SIGTERM, 130 after SIGINT, 129 after SIGHUP."""
+        return 128 + self.signal
+
+
+class StopSignals:
+    """What was asked for so far; made by `handling`.
+
+    Attributes:
+      requested: the first signal that came, or None.
+      unsaved: whether there is something to save before the process may end.
+    """
+
+    def __init__(self):
+        self.requested: signal.Signals | None = None
+        self.unsaved = False
+        self._last_words: list[Callable[[], None]] = []
+        self._raised_at: float | None = None
+
+    def raise_if_requested(self) -> None:
+        """Raises Stopped if a signal came."""
+        if self.requested is not None:
+            raise Stopped(self.requested)
+
+    @contextlib.contextmanager
+    def last_words(self, function: Callable[[], None]) -> Iterator[None]:
+        """Within the block, called if the process ends without leaving the block."""
+        self._last_words.append(function)
+        try:
+            yield
+        finally:
+            self._last_words.remove(function)
+
+    def handle(self, number: int, frame: object = None) -> None:
+        """The handler; runs in the main thread."""
+        del frame
+        first = self.requested is None
+        if first:
+            self.requested = signal.Signals(number)
+        if self.unsaved:
+            if first:
+                _say(f"{self.requested.name}: saving and stopping")
+        elif self._raised_at is None:
+            self._raised_at = time.monotonic()
+            raise Stopped(self.requested)
+
+    def watch(self, pipe: int) -> None:
+        """Ends the process where the main thread cannot; runs in a thread of its own.
+
+        Args:
+          pipe: gives the number of each signal as a byte, and 0 to return.
+        """
+        first, num_interrupts, came = 0, 0, 0.0
+        while True:
+            # Sleeps until there is a signal; then looks at what the main thread does.
+            if select.select([pipe], [], [], 0.05 if first else None)[0]:
+                numbers = os.read(pipe, 64)
+                if 0 in numbers:
+                    return
+                num_interrupts += numbers.count(signal.SIGINT)
+                numbers = [number for number in numbers if number in SIGNALS]
+                if not first and numbers:
+                    first, came = numbers[0], time.monotonic()
+            now = time.monotonic()
+            unnoticed = self.requested is None and now - came > NOTICE_SECONDS
+            if num_interrupts > 1:
+                self._end(signal.SIGINT)
+            elif first and not self.unsaved and (unnoticed or self._has_not_left(now)):
+                self._end(first)
+
+    def _has_not_left(self, now: float) -> bool:
+        return self._raised_at is not None and now - self._raised_at > LEAVE_SECONDS
+
+    def _end(self, number: int) -> None:
+        """Ends the process without another instruction of the main thread."""
+        for function in self._last_words:
+            with contextlib.suppress(Exception):
+                function()
+        with contextlib.suppress(OSError):
+            whole_files.remove_unfinished()
+        _say(str(Stopped(number)))
+        os._exit(128 + number)
+
+
+_current: StopSignals | None = None
+
+
+@contextlib.contextmanager
+def handling() -> Iterator[StopSignals]:
+    """Within the block, signals ask to stop instead of killing the process.
+
+    Blocks within blocks share one `StopSignals`. Only the main thread can set handlers;
+    elsewhere (a notebook's worker) signals keep their meaning. So does a SIGHUP that is
+    ignored already, as under nohup.
+    """
+    global _current
+    if _current is not None:
+        yield _current
+        return
+    stop = _current = StopSignals()
+    try:
+        if threading.current_thread() is threading.main_thread():
+            with _handlers(stop):
+                yield stop
+        else:
+            yield stop
+    finally:
+        _current = None
+
+
+def ignore_signals() -> None:
+    """For the last instructions of a process, whose exit status is decided."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _handlers(stop: StopSignals) -> Iterator[None]:
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    watcher = threading.Thread(
+        target=stop.watch, args=(read_end,), name="rfjax-signals", daemon=True
+    )
+    previous = {}
+    other_pipe = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    try:
+        watcher.start()
+        for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            previous[number] = signal.signal(number, stop.handle)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(other_pipe)
+        os.write(write_end, bytes(1))
+        watcher.join()
+        os.close(read_end)
+        os.close(write_end)
+
+
+def _say(text: str) -> None:
+    """Writes a line to standard error; safe in a handler, where print is not."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\nrfjax: {text}\n".encode())

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No command removes what it did not write: every place that removes or replaces.
+
+A new `rmtree`, `unlink`, `replace` or `rename` makes the first test fail until a test
+here shows that a stranger's files beside it and under it survive.
+"""
+
+import ast
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rfjax import checkpoint, checksums, commands, run_folder, whole_files
+from rfjax import config as configs
+from rfjax.main import load_config_file
+from rfjax.scaling import sweep
+
+ROOT = Path(__file__).parents[1]
+
+OF_MODULES = {
+    "os": {"remove", "unlink", "rmdir", "removedirs", "rename", "renames", "replace",
+           "truncate"},
+    "shutil": {"rmtree", "move"},
+}  # fmt: skip
+OF_PATHS = {"unlink", "rmdir", "rename"}
+
+# Where the project removes or replaces -> what shows that nothing else is lost.
+SHOWN_BY = {
+    "whole_files.replacing": "test_a_file_is_written_beside_others",
+    "whole_files.new_folder": "test_a_folder_is_made_beside_others",
+    "whole_files._remove": "test_a_folder_is_made_beside_others",
+    "whole_files._replace_folder": "test_what_is_no_report_is_left_alone",
+    "checksums.join_parts": "test_parts_of_a_list_are_joined",
+    "bench.checkpoint.measure_saving": "test_all_of_the_state_is_saved",
+}
+
+
+def removals(path):
+    """(function, line) of each call in a file that removes or replaces files."""
+    tree = ast.parse(path.read_text())
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        name, owner = node.func.attr, node.func.value
+        module = owner.id if isinstance(owner, ast.Name) else ""
+        is_table = any(keyword.arg == "columns" for keyword in node.keywords)
+        if name in OF_MODULES.get(module, ()) or (name in OF_PATHS and not is_table):
+            inside = [f for f in functions if f.lineno <= node.lineno <= f.end_lineno]
+            yield inside[-1].name if inside else "", node.lineno
+
+
+def test_every_place_that_removes_or_replaces_is_known():
+    found = set()
+    for path in sorted((ROOT / "rfjax").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT / "rfjax").with_suffix("").parts)
+        found |= {f"{module}.{function}" for function, _ in removals(path)}
+        # Names imported on their own would escape the search.
+        assert not re.search(r"from (os|shutil) import", path.read_text()), path
+    assert found == set(SHOWN_BY)
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert all(f"def {name}(" in tests for name in SHOWN_BY.values())
+    scripts = [ROOT / "Makefile", *(ROOT / "launch").iterdir(), ROOT / ".ci" / "run"]
+    for path in scripts:
+        assert not re.search(r"^\s*rm |[;&|] *rm ", path.read_text(), re.M), path
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """Checks, at the end, that a stranger's files are what and where they were."""
+    files = {}
+
+    def put(name):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"years of work in {name}")
+        files[path] = path.read_bytes()
+        return path
+
+    yield put
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def fail_in(context):
+    with pytest.raises(ZeroDivisionError), context:
+        raise ZeroDivisionError
+
+
+def test_a_file_is_written_beside_others(tmp_path, theirs):
+    # As the names of what is half done were once made.
+    theirs(f".{os.getpid()}.a.json")
+    theirs("a.json.txt")
+    target = theirs("elsewhere/a.json")
+    whole_files.write_json(tmp_path / "a.json", 1)
+    whole_files.write_json(tmp_path / "a.json", 2)
+    fail_in(whole_files.replacing(tmp_path / "a.json"))
+    assert (tmp_path / "a.json").read_text() == "2\n"
+    # A folder is never taken for a file, and fails with all that is in it.
+    with pytest.raises(OSError, match="directory"):
+        whole_files.write_text(target.parent, "")
+    assert sorted(path.name for path in tmp_path.glob("*a.json")) == [
+        f".{os.getpid()}.a.json",
+        "a.json",
+    ]
+
+
+def test_links_and_devices_stay_what_they_are(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.txt").write_text("old")
+    (tmp_path / "link").symlink_to("disk/a.txt")
+    whole_files.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "a.txt").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    whole_files.write_text(tmp_path / "pipe", "through")
+    assert os.read(reader, 99) == b"through"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_name_that_is_taken_is_not_used(tmp_path, theirs):
+    assert whole_files.unused(tmp_path / "sample.png").name == "sample.png"
+    theirs("sample.png")
+    theirs("sample-2.png")
+    (tmp_path / "sample-3.png").symlink_to("nowhere")
+    assert whole_files.unused(tmp_path / "sample.png").name == "sample-4.png"
+
+
+def test_a_folder_is_made_beside_others(tmp_path, theirs):
+    theirs(f".out.partial-{os.getpid()}/a.txt")
+    theirs("beside/a.txt")
+    fail_in(whole_files.new_folder(tmp_path / "out"))
+    with whole_files.new_folder(tmp_path / "out") as folder:
+        (folder / "ours.txt").write_text("")
+    theirs("out/theirs.txt")
+    with (
+        pytest.raises(OSError, match="not empty"),
+        whole_files.new_folder(tmp_path / "out"),
+    ):
+        pass
+    with whole_files.new_folder(tmp_path / "new") as folder:
+        (folder / "half.txt").write_text("")
+        whole_files.remove_unfinished()  # the process ends here
+        assert not folder.exists()
+        folder.mkdir()  # so that this process can go on
+
+
+def test_a_folder_is_replaced_only_if_it_is_ours(tmp_path, theirs):
+    out = tmp_path / "out"
+    with whole_files.new_folder(out) as folder:
+        (folder / "a.txt").write_text("old")
+    with whole_files.new_folder(out, replaces=["a.txt", "b.txt"]) as folder:
+        (folder / "a.txt").write_text("new")
+    assert (out / "a.txt").read_text() == "new"
+    theirs("out/c.txt")
+    with pytest.raises(ValueError, match=r"no earlier report wrote \(c\.txt\)"):
+        with whole_files.new_folder(out, replaces=["a.txt"]):
+            pass
+    assert (out / "a.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_parts_of_a_list_are_joined(tmp_path, theirs):
+    theirs("step/notes.txt")
+    theirs("checksums.json.1")  # beside, not in the folder
+    step = tmp_path / "step"
+    checksums.write(step, {}, part=0)
+    checksums.join_parts(step, leave_out=())
+    assert list(checksums.read(step)) == ["notes.txt"]
+
+
+def test_a_checkpoint_with_notes_in_it_stays(tmp_path, theirs):
+    """Old checkpoints are removed, but not with what somebody put into them."""
+    import jax.numpy as jnp
+
+    from rfjax.train.state import TrainState
+
+    def save(checkpoints, step):
+        params = {"w": jnp.ones(3)}
+        state = TrainState(
+            step=jnp.int32(step), params=params, ema_params=params, opt_state={}
+        )
+        checkpoints.save(step, state, data_position={"global_next_index": 0})
+        checkpoints.close()
+
+    config = checkpoint.CheckpointConfig(keep=1)
+    save(checkpoint.Checkpoints(tmp_path, config=config), 1)
+    save(checkpoint.Checkpoints(tmp_path, config=config), 2)
+    assert checkpoint.finished_steps(tmp_path) == [2], "control: 1 was ours alone"
+    theirs("checkpoints/2/state/notes.txt")
+    theirs("checkpoints/notes.txt")
+    save(checkpoint.Checkpoints(tmp_path, config=config), 3)
+    assert checkpoint.finished_steps(tmp_path) == [2, 3]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/3/notes.txt", "x/y"])
+def test_a_folder_that_is_no_run_keeps_its_files(tmp_path, theirs, name):
+    theirs(name)
+    config = configs.from_config_dict(load_config_file(f"{ROOT}/configs/debug.py"))
+    with pytest.raises(
+        ValueError, match=r"line 1 must be a JSON|holds no config\.json"
+    ):
+        commands.train(config, workdir=tmp_path, report=lambda line: None)
+
+
+def test_tables_of_others_keep_their_names(tmp_path, theirs):
+    theirs("runs.csv")
+    with pytest.raises(ValueError, match=r"holds a runs\.csv that no sweep wrote"):
+        sweep.run_locally(
+            [], workdir=tmp_path, train_cell=None, flops_of_cell={}, report=print
+        )
+    theirs("coordinates.json")
+    config = configs.from_config_dict(load_config_file(f"{ROOT}/configs/debug.py"))
+    with pytest.raises(ValueError, match=r"holds a coordinates\.json that `rfjax coo"):
+        commands.coordinates(
+            config, depths=[1, 2], num_steps=4, parameterisation="mup", out=tmp_path
+        )
+
+
+def test_metrics_are_cut_only_behind_the_checkpoint(tmp_path):
+    lines = '{"step": 1, "note": "by hand"}\n{"step": 2}\n'
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 3}\n')
+    run_folder.trim_metrics(tmp_path, last_step=2)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+
+
+def test_the_demo_is_set_aside_not_deleted(tmp_path, theirs):
+    theirs("runs/other/metrics.jsonl")
+    (tmp_path / "runs" / "emoji").mkdir()
+    (tmp_path / "runs" / "emoji" / "mine.txt").write_text("kept")
+    subprocess.run(
+        ["make", "-f", ROOT / "Makefile", "clean-demo"], cwd=tmp_path, check=True
+    )
+    assert not (tmp_path / "runs" / "emoji").exists()
+    (moved,) = tmp_path.glob("demo-*/runs/emoji/mine.txt")
+    assert moved.read_text() == "kept"

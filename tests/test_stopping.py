@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals: what they ask for, what they interrupt, and the exit status they leave."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from rfjax import main, stopping
+
+HEADER = """
+import hashlib, os, signal, sys, time
+from pathlib import Path
+from rfjax import stopping, whole_files
+
+def compile_something():  # a call that Python cannot interrupt, as XLA's compiler
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+
+def ready():
+    print("ready", flush=True)
+"""
+
+
+def run_script(body, *numbers, cwd, pause=0.3):
+    """Sends signals to a script that says ready; (status, stderr, seconds it took)."""
+    process = subprocess.Popen(
+        # The tests themselves may run under nohup.
+        ["env", "--default-signal=HUP,INT", sys.executable, "-c",
+         HEADER + textwrap.dedent(body)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "ready\n", process.communicate()
+        start = time.monotonic()
+        for index, number in enumerate(numbers):
+            time.sleep(pause if index else 0)
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    return process.returncode, errors, time.monotonic() - start
+
+
+IN_PYTHON = """
+with stopping.handling() as stop:
+    try:
+        with whole_files.new_folder("out") as folder:
+            (folder / "half").write_text("half")
+            ready()
+            while True:
+                time.sleep(1)
+    except stopping.Stopped as stopped:
+        sys.exit(stopped.exit_status)
+"""
+IN_THE_COMPILER = """
+with stopping.handling() as stop, stop.last_words(lambda: Path("said").touch()):
+    with whole_files.new_folder("out") as folder:
+        (folder / "half").write_text("half")
+        ready()
+        compile_something()
+"""
+UNSAVED = """
+with stopping.handling() as stop, stop.last_words(lambda: Path("said").touch()):
+    stop.unsaved = True
+    ready()
+    while stop.requested is None:
+        time.sleep(0.01)
+    time.sleep(1.5)  # saving
+    Path("saved").touch()
+    stop.unsaved = False
+    try:
+        stop.raise_if_requested()
+    except stopping.Stopped as stopped:
+        sys.exit(stopped.exit_status)
+"""
+
+
+@pytest.mark.parametrize("script", [IN_PYTHON, IN_THE_COMPILER], ids=["python", "C"])
+@pytest.mark.parametrize(
+    ("numbers", "status"),
+    [
+        ([signal.SIGTERM], 143),
+        ([signal.SIGINT], 130),
+        ([signal.SIGHUP], 129),
+        ([signal.SIGTERM, signal.SIGTERM], 143),
+    ],
+)
+def test_nothing_unsaved_ends_at_once_and_leaves_nothing_half_written(
+    script, numbers, status, tmp_path
+):
+    returned, errors, seconds = run_script(script, *numbers, cwd=tmp_path)
+    assert returned == status, errors
+    assert "Traceback" not in errors
+    assert seconds < 3
+    assert {path.name for path in tmp_path.iterdir()} <= {"said"}
+    assert (tmp_path / "said").exists() == (script is IN_THE_COMPILER)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status"),
+    [
+        ([signal.SIGTERM, signal.SIGTERM, signal.SIGHUP], 143),
+        ([signal.SIGHUP, signal.SIGTERM], 129),
+        ([signal.SIGINT, signal.SIGTERM], 130),
+        ([signal.SIGTERM, signal.SIGINT], 143),
+    ],
+)
+def test_what_is_unsaved_is_saved_whatever_else_comes(numbers, status, tmp_path):
+    returned, errors, _ = run_script(UNSAVED, *numbers, cwd=tmp_path)
+    assert returned == status, errors
+    assert (tmp_path / "saved").exists()
+    assert errors.count("saving and stopping") == 1
+    assert "Traceback" not in errors
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path):
+    numbers = (signal.SIGINT, signal.SIGINT)
+    returned, errors, seconds = run_script(UNSAVED, *numbers, cwd=tmp_path)
+    assert returned == 130
+    assert "Traceback" not in errors
+    assert seconds < 1.2
+    assert [path.name for path in tmp_path.iterdir()] == ["said"]
+
+
+def test_a_hangup_under_nohup_means_nothing(tmp_path):
+    body = """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stopping.handling() as stop:
+        ready()
+        time.sleep(1)
+    sys.exit(7 if stop.requested is None else 1)
+    """
+    assert run_script(body, signal.SIGHUP, cwd=tmp_path)[0] == 7
+
+
+def test_handlers_and_wakeups_come_back():
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    with stopping.handling() as outer, stopping.handling() as inner:
+        assert outer is inner
+        with pytest.raises(stopping.Stopped, match="stopped by SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+        assert outer.requested == signal.SIGTERM
+        with pytest.raises(stopping.Stopped):
+            inner.raise_if_requested()
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    with stopping.handling() as new:
+        assert new.requested is None
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_every_command_ends_with_the_status_of_its_signal(number, monkeypatch, capsys):
+    def wait(values):
+        signal.raise_signal(number)
+
+    monkeypatch.setitem(main.COMMANDS, "verify", main.Command(wait, "", {}))
+    # The tests themselves may run under nohup.
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        assert main.run(["verify"]) == 128 + number
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert capsys.readouterr().err == (
+        f"rfjax verify: stopped by {signal.Signals(number).name}\n"
+    )
