@@ -18,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags, logging
 
@@ -745,9 +745,23 @@ def run(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     with stopping.handling():
         status = _call(name, rest)
+        if argv is None and status in stopping.EXIT_STATUSES:
+            _end_process(status)
     if argv is None:
         stopping.ignore_signals()  # nothing is left that they could interrupt
     return status
+
+
+def _end_process(status: int) -> NoReturn:
+    """Ends without taking apart what a signal may have left half done in a library."""
+    stopping.ignore_signals()
+    if "jax" in sys.modules:
+        from rfjax.parallel import processes
+
+        processes.leave()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _call(name: str, args: Sequence[str]) -> int:

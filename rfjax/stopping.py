@@ -5,7 +5,8 @@ SIGTERM (a job manager's notice), SIGINT (Ctrl-C) and SIGHUP (the terminal is go
 mean: save what there is to save, and end with status 128 + number, so that a job
 manager never takes the run for a finished one.
 
-While nothing is unsaved, `Stopped` is raised wherever the command stands. Python cannot
+While nothing is unsaved, `Stopped` is raised wherever the command stands, and again if
+that was inside a callback of a library, where Python drops exceptions. Python cannot
 raise while the main thread is inside the compiler, so a second thread then ends the
 process. While something is unsaved, the request is only noted, and whoever sets
 `unsaved` looks at `requested` and saves.
@@ -20,6 +21,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,10 +29,12 @@ from collections.abc import Callable, Iterator
 from rfjax import whole_files
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+EXIT_STATUSES = tuple(128 + number for number in SIGNALS)
 
 # Seconds that the main thread may take to notice a signal (it is inside the compiler
-# if it does not), and to leave once `Stopped` was raised (it was swallowed if not).
+# if it does not), until `Stopped` is raised again, and to leave altogether.
 NOTICE_SECONDS = 1.0
+REPEAT_SECONDS = 0.3
 LEAVE_SECONDS = 20.0
 
 
@@ -57,11 +61,13 @@ class StopSignals:
     Attributes:
       requested: the first signal that came, or None.
       unsaved: whether there is something to save before the process may end.
+      closed: whether signals have their usual meaning again.
     """
 
     def __init__(self):
         self.requested: signal.Signals | None = None
         self.unsaved = False
+        self.closed = False
         self._last_words: list[Callable[[], None]] = []
         self._raised_at: float | None = None
 
@@ -82,14 +88,16 @@ class StopSignals:
     def handle(self, number: int, frame: object = None) -> None:
         """The handler; runs in the main thread."""
         del frame
+        if self.closed:
+            return
         first = self.requested is None
         if first:
             self.requested = signal.Signals(number)
         if self.unsaved:
             if first:
                 _say(f"{self.requested.name}: saving and stopping")
-        elif self._raised_at is None:
-            self._raised_at = time.monotonic()
+        elif not isinstance(sys.exception(), Stopped):  # else it is on its way out
+            self._raised_at = self._raised_at or time.monotonic()
             raise Stopped(self.requested)
 
     def watch(self, pipe: int) -> None:
@@ -98,7 +106,7 @@ class StopSignals:
         Args:
           pipe: gives the number of each signal as a byte, and 0 to return.
         """
-        first, num_interrupts, came = 0, 0, 0.0
+        first, num_interrupts, came, repeated = 0, 0, 0.0, 0.0
         while True:
             # Sleeps until there is a signal; then looks at what the main thread does.
             if select.select([pipe], [], [], 0.05 if first else None)[0]:
@@ -109,15 +117,20 @@ class StopSignals:
                 numbers = [number for number in numbers if number in SIGNALS]
                 if not first and numbers:
                     first, came = numbers[0], time.monotonic()
-            now = time.monotonic()
-            unnoticed = self.requested is None and now - came > NOTICE_SECONDS
             if num_interrupts > 1:
                 self._end(signal.SIGINT)
-            elif first and not self.unsaved and (unnoticed or self._has_not_left(now)):
-                self._end(first)
-
-    def _has_not_left(self, now: float) -> bool:
-        return self._raised_at is not None and now - self._raised_at > LEAVE_SECONDS
+            if not first or self.unsaved:
+                continue
+            now = time.monotonic()
+            if self.requested is None:
+                if now - came > NOTICE_SECONDS:
+                    self._end(first)
+            elif self._raised_at is not None:
+                if now - self._raised_at > LEAVE_SECONDS:
+                    self._end(first)
+                if now - max(self._raised_at, repeated) > REPEAT_SECONDS:
+                    repeated = now
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
 
     def _end(self, number: int) -> None:
         """Ends the process without another instruction of the main thread."""
@@ -177,8 +190,10 @@ def _handlers(stop: StopSignals) -> Iterator[None]:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             previous[number] = signal.signal(number, stop.handle)
-        yield
+        with _quiet_once_requested(stop):
+            yield
     finally:
+        stop.closed = True
         for number, handler in previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(other_pipe)
@@ -186,6 +201,26 @@ def _handlers(stop: StopSignals) -> Iterator[None]:
         watcher.join()
         os.close(read_end)
         os.close(write_end)
+
+
+@contextlib.contextmanager
+def _quiet_once_requested(stop: StopSignals) -> Iterator[None]:
+    """Within the block, what a stop leaves half done in a library is not printed.
+
+    Python prints what it drops: `Stopped` in a callback, and errors of other threads,
+    such as reads whose event loop is gone.
+    """
+    report = sys.unraisablehook
+
+    def report_unless_requested(dropped: sys.UnraisableHookArgs) -> None:
+        if stop.requested is None:
+            report(dropped)
+
+    sys.unraisablehook = report_unless_requested
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
 
 
 def _say(text: str) -> None:

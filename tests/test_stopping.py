@@ -62,6 +62,20 @@ with stopping.handling() as stop, stop.last_words(lambda: Path("said").touch()):
         ready()
         compile_something()
 """
+IN_A_CALLBACK = """
+class Dropping:  # Python drops what is raised in here
+    def __del__(self):
+        ready()
+        time.sleep(0.5)
+
+with stopping.handling() as stop:
+    try:
+        Dropping()
+        while True:
+            time.sleep(1)
+    except stopping.Stopped as stopped:
+        sys.exit(stopped.exit_status)
+"""
 UNSAVED = """
 with stopping.handling() as stop, stop.last_words(lambda: Path("said").touch()):
     stop.unsaved = True
@@ -78,7 +92,11 @@ with stopping.handling() as stop, stop.last_words(lambda: Path("said").touch()):
 """
 
 
-@pytest.mark.parametrize("script", [IN_PYTHON, IN_THE_COMPILER], ids=["python", "C"])
+@pytest.mark.parametrize(
+    "script",
+    [IN_PYTHON, IN_THE_COMPILER, IN_A_CALLBACK],
+    ids=["python", "C", "callback"],
+)
 @pytest.mark.parametrize(
     ("numbers", "status"),
     [

@@ -13,6 +13,7 @@ Each host of a pod runs the same command. `start` joins them, before JAX is used
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -138,6 +139,17 @@ def any_of_them(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
+
+
+def leave(*, seconds: float = 10.0) -> None:
+    """Takes leave of the other processes, before this one ends; waits a while for them.
+
+    A process that ends without it makes the others abort.
+    """
+    if jax.distributed.is_initialized():
+        thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        thread.start()
+        thread.join(seconds)
 
 
 class Ballot:
