@@ -755,6 +755,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 def _end_process(status: int) -> NoReturn:
     """Ends without taking apart what a signal may have left half done in a library."""
     stopping.ignore_signals()
+    whole_files.remove_unfinished()
     if "jax" in sys.modules:
         from rfjax.parallel import processes
 

@@ -96,7 +96,7 @@ class StopSignals:
         if self.unsaved:
             if first:
                 _say(f"{self.requested.name}: saving and stopping")
-        elif not isinstance(sys.exception(), Stopped):  # else it is on its way out
+        elif not _is_leaving(sys.exception()):
             self._raised_at = self._raised_at or time.monotonic()
             raise Stopped(self.requested)
 
@@ -201,6 +201,13 @@ def _handlers(stop: StopSignals) -> Iterator[None]:
         watcher.join()
         os.close(read_end)
         os.close(write_end)
+
+
+def _is_leaving(exception: BaseException | None) -> bool:
+    """Whether what is being handled, or what that came from, is `Stopped` already."""
+    while exception is not None and not isinstance(exception, Stopped):
+        exception = exception.__context__
+    return exception is not None
 
 
 @contextlib.contextmanager

@@ -156,7 +156,8 @@ def _removing(partial: Path) -> Iterator[None]:
         yield
     finally:
         _remove(partial)
-        _unfinished.discard(partial)
+        if not partial.exists():  # a thread may still have written to it
+            _unfinished.discard(partial)
 
 
 def _remove(partial: Path) -> None:

@@ -174,6 +174,10 @@ class Ballot:
             out_shardings=NamedSharding(mesh, PartitionSpec()),
         )
 
-    def ask(self, flag: bool) -> bool | jax.Array:
-        """Dispatches the question; bool() of the result waits for the answer."""
-        return flag if jax.process_count() == 1 else self._any(self._flags[flag])
+    def ask(self, flag: bool) -> jax.Array | None:
+        """Dispatches the question, with this process's own answer."""
+        return None if jax.process_count() == 1 else self._any(self._flags[flag])
+
+    def answer(self, question: jax.Array | None, *, now: bool) -> bool:
+        """Waits for the answer of all. A process that is alone answers by `now`."""
+        return now if question is None else bool(question)

@@ -133,7 +133,10 @@ def run(job: Job, *, workdir: Path) -> TrainState:
     ):
         status = "failed"
         try:
-            state = _train(job, state, checkpoints, record, stop=stop, bar=bar)
+            try:
+                state = _train(job, state, checkpoints, record, stop=stop, bar=bar)
+            finally:
+                checkpoints.close()  # a save that fails here is a run that failed
             status = "finished"
             return state
         except TrainingDiverged:
@@ -143,7 +146,6 @@ def run(job: Job, *, workdir: Path) -> TrainState:
             status = "stopped"
             raise
         finally:
-            checkpoints.close()
             record.close(status=status, saved_step=checkpoints.newly_saved())
             stop.unsaved = False
 
@@ -160,7 +162,6 @@ def _train(
     """The loop itself; saves before it raises Stopped."""
     step = int(state.step)
     ballot = processes.Ballot()
-    log = IntervalLog(job, first_step=step, write=record.write_metrics)
 
     def check_in() -> None:
         if processes.any_of_them(stop.requested is not None):
@@ -171,13 +172,14 @@ def _train(
     if job.evaluate is not None and (owed or step < job.config.num_steps):
         # Now, while nothing is lost if a signal ends the compilation.
         job.compile_evaluation(state)
+    log = IntervalLog(job, first_step=step, write=record.write_metrics)
     if owed:
         log.evaluate(state, step, check_in)
     while step < job.config.num_steps:
         wait_start = time.perf_counter()
         batch = put_batch(next(job.stream), mesh=job.mesh)
         log.add_wait(time.perf_counter() - wait_start)
-        answer = ballot.ask(stop.requested is not None)
+        question = ballot.ask(stop.requested is not None)
         state, metrics = job.train_step(state, batch, job.learning_rate(step))
         step += 1
         stop.unsaved = True
@@ -185,7 +187,7 @@ def _train(
         log.add(step, metrics, bar=bar)
         record.note_saved(checkpoints.newly_saved())
 
-        stopped = bool(answer)
+        stopped = ballot.answer(question, now=stop.requested is not None)
         if job.evaluates_at(step) and not stopped:
             log.flush()
             try:
