@@ -29,11 +29,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
     pipe, /dev/null) is written to.
     """
     path = Path(path)
-    if path.is_symlink():
-        path = path.resolve()
     if path.exists() and not path.is_file() and not path.is_dir():
         yield path
         return
+    if path.is_symlink():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     # Ends like the file itself: writers of pictures choose the format by it.
     partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")

@@ -116,8 +116,10 @@ def test_links_and_devices_stay_what_they_are(tmp_path):
     assert (tmp_path / "disk" / "a.txt").read_text() == "new"
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    whole_files.write_text(tmp_path / "pipe", "through")
-    assert os.read(reader, 99) == b"through"
+    (tmp_path / "stdout").symlink_to("pipe")  # as /dev/stdout is
+    for name in ("pipe", "stdout"):
+        whole_files.write_text(tmp_path / name, f"through {name}")
+        assert os.read(reader, 99) == f"through {name}".encode()
     os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
 
