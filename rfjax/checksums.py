@@ -112,6 +112,16 @@ def find_damage(
         return [found for found in pool.map(describe, names[index::count]) if found]
 
 
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a file, in words; None if the list does not know it either."""
+    try:
+        known = read(path.parent) or {}
+    except ValueError as error:
+        return str(error)
+    listed = {path.name: known[path.name]} if path.name in known else {}
+    return next(iter(find_damage(path.parent, listed)), None)
+
+
 def foreign_files(folder: Path, checksums: Collection[str]) -> list[Path]:
     """Files in a folder and below that are not in its list."""
     return [

@@ -5,7 +5,8 @@ config.json     the resolved config
 run.json        what the run is: sizes, data, seed, code version, status
 metrics.jsonl   one JSON object a line, in the order of steps
 checkpoints/STEP/, samples/, figures/
-positions.npy   only with imported weights: their position table, if it is unlike ours
+positions.npy, checksums.json
+                only with imported weights: their position table, if it is unlike ours
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from rfjax import checkpoint, run_folder, stopping, whole_files
+from rfjax import checkpoint, checksums, run_folder, stopping, whole_files
 from rfjax import config as configs
 from rfjax.commands.job import (
     Report,
@@ -174,7 +174,9 @@ def import_run(
             folder, imported_from=str(source), status="imported", saved_step=0
         )
         if weights.positions is not None:
-            np.save(folder / run_folder.POSITION_FILE, weights.positions)
+            positions = folder / run_folder.POSITION_FILE
+            np.save(positions, weights.positions)
+            checksums.write(folder, checksums.compute(folder, [positions]))
         state = _imported_state(config, weights.read_params(), mesh=mesh)
         checkpoints = checkpoint.Checkpoints(folder, config=config.checkpoint)
         checkpoints.save(0, state, data_position=make_stream(config).get_state())

@@ -43,6 +43,8 @@ FULL_CHECK_BYTES = 2 * 1024**3
 # LatentSpec.codec -> function from codec.npz to what has encode() and decode().
 CODECS = {"patch_pca": load_patch_codec}
 
+_REMEDY = "copy it again, or make the data set again with `rfjax encode`."
+
 bfloat16 = ml_dtypes.bfloat16
 
 
@@ -442,33 +444,45 @@ def check_shards(root: str | os.PathLike, *, full: bool | None = None) -> Manife
     root = Path(root)
     manifest = read_manifest(root)
     small = sum(file.num_bytes for file in manifest.files) < FULL_CHECK_BYTES
-    remedy = "copy it again, or make the data set again with `rfjax encode`."
     for file in manifest.files:
-        path = root / file.path
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"data file {path} is named in {MANIFEST_FILE} but missing; {remedy}"
-            )
-        num_bytes = path.stat().st_size
-        if num_bytes != file.num_bytes:
-            raise ValueError(
-                f"data file {path} must have {file.num_bytes} bytes, has {num_bytes} "
-                f"(truncated or overwritten); {remedy}"
-            )
         is_read = full or (full is None and (small or not file.split))
-        if is_read and _sha256(path) != file.sha256:
-            raise ValueError(
-                f"data file {path} does not match its SHA-256 checksum in "
-                f"{MANIFEST_FILE}; {remedy}"
-            )
+        _check_file(root, file, contents=is_read)
     for split, num_records in manifest.splits.items():
         stored = sum(f.num_records for f in manifest.files if f.split == split)
         if stored != num_records:
             raise ValueError(
                 f"split {split} of {root} must hold {num_records} records, its shards "
-                f"hold {stored}; {remedy}"
+                f"hold {stored}; {_REMEDY}"
             )
     return manifest
+
+
+def _check_file(root: Path, file: StoredFile, *, contents: bool) -> None:
+    """Raises unless a file is there, as long as it was, and if asked with its bytes."""
+    path = root / file.path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"data file {path} is named in {MANIFEST_FILE} but missing; {_REMEDY}"
+        )
+    num_bytes = path.stat().st_size
+    if num_bytes != file.num_bytes:
+        raise ValueError(
+            f"data file {path} must have {file.num_bytes} bytes, has {num_bytes} "
+            f"(truncated or overwritten); {_REMEDY}"
+        )
+    if contents and _sha256(path) != file.sha256:
+        raise ValueError(
+            f"data file {path} does not match its SHA-256 checksum in "
+            f"{MANIFEST_FILE}; {_REMEDY}"
+        )
+
+
+def _verified(root: str | os.PathLike, name: str) -> Path:
+    """The path of a file beside the shards, once its contents are verified."""
+    for file in read_manifest(root).files:
+        if file.path == name:
+            _check_file(Path(root), file, contents=True)
+    return Path(root) / name
 
 
 def open_split(root: str | os.PathLike, split: str, *, full_check: bool = False):
@@ -528,7 +542,8 @@ def read_codec(root: str | os.PathLike):
     """Returns the codec whose `decode` turns this data set's latents into pictures.
 
     Raises:
-      FileNotFoundError: data set or codec is missing. ValueError: unknown codec.
+      FileNotFoundError: data set or codec is missing.
+      ValueError: the codec is unknown or damaged.
     """
     kind = read_manifest(root).latent.codec
     if kind not in CODECS:
@@ -536,12 +551,16 @@ def read_codec(root: str | os.PathLike):
             f"latent.codec of {root} must be one of {sorted(CODECS)} to make pictures, "
             f"got {kind!r}."
         )
-    return CODECS[kind](Path(root) / CODEC_FILE)
+    return CODECS[kind](_verified(root, CODEC_FILE))
 
 
 def read_empty_caption(root: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Returns the text features of the empty caption: bfloat16 arrays, int32 length."""
-    with np.load(Path(root) / EMPTY_CAPTION_FILE) as arrays:
+    """Returns the text features of the empty caption: bfloat16 arrays, int32 length.
+
+    Raises:
+      FileNotFoundError: data set or file is missing. ValueError: it is damaged.
+    """
+    with np.load(_verified(root, EMPTY_CAPTION_FILE)) as arrays:
         return {
             name: value.astype(bfloat16) if value.dtype == np.float32 else value
             for name, value in arrays.items()

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.nn.initializers import Initializer
 
+from rfjax import checksums
 from rfjax.models.layers import Linear
 
 NUM_FREQUENCIES = 128  # of the timestep features, which are [cos, sin]: 256 wide
@@ -145,6 +146,12 @@ def _read_table(file: str, *, side: int, width: int) -> np.ndarray:
         raise FileNotFoundError(
             f"model.position_file {file} does not exist; set it to the positions.npy "
             "in the run folder that the weights were imported into."
+        )
+    damage = checksums.damage_of(Path(file))
+    if damage is not None:
+        raise ValueError(
+            f"model.position_file {file} is damaged ({damage}); copy it again from a "
+            "backup, or import the weights again."
         )
     table = np.load(file, mmap_mode="r", allow_pickle=False)
     if table.shape != (side**2, width) or table.dtype != np.float32:

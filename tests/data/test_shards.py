@@ -196,6 +196,17 @@ def test_of_a_large_data_set_only_shards_are_checked_by_size(copy, monkeypatch):
         shards.check_shards(copy)
 
 
+@pytest.mark.parametrize("read", [shards.read_codec, shards.read_empty_caption])
+def test_codec_and_empty_caption_are_verified_wherever_they_are_read(copy, read):
+    read(copy)
+    for name in (shards.CODEC_FILE, shards.EMPTY_CAPTION_FILE):
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"\.npz does not match its SHA-256 checksum"):
+        read(copy)
+
+
 def test_a_flipped_bit_in_a_shard_names_shard_and_record(copy, monkeypatch):
     """Every record that is read is the record that was written, or is named."""
     monkeypatch.setattr(shards, "FULL_CHECK_BYTES", 1)

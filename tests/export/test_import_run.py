@@ -129,6 +129,16 @@ def test_stored_positions_are_used_and_given_back(weights, tmp_path):
     computed = dataclasses.replace(config.model, position_file=None)
     assert np.abs(velocity(config.model) - velocity(computed)).max() > 1e-2
 
+    # A flipped bit in them would train and export another model without a word.
+    path = workdir / run_folder.POSITION_FILE
+    flipped = bytearray(path.read_bytes())
+    flipped[-7] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match=r"positions\.npy is damaged .* its checksum"):
+        save.export_run(workdir, out=tmp_path / "not")
+    assert commands.verify_run(workdir, report=print)["position table"]
+    assert not (tmp_path / "not").exists()
+
 
 def test_command(weights, tmp_path, capsys):
     source, _ = weights
