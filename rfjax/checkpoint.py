@@ -311,8 +311,9 @@ def check_step(workdir: Path | str, step: int) -> None:
         workdir, step, share=(jax.process_index(), jax.process_count())
     )
     if processes.any_of_them(bool(damage)):
-        # Each process names what it found itself.
-        raise damaged(workdir, step, "; ".join(damage[:3]) or "another process says so")
+        # Each process names what it found in its own share.
+        reason = "; ".join(damage[:3]) or "another process found and names the file"
+        raise damaged(workdir, step, reason)
 
 
 def find_damage(

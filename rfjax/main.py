@@ -91,6 +91,9 @@ def verify(values: dict[str, Any]) -> int:
     """Checks a data set and draws a contact sheet of it, or checks a run."""
     if (values["data"] is None) == (values["workdir"] is None):
         raise ValueError("give either --data=DIR or --workdir=DIR.")
+    for flag, owner in (("picture", "data"), ("step", "workdir")):
+        if values[flag] is not None and values[owner] is None:
+            raise ValueError(f"--{flag} goes with --{owner}=DIR; leave it out.")
     if values["workdir"] is not None:
         from rfjax import commands
 

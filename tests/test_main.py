@@ -72,6 +72,8 @@ DEBUG = f"--config={ROOT}/configs/debug.py"
         (["sample", "--workdir=w", "--sheet", "--prompt=fox"], 1, r"either --sheet or"),
         (["sample", "--workdir=w"], 1, r"either --sheet or"),
         (["verify", "--data=w"], 1, r"data folder w does not exist"),
+        (["verify", "--data=w", "--step=3"], 1, r"--step goes with --workdir=DIR"),
+        (["verify", "--workdir=w", "--picture=p"], 1, r"--picture goes with --data=D"),
         (["verify"], 1, r"give either --data=DIR or --workdir=DIR"),
         (["verify", "--workdir=w"], 1, r"--workdir=w holds no config\.json"),
         (["export", "--workdir=w", "--out=o"], 1, r"workdir w holds no config\.json"),
