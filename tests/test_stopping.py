@@ -112,7 +112,7 @@ def test_nothing_unsaved_ends_at_once_and_leaves_nothing_half_written(
     returned, errors, seconds = run_script(script, *numbers, cwd=tmp_path)
     assert returned == status, errors
     assert "Traceback" not in errors
-    assert seconds < 3
+    assert seconds < 10, "the scripts would run for ever"
     assert {path.name for path in tmp_path.iterdir()} <= {"said"}
     assert (tmp_path / "said").exists() == (script is IN_THE_COMPILER)
 
@@ -136,10 +136,11 @@ def test_what_is_unsaved_is_saved_whatever_else_comes(numbers, status, tmp_path)
 
 def test_a_second_interrupt_does_not_wait(tmp_path):
     numbers = (signal.SIGINT, signal.SIGINT)
-    returned, errors, seconds = run_script(UNSAVED, *numbers, cwd=tmp_path)
+    script = UNSAVED.replace("sleep(1.5)", "sleep(25)")
+    returned, errors, seconds = run_script(script, *numbers, cwd=tmp_path)
     assert returned == 130
     assert "Traceback" not in errors
-    assert seconds < 1.2
+    assert seconds < 10
     assert [path.name for path in tmp_path.iterdir()] == ["said"]
 
 

@@ -134,6 +134,7 @@ def run(job: Job, *, workdir: Path) -> TrainState:
         status = "failed"
         try:
             try:
+                record.open()
                 state = _train(job, state, checkpoints, record, stop=stop, bar=bar)
             finally:
                 checkpoints.close()  # a save that fails here is a run that failed
@@ -234,12 +235,14 @@ class _Record:
         self.step = step
         self._workdir = workdir
         self._writer = None
-        if not processes.is_first():
-            return
-        saved = checkpoint.finished_steps(workdir)
-        run_folder.trim_metrics(workdir, last_step=step)
-        self.update(status="running", saved_step=saved[-1] if saved else None)
-        self._writer = MetricsWriter(workdir)
+
+    def open(self) -> None:
+        """Drops the metrics of steps to be repeated, and says that the run is on."""
+        if processes.is_first():
+            saved = checkpoint.finished_steps(self._workdir)
+            run_folder.trim_metrics(self._workdir, last_step=self.step)
+            self.update(status="running", saved_step=saved[-1] if saved else None)
+            self._writer = MetricsWriter(self._workdir)
 
     @property
     def write_metrics(self) -> Callable[[int, Mapping[str, float]], None] | None:

@@ -149,7 +149,7 @@ def test_an_interrupted_run_resumes_to_the_bit(
     assert returned == exit_status, errors
     assert "Traceback" not in errors
     assert run["status"] == ("running" if exit_status < 0 else "stopped")
-    assert seconds < 5, "a step, a save, and the end of Python"
+    assert seconds < 20, "a step, a save, and the end of Python: one second, if idle"
     if exit_status > 0 and numbers != [signal.SIGINT] * 2:
         assert run["step"] == checkpoint.finished_steps(workdir)[-1] >= 8
     report = train(workdir)
@@ -173,10 +173,11 @@ def test_a_signal_ends_a_compilation(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     assert "Traceback" not in errors
     assert run_folder.read_run(workdir)["status"] == "stopped"
-    assert not losses(workdir)
+    assert not losses(workdir), "not a step was made"
+    assert not checkpoint.finished_steps(workdir)
 
 
 @pytest.fixture
