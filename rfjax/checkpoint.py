@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax import traverse_util
 
-from rfjax import checksums, whole_files
+from rfjax import checksums, stopping, whole_files
 from rfjax.parallel import processes
 
 FOLDER = "checkpoints"
@@ -451,6 +451,7 @@ def _readable(workdir: Path, step: int):
     try:
         yield
     except Exception as error:  # orbax and tensorstore raise a dozen kinds
+        stopping.raise_again()  # interrupted reads look like damaged ones
         logging.debug("cannot read checkpoint %d", step, exc_info=True)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise damaged(workdir, step, reason) from error

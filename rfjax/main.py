@@ -771,7 +771,11 @@ def _end_process(status: int) -> NoReturn:
 def _call(name: str, args: Sequence[str]) -> int:
     """The exit status of a command."""
     try:
-        return COMMANDS[name].run(parse_flags(name, args))
+        try:
+            return COMMANDS[name].run(parse_flags(name, args))
+        except Exception:
+            stopping.raise_again()
+            raise
     except (ValueError, FileNotFoundError, ImportError) as error:
         if not _raised_by_us(error):
             raise

@@ -76,6 +76,14 @@ class StopSignals:
         if self.requested is not None:
             raise Stopped(self.requested)
 
+    def raise_again(self) -> None:
+        """Raises Stopped if it was raised before.
+
+        For whoever catches all errors: a library may have made another one of it.
+        """
+        if self._raised_at is not None:
+            raise Stopped(self.requested)
+
     @contextlib.contextmanager
     def last_words(self, function: Callable[[], None]) -> Iterator[None]:
         """Within the block, called if the process ends without leaving the block."""
@@ -167,6 +175,12 @@ def handling() -> Iterator[StopSignals]:
             yield stop
     finally:
         _current = None
+
+
+def raise_again() -> None:
+    """As `StopSignals.raise_again`, for whoever does not handle signals itself."""
+    if _current is not None:
+        _current.raise_again()
 
 
 def ignore_signals() -> None:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rfjax import main, stopping
+from rfjax import checkpoint, main, stopping
 
 HEADER = """
 import hashlib, os, signal, sys, time
@@ -168,6 +168,32 @@ def test_handlers_and_wakeups_come_back():
     assert signal.set_wakeup_fd(-1) == -1
     with stopping.handling() as new:
         assert new.requested is None
+
+
+def test_what_a_library_makes_of_a_stop_is_no_error_of_its_own(
+    monkeypatch, tmp_path, capsys
+):
+    """An interrupted read must not look like a damaged checkpoint."""
+
+    def read(values):
+        with checkpoint._readable(tmp_path, 3):
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except KeyboardInterrupt as stopped:
+                raise RuntimeError("error while reading array index") from stopped
+
+    def fail(values):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            raise OSError("the loop is closed")
+
+    for run in (read, fail):
+        monkeypatch.setitem(main.COMMANDS, "verify", main.Command(run, "", {}))
+        assert main.run(["verify"]) == 143
+        assert capsys.readouterr().err == "rfjax verify: stopped by SIGTERM\n"
+    with pytest.raises(checkpoint.CheckpointError), checkpoint._readable(tmp_path, 3):
+        raise RuntimeError("control: nobody asked to stop")
 
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)

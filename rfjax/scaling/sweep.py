@@ -134,5 +134,6 @@ def _try_twice(cell, folder, train_cell, report) -> bool:
             train_cell(cell, folder)
             return True
         except Exception as error:  # one bad cell must not end the night's sweep
+            stopping.raise_again()
             report(f"{cell.name} failed (attempt {attempt}): {error}")
     return False

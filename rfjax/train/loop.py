@@ -136,6 +136,9 @@ def run(job: Job, *, workdir: Path) -> TrainState:
             try:
                 record.open()
                 state = _train(job, state, checkpoints, record, stop=stop, bar=bar)
+            except Exception:
+                stop.raise_again()
+                raise
             finally:
                 checkpoints.close()  # a save that fails here is a run that failed
             status = "finished"
