@@ -83,6 +83,12 @@ def finished_steps(workdir: Path | str) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
+def newest_step(workdir: Path | str) -> int | None:
+    """The newest complete checkpoint of a run folder, if there is one."""
+    steps = finished_steps(workdir)
+    return steps[-1] if steps else None
+
+
 def choose_step(workdir: Path | str, step: int | None = None) -> int:
     """The step to read: the one asked for, else the newest.
 
@@ -178,11 +184,11 @@ class Checkpoints:
         self._saving = step
 
     def newly_saved(self) -> int | None:
-        """The step whose save was completed since the last call, if one was."""
+        """The newest complete step, once after each save that was completed."""
         if self._saving is None or self._manager.is_saving_in_progress():
             return None
-        step, self._saving = self._saving, None
-        return step if step in finished_steps(self.workdir) else None
+        self._saving = None
+        return newest_step(self.workdir)
 
     def restore_newest(self, abstract_state: Any) -> tuple[Any, dict[str, int]] | None:
         """The newest state in the layout of `abstract_state`, and the data position.

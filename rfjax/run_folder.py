@@ -91,22 +91,27 @@ def claim(
     whole_files.write_json(workdir / CONFIG_FILE, config)
 
 
-def check_not_lost(workdir: Path, *, saved_steps: Sequence[int]) -> None:
+def check_not_lost(
+    workdir: Path, *, saved_steps: Sequence[int], checkpoints: Path
+) -> None:
     """Refuses to start a run anew that has trained already.
 
     Args:
       workdir: run folder.
       saved_steps: steps of the checkpoints that are there.
+      checkpoints: the folder for them, made before the first step.
 
     Raises:
       ValueError: if run.json or the metrics tell of training, and no checkpoint is
-        there. A run that was killed before its first save has lost nothing: run.json
-        says that nothing was ever saved.
+        there. A run that was killed before its first save has lost nothing: its
+        folder of checkpoints is there, and run.json says that nothing was ever saved.
     """
     if saved_steps:
         return
     run = read_run(workdir)
-    never_saved = "saved_step" in run and run["saved_step"] is None
+    never_saved = (
+        "saved_step" in run and run["saved_step"] is None and checkpoints.is_dir()
+    )
     steps = [line["step"] for line in read_metrics(workdir)]
     trained = max([*steps, run.get("step") or 0])
     if never_saved or (trained == 0 and run.get("saved_step") is None):

@@ -65,7 +65,9 @@ def train(
             stack.enter_context(run_folder.exclusive(workdir))
             has_run = (workdir / run_folder.CONFIG_FILE).is_file()
             steps = checkpoint.finished_steps(workdir)
-            run_folder.check_not_lost(workdir, saved_steps=steps)
+            run_folder.check_not_lost(
+                workdir, saved_steps=steps, checkpoints=workdir / checkpoint.FOLDER
+            )
             run_folder.claim(
                 workdir,
                 configs.to_dict(config),
@@ -125,6 +127,8 @@ def _branch(workdir: Path, config: Config, *, source: Path) -> None:
     if not usable:
         return
     run_folder.update_run(workdir, trunk=source.resolve().name)
+    # There before any metrics: without it they would tell of checkpoints that vanished.
+    (workdir / checkpoint.FOLDER).mkdir(exist_ok=True)
     # Before the checkpoint: killed in between, the next call does both again.
     run_folder.inherit_metrics(workdir, source=source, last_step=usable[-1])
     checkpoint.inherit(workdir, source=source, step=usable[-1])

@@ -128,7 +128,11 @@ def run(job: Job, *, workdir: Path) -> TrainState:
     record = _Record(workdir, step=int(state.step))
     with (
         stopping.handling() as stop,
-        stop.last_words(lambda: record.update(status="stopped")),
+        stop.last_words(
+            lambda: record.update(
+                status="stopped", saved_step=checkpoint.newest_step(workdir)
+            )
+        ),
         progress_bar(job, int(state.step)) as bar,
     ):
         status = "failed"
@@ -202,6 +206,8 @@ def _train(
             log.flush()
             checkpoints.save(step, state, data_position=job.stream.get_state())
             record.step = step
+            # The save before this one is complete, or this one would still wait.
+            record.note_saved(checkpoint.newest_step(checkpoints.workdir))
         if stopped:
             raise stopping.Stopped(stop.requested or signal.SIGTERM)
     return state
@@ -242,9 +248,10 @@ class _Record:
     def open(self) -> None:
         """Drops the metrics of steps to be repeated, and says that the run is on."""
         if processes.is_first():
-            saved = checkpoint.finished_steps(self._workdir)
             run_folder.trim_metrics(self._workdir, last_step=self.step)
-            self.update(status="running", saved_step=saved[-1] if saved else None)
+            self.update(
+                status="running", saved_step=checkpoint.newest_step(self._workdir)
+            )
             self._writer = MetricsWriter(self._workdir)
 
     @property

@@ -306,13 +306,41 @@ def test_a_run_whose_checkpoints_vanished_is_not_started_anew(
 
 def test_a_run_that_never_saved_has_lost_nothing(tmp_path):
     """Killed before its first checkpoint, it starts again by the same command."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
     run_folder.update_run(tmp_path, status="running", saved_step=None)
     (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n')
-    run_folder.check_not_lost(tmp_path, saved_steps=[])
+    run_folder.check_not_lost(tmp_path, saved_steps=[], checkpoints=folder)
+    message = "trained to step 4 and holds no checkpoint"
+    with pytest.raises(ValueError, match=message):
+        run_folder.check_not_lost(
+            tmp_path, saved_steps=[], checkpoints=tmp_path / "not-mounted"
+        )
     run_folder.update_run(tmp_path, saved_step=0)  # imported weights
-    with pytest.raises(ValueError, match="trained to step 4 and holds no checkpoint"):
-        run_folder.check_not_lost(tmp_path, saved_steps=[])
-    run_folder.check_not_lost(tmp_path, saved_steps=[0])
+    with pytest.raises(ValueError, match=message):
+        run_folder.check_not_lost(tmp_path, saved_steps=[], checkpoints=folder)
+    run_folder.check_not_lost(tmp_path, saved_steps=[0], checkpoints=folder)
+
+
+def test_saves_that_follow_at_once_are_remembered(tmp_path):
+    """Killed while one save follows the other; then the checkpoints vanish."""
+    workdir = tmp_path / "run"
+    process = run_cli(
+        workdir, "--config.train.num_steps=400", "--config.checkpoint.every_steps=4",
+        "--config.optimizer.cooldown_steps=0",
+    )  # fmt: skip
+    wait_for(lambda: len(checkpoint.finished_steps(workdir)) > 1, process)
+    process.kill()
+    process.communicate()
+    assert run_folder.read_run(workdir)["saved_step"] is not None
+    for path in (workdir / "checkpoints").iterdir():
+        path.rename(tmp_path / path.name)
+    before = (workdir / "metrics.jsonl").read_bytes()
+    args = ["--config.train.num_steps=400", "--config.checkpoint.every_steps=4",
+            "--config.optimizer.cooldown_steps=0"]  # fmt: skip
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        train(workdir, *args)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
 def test_two_processes_cannot_train_one_folder(tmp_path):
