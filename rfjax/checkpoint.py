@@ -300,10 +300,13 @@ class _Preservation:
             known = checksums.read(folder)
         except ValueError:
             return True
-        # Before there were checksums, nobody could tell.
-        return known is not None and bool(
-            checksums.foreign_files(folder, {*known, *_WRITTEN_LAST})
-        )
+        if known is None:  # of an older rfjax, or of somebody else
+            own = {"state", "data", *_WRITTEN_LAST}
+            names = (
+                {entry.name for entry in folder.iterdir()} if folder.is_dir() else own
+            )
+            return "_CHECKPOINT_METADATA" not in names or not names <= own
+        return bool(checksums.foreign_files(folder, {*known, *_WRITTEN_LAST}))
 
 
 def check_step(workdir: Path | str, step: int) -> None:
@@ -337,6 +340,8 @@ def find_damage(
         known = checksums.read(folder)
     except ValueError as error:
         return [str(error)]
+    if known is None and _had_checksums(folder):
+        return [f"{checksums.FILE} is missing"]
     if known is None:
         logging.warning(
             "checkpoint %d was saved without checksums, by an older rfjax; what it "
@@ -345,6 +350,15 @@ def find_damage(
         )
         return []
     return checksums.find_damage(folder, known, share=share)
+
+
+def _had_checksums(folder: Path) -> bool:
+    """Whether a checkpoint was saved by an rfjax that writes checksums."""
+    try:
+        metadata = (folder / "_CHECKPOINT_METADATA").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return _StateHandler.__name__ in metadata
 
 
 def restore_params(

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -746,35 +747,39 @@ def run(argv: Sequence[str] | None = None) -> int:
     # Compiled programs are kept between commands; JAX reads this when it starts.
     cache = Path.home() / ".cache" / "rfjax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    with stopping.handling():
-        status = _call(name, rest)
-        if argv is None and status in stopping.EXIT_STATUSES:
-            _end_process(status)
-    if argv is None:
-        stopping.ignore_signals()  # nothing is left that they could interrupt
+    with stopping.handling() as stop:
+        status = _call(name, rest, stop)
+        if argv is None:
+            stopping.ignore_signals()  # nothing is left that they could interrupt
+            if status in stopping.EXIT_STATUSES:
+                _end_process(status)
+            stop.keep_ignoring = True
     return status
 
 
 def _end_process(status: int) -> NoReturn:
     """Ends without taking apart what a signal may have left half done in a library."""
-    stopping.ignore_signals()
     whole_files.remove_unfinished()
     if "jax" in sys.modules:
         from rfjax.parallel import processes
 
         processes.leave()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            stream.flush()
     os._exit(status)
 
 
-def _call(name: str, args: Sequence[str]) -> int:
-    """The exit status of a command."""
+def _call(name: str, args: Sequence[str], stop: stopping.StopSignals) -> int:
+    """The exit status of a command; signals that come once it is known are too late."""
     try:
         try:
-            return COMMANDS[name].run(parse_flags(name, args))
+            status = COMMANDS[name].run(parse_flags(name, args))
+            stop.closed = True
+            return status
         except Exception:
-            stopping.raise_again()
+            stop.closed = True
+            stop.raise_again()
             raise
     except (ValueError, FileNotFoundError, ImportError) as error:
         if not _raised_by_us(error):
@@ -783,7 +788,9 @@ def _call(name: str, args: Sequence[str]) -> int:
         print(f"rfjax {name}: {error}", file=sys.stderr)
         return 1
     except stopping.Stopped as stopped:
-        print(f"rfjax {name}: {stopped}", file=sys.stderr)
+        stop.closed = True
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"rfjax {name}: {stopped}", file=sys.stderr)
         return stopped.exit_status
 
 

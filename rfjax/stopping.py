@@ -61,13 +61,15 @@ class StopSignals:
     Attributes:
       requested: the first signal that came, or None.
       unsaved: whether there is something to save before the process may end.
-      closed: whether signals have their usual meaning again.
+      closed: whether signals come too late to be asked anything.
+      keep_ignoring: whether the process ends next, so that no handler comes back.
     """
 
     def __init__(self):
         self.requested: signal.Signals | None = None
         self.unsaved = False
         self.closed = False
+        self.keep_ignoring = False
         self._last_words: list[Callable[[], None]] = []
         self._raised_at: float | None = None
 
@@ -81,8 +83,13 @@ class StopSignals:
 
         For whoever catches all errors: a library may have made another one of it.
         """
-        if self._raised_at is not None:
+        if self.raised:
             raise Stopped(self.requested)
+
+    @property
+    def raised(self) -> bool:
+        """Whether the handler has raised Stopped."""
+        return self._raised_at is not None
 
     @contextlib.contextmanager
     def last_words(self, function: Callable[[], None]) -> Iterator[None]:
@@ -127,7 +134,7 @@ class StopSignals:
                     first, came = numbers[0], time.monotonic()
             if num_interrupts > 1:
                 self._end(signal.SIGINT)
-            if not first or self.unsaved:
+            if not first or self.unsaved or self.closed:
                 continue
             now = time.monotonic()
             if self.requested is None:
@@ -209,7 +216,8 @@ def _handlers(stop: StopSignals) -> Iterator[None]:
     finally:
         stop.closed = True
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if not stop.keep_ignoring:
+                signal.signal(number, handler)
         signal.set_wakeup_fd(other_pipe)
         os.write(write_end, bytes(1))
         watcher.join()

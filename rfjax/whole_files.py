@@ -67,6 +67,11 @@ def check_free(path: Path | str, *, field: str) -> None:
     """Raises ValueError unless `path` is absent or an empty folder; names the field."""
     path = Path(path)
     check_not_around(path, field=field)
+    if path.is_symlink():
+        raise ValueError(
+            f"{field} must be a new or empty folder, got {path}, a link to "
+            f"{os.readlink(path)}; name the folder itself, or another."
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(
             f"{field} must be a new or empty folder, got {path}; choose another name, "
@@ -76,7 +81,7 @@ def check_free(path: Path | str, *, field: str) -> None:
 
 def check_not_around(path: Path | str, *, field: str) -> None:
     """Raises ValueError if `path` is the current folder or one of its parents."""
-    if Path.cwd().is_relative_to(Path(path).resolve()):
+    if Path(path).name in ("", "..") or Path.cwd().is_relative_to(Path(path).resolve()):
         raise ValueError(
             f"{field} must not be the current folder or one of its parents, got {path}"
             "; name a folder of its own."
@@ -131,7 +136,7 @@ def new_folder(
     Raises:
       ValueError: the folder to replace holds anything else; it stays as it is.
     """
-    path = Path(path).absolute()
+    path = Path(path).parent.resolve() / Path(path).name
     partial = _beside(path, "partial")
     partial.mkdir(parents=True)
     with _removing(partial):
@@ -170,13 +175,14 @@ def _remove(partial: Path) -> None:
 def _replace_folder(path: Path, new: Path, *, files: Collection[str], field: str):
     """Puts a folder in the place of one that holds nothing but `files`."""
     old = _beside(path, "replaced")
-    os.rename(path, old)
     try:
+        os.rename(path, old)
         # Looked at where nobody adds to it any more.
         _refuse_foreign(old, path, files=files, field=field)
         os.rename(new, path)
     except BaseException:
-        os.rename(old, path)
+        if old.exists() and not path.exists():
+            os.rename(old, path)
         raise
     for entry in sorted(old.iterdir()):
         entry.unlink()

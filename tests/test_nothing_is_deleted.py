@@ -166,6 +166,20 @@ def test_a_folder_is_replaced_only_if_it_is_ours(tmp_path, theirs):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_folder_is_the_same_by_any_name(tmp_path):
+    out = tmp_path / "out"
+    for _ in range(2):
+        path = tmp_path / "out" / ".." / "out"
+        with whole_files.new_folder(path, replaces=["a.txt"]) as folder:
+            (folder / "a.txt").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="a link to nowhere; name the folder itself"):
+        whole_files.check_free(tmp_path / "link", field="out")
+    with pytest.raises(ValueError, match="must not be the current folder"):
+        whole_files.check_free(out / "..", field="out")
+
+
 def test_parts_of_a_list_are_joined(tmp_path, theirs):
     theirs("step/notes.txt")
     theirs("checksums.json.1")  # beside, not in the folder
@@ -195,8 +209,14 @@ def test_a_checkpoint_with_notes_in_it_stays(tmp_path, theirs):
     assert checkpoint.finished_steps(tmp_path) == [2], "control: 1 was ours alone"
     theirs("checkpoints/2/state/notes.txt")
     theirs("checkpoints/notes.txt")
+    theirs("checkpoints/1/thesis.tex")  # a name like that of a step
     save(checkpoint.Checkpoints(tmp_path, config=config), 3)
-    assert checkpoint.finished_steps(tmp_path) == [2, 3]
+    assert checkpoint.finished_steps(tmp_path) == [1, 2, 3]
+    # As older versions saved them: without a list, so only known names are ours.
+    (tmp_path / "checkpoints" / "3" / "checksums.json").unlink()
+    theirs("checkpoints/3/notes.txt")
+    save(checkpoint.Checkpoints(tmp_path, config=config), 4)
+    assert checkpoint.finished_steps(tmp_path) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/3/notes.txt", "x/y"])

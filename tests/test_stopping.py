@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signals: what they ask for, what they interrupt, and the exit status they leave."""
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -168,6 +170,54 @@ def test_handlers_and_wakeups_come_back():
     assert signal.set_wakeup_fd(-1) == -1
     with stopping.handling() as new:
         assert new.requested is None
+
+
+def test_a_signal_after_the_end_changes_nothing(monkeypatch):
+    """The command's status is known; it must not become a traceback."""
+
+    class Late(stopping.StopSignals):
+        @property
+        def closed(self):
+            return self.is_closed
+
+        @closed.setter
+        def closed(self, value):
+            self.is_closed = value
+            if value:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(stopping, "StopSignals", Late)
+    monkeypatch.setitem(main.COMMANDS, "verify", main.Command(lambda v: 0, "", {}))
+    assert main.run(["verify"]) == 0
+
+
+def test_a_terminal_that_is_gone_is_a_hangup(tmp_path):
+    """Nothing can be printed then, and the status is still that of SIGHUP."""
+    script = """
+import signal, sys, time
+from rfjax import main
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def wait(values):
+    print("ready", flush=True)
+    time.sleep(30)
+main.COMMANDS["verify"] = main.Command(wait, "", {})
+sys.argv = ["rfjax", "verify"]
+sys.exit(main.run())
+"""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "-c", script],
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    while b"ready" not in seen:
+        seen += os.read(ours, 999)
+    os.close(ours)
+    try:
+        assert process.wait(timeout=20) == 129
+    finally:
+        process.kill()
 
 
 def test_what_a_library_makes_of_a_stop_is_no_error_of_its_own(

@@ -91,11 +91,11 @@ def train(
         try:
             loop.run(job, workdir=workdir)
         except stopping.Stopped as stopped:
-            saved = checkpoint.finished_steps(workdir)
-            report(
-                f"{stopped}, saved at step {saved[-1] if saved else 0}; run the same "
-                "command to resume"
-            )
+            step = checkpoint.newest_step(workdir) or 0
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                report(
+                    f"{stopped}, saved at step {step}; run the same command to resume"
+                )
             raise
     report(f"finished {config.train.num_steps} steps in {workdir}")
 
@@ -126,6 +126,9 @@ def _branch(workdir: Path, config: Config, *, source: Path) -> None:
     usable = [s for s in checkpoint.finished_steps(source) if s <= fork_step]
     if not usable:
         return
+    damage = checkpoint.find_damage(source, usable[-1])
+    if damage:  # or it would be this run's, which could not be mended
+        raise checkpoint.damaged(source, usable[-1], "; ".join(damage[:3]))
     run_folder.update_run(workdir, trunk=source.resolve().name)
     # There before any metrics: without it they would tell of checkpoints that vanished.
     (workdir / checkpoint.FOLDER).mkdir(exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rfjax import checkpoint, checksums
+from rfjax import checkpoint, checksums, run_folder
 from rfjax import config as configs
 from rfjax.commands.job import Report
 
@@ -32,24 +32,28 @@ def verify_run(
     workdir = Path(workdir)
     newest = checkpoint.choose_step(workdir, step)
     steps = checkpoint.finished_steps(workdir) if step is None else [newest]
-    folders = {f"checkpoint {s}": workdir / checkpoint.FOLDER / str(s) for s in steps}
+    found = {}
+    for each in steps:
+        folder = workdir / checkpoint.FOLDER / str(each)
+        problems = checkpoint.find_damage(workdir, each)
+        found[f"checkpoint {each}"] = problems
+        _tell(f"checkpoint {each}", folder, problems, report)
     if step is None and (workdir / checksums.FILE).exists():
-        folders["position table"] = workdir
-    return {name: _verify(name, folder, report) for name, folder in folders.items()}
+        problem = checksums.damage_of(workdir / run_folder.POSITION_FILE)
+        found["position table"] = [] if problem is None else [problem]
+        _tell("position table", workdir, found["position table"], report)
+    return found
 
 
-def _verify(name: str, folder: Path, report: Report) -> list[str]:
-    """What is wrong with the files of a folder; says so, or that nothing is."""
-    try:
-        known = checksums.read(folder)
-        problems = checksums.find_damage(folder, known or {})
-    except ValueError as error:  # the list itself is damaged
-        known, problems = {}, [str(error)]
+def _tell(name: str, folder: Path, problems: list[str], report: Report) -> None:
+    """Says what is wrong with the files of a folder, or that nothing is."""
     for problem in problems:
         report(f"{name}: DAMAGED: {problem}")
+    if problems:
+        return
+    known = checksums.read(folder)
     if known is None:
         report(f"{name}: saved without checksums, cannot be verified")
-    elif not problems:
+    else:
         num_bytes = sum(size for size, _ in known.values())
         report(f"{name}: verified, {len(known)} files, {num_bytes / 1e6:,.1f} MB")
-    return problems

@@ -8,6 +8,7 @@ Cells may be added between calls.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def run_locally(
                 if number < len(cells):
                     stop.raise_if_requested()
             except stopping.Stopped as stopped:
-                tell(f"sweep {stopped} and saved; run the same command to resume")
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    tell(f"sweep {stopped}; run the same command to resume")
                 raise
     return failed
 

@@ -402,6 +402,13 @@ def test_no_flipped_bit_is_restored(uninterrupted, tmp_path):
     checkpoint.check_step(workdir, 24)  # control: none of them is left
 
 
+def as_an_older_rfjax_saved_it(folder):
+    """Without checksums, and without the mark of one that writes them."""
+    (folder / "checksums.json").unlink(missing_ok=True)
+    path = folder / "_CHECKPOINT_METADATA"
+    path.write_text(path.read_text().replace("_StateHandler", "StandardHandler"))
+
+
 def test_verify_names_the_damaged_files_of_every_checkpoint(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
@@ -414,8 +421,11 @@ def test_verify_names_the_damaged_files_of_every_checkpoint(uninterrupted, tmp_p
     assert lines[1].startswith("checkpoint 24: verified, ")
     assert main.run(["verify", f"--workdir={workdir}"]) == 1
     assert main.run(["verify", f"--workdir={workdir}", "--step=24"]) == 0
-    for step in (16, 24):  # as an older rfjax saved them
-        (workdir / "checkpoints" / str(step) / "checksums.json").unlink()
+    (workdir / "checkpoints" / "24" / "checksums.json").unlink()
+    found = commands.verify_run(workdir, step=24, report=lines.append)
+    assert found == {"checkpoint 24": ["checksums.json is missing"]}
+    for step in (16, 24):
+        as_an_older_rfjax_saved_it(workdir / "checkpoints" / str(step))
     lines.clear()
     assert not any(commands.verify_run(workdir, report=lines.append).values())
     assert all("saved without checksums, cannot be verified" in line for line in lines)
@@ -439,7 +449,7 @@ def test_a_state_of_another_step_is_refused(
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
     folder = workdir / "checkpoints" / "24"
-    (folder / "checksums.json").unlink()
+    as_an_older_rfjax_saved_it(folder)
     if name is None:
         folder.rename(workdir / "checkpoints" / "25")
     else:
