@@ -123,11 +123,21 @@ def run(job: Job, *, workdir: Path) -> TrainState:
       TrainingDiverged: when the loss is not finite; the last good checkpoint stays.
       CheckpointError: when the newest checkpoint cannot be read.
     """
+    with stopping.handling() as stop:
+        # A process that ended alone would leave the others waiting: they agree first.
+        stop.unsaved = jax.process_count() > 1
+        try:
+            return _run(job, workdir, stop)
+        finally:
+            stop.unsaved = False
+
+
+def _run(job: Job, workdir: Path, stop: stopping.StopSignals) -> TrainState:
+    """Trains between the beginning and the end of the run's record."""
     checkpoints = Checkpoints(workdir, config=job.checkpoint)
     state = start_state(job, checkpoints)
     record = _Record(workdir, step=int(state.step))
     with (
-        stopping.handling() as stop,
         stop.last_words(
             lambda: record.update(
                 status="stopped", saved_step=checkpoint.newest_step(workdir)
@@ -155,7 +165,6 @@ def run(job: Job, *, workdir: Path) -> TrainState:
             raise
         finally:
             record.close(status=status, saved_step=checkpoints.newly_saved())
-            stop.unsaved = False
 
 
 def _train(
@@ -180,6 +189,8 @@ def _train(
     if job.evaluate is not None and (owed or step < job.config.num_steps):
         # Now, while nothing is lost if a signal ends the compilation.
         job.compile_evaluation(state)
+    if stop.unsaved:  # several processes, none of which was interrupted so far
+        check_in()
     log = IntervalLog(job, first_step=step, write=record.write_metrics)
     if owed:
         log.evaluate(state, step, check_in)

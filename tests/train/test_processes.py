@@ -135,6 +135,28 @@ def test_one_process_goes_on_with_their_checkpoint(by_two, by_one, tmp_path):
     assert checkpoint.finished_steps(workdir) == [2, 4]
 
 
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_a_signal_to_one_in_the_compilation_stops_all(tmp_path, signalled):
+    """None may end alone: the others would wait for it, and abort."""
+    workdir = tmp_path / "run"
+    flags = (f"--config={CONFIG}", f"--workdir={workdir}", *OVERRIDES)
+    started = start_two_processes("train", *flags)
+    try:
+        end = time.monotonic() + 200
+        while run_folder.read_run(workdir).get("status") != "running":
+            assert all(process.poll() is None for process in started)
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        started[signalled].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=100) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [143, 143], outputs
+    assert not any("Traceback" in errors for _, errors in outputs)
+    assert run_folder.read_run(workdir)["status"] == "stopped"
+
+
 @pytest.mark.parametrize("signalled", [(1,), (0, 1)], ids=["one", "both"])
 def test_a_signal_to_any_stops_all_at_the_same_step(tmp_path, signalled):
     workdir = tmp_path / "run"
