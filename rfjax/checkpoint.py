@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import logging as python_logging
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,11 @@ def finished_steps(workdir: Path | str) -> list[int]:
     folder = Path(workdir) / FOLDER
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name)
+        for path in folder.iterdir()
+        if path.name.isascii() and path.name.isdigit() and path.is_dir()
+    )
 
 
 def newest_step(workdir: Path | str) -> int | None:
@@ -174,6 +179,7 @@ class Checkpoints:
         """Starts a save; returns as soon as the arrays are copied off the device."""
         if step in finished_steps(self.workdir):
             return
+        self._keep_foreign_leftover(step)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -182,6 +188,17 @@ class Checkpoints:
             ),
         )
         self._saving = step
+
+    def _keep_foreign_leftover(self, step: int) -> None:
+        """Sets aside a killed save with others' files; orbax would remove it whole."""
+        leftover = self.workdir / FOLDER / f"{step}.orbax-checkpoint-tmp"
+        if not (processes.is_first() and leftover.is_dir()):
+            return
+        own = ("state", "data", *_WRITTEN_LAST)
+        if not all(entry.name.startswith(own) for entry in leftover.iterdir()):
+            aside = leftover.with_name(f"{leftover.name}.kept-{secrets.token_hex(4)}")
+            leftover.rename(aside)
+            logging.warning("%s holds other files, kept as %s", leftover, aside.name)
 
     def newly_saved(self) -> int | None:
         """The newest complete step, once after each save that was completed."""

@@ -33,6 +33,7 @@ SHOWN_BY = {
     "whole_files.new_folder": "test_a_folder_is_made_beside_others",
     "whole_files._remove": "test_a_folder_is_made_beside_others",
     "whole_files._replace_folder": "test_what_is_no_report_is_left_alone",
+    "checkpoint._keep_foreign_leftover": "test_a_checkpoint_with_notes_in_it_stays",
     "checksums.join_parts": "test_parts_of_a_list_are_joined",
     "bench.checkpoint.measure_saving": "test_all_of_the_state_is_saved",
 }
@@ -215,8 +216,13 @@ def test_a_checkpoint_with_notes_in_it_stays(tmp_path, theirs):
     # As older versions saved them: without a list, so only known names are ours.
     (tmp_path / "checkpoints" / "3" / "checksums.json").unlink()
     theirs("checkpoints/3/notes.txt")
+    leftover = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    leftover.mkdir()
+    (leftover / "thesis.tex").write_text("years of work")
     save(checkpoint.Checkpoints(tmp_path, config=config), 4)
     assert checkpoint.finished_steps(tmp_path) == [1, 2, 3, 4]
+    (kept,) = tmp_path.glob("checkpoints/4.orbax*kept*/thesis.tex")
+    assert kept.read_text() == "years of work"
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/3/notes.txt", "x/y"])

@@ -60,6 +60,8 @@ class RecordSource(Sequence):
             raise IndexError(index)
         try:
             return self._decode(self._raw[index])
+        except (OSError, MemoryError):  # of the machine, not of the record
+            raise
         except Exception as error:  # the reader raises several kinds, decoding others
             shard = bisect.bisect_right(self._ends, index)
             path, count = self._shards[shard]

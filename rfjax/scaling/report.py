@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from rfjax import whole_files
+from rfjax import checksums, whole_files
 from rfjax.scaling import runs as runs_table
 from rfjax.scaling.document import describe
 from rfjax.scaling.fit import FitOptions
@@ -118,10 +118,13 @@ def run_fit(
 
 
 def _files_of_report(out: Path) -> list[str]:
-    """Names of the files that an earlier report says it wrote; none without one."""
+    """Names of the files that an earlier report wrote and nobody altered since."""
     try:
-        document = json_format.loads((out / REPORT_FILE).read_text("utf-8"))
-        return [str(name) for name in document["files"]]
+        written = json_format.loads((out / REPORT_FILE).read_bytes())["files"]
+        return [
+            REPORT_FILE,
+            *(n for n in written if not checksums.find_damage(out, {n: written[n]})),
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -142,7 +145,7 @@ def _write_folder(
             pictures.append((name, caption, buffer.getvalue()))
         study.table.to_csv(folder / "points.csv", index=False)
         (folder / "index.html").write_text(page(study, pictures), encoding="utf-8")
-        files = sorted([*(path.name for path in folder.iterdir()), REPORT_FILE])
+        files = checksums.compute(folder, sorted(folder.iterdir()))
         document = describe(study) | {"files": files}
         text = json_format.dumps(document, indent=2, allow_nan=False) + "\n"
         (folder / REPORT_FILE).write_text(text, encoding="utf-8")

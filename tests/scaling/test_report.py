@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rfjax import checksums
 from rfjax.scaling.report import run_fit
 
 FIGURES = {
@@ -97,13 +98,15 @@ def test_a_csv_becomes_a_report_and_an_old_report_is_replaced(planted, tmp_path)
     table.to_csv(tmp_path / "points.csv", index=False)
     out = tmp_path / "report"
     out.mkdir()
-    (out / "fit.json").write_text('{"files": ["fit.json", "old.png"]}')
     (out / "old.png").write_text("")
+    written = checksums.compute(out, [out / "old.png"])
+    (out / "fit.json").write_text(json.dumps({"files": written}))
     columns = {"params": "N", "samples": "D", "loss": "L"}
     report = run_fit(
         table=tmp_path / "points.csv", columns=columns, out=out, num_bootstraps=100
     )
-    assert sorted(path.name for path in out.iterdir()) == report.document["files"]
+    names = [path.name for path in out.iterdir()]
+    assert sorted(names) == sorted([*report.document["files"], "fit.json"])
     assert "old.png" not in report.document["files"]
     assert report.document["excluded"] == [
         {"row": 3, "run": "", "reason": "loss is not a finite number"}
@@ -183,6 +186,16 @@ def test_a_file_that_comes_while_the_report_is_made_stays(sweep, tmp_path, monke
     assert (tmp_path / "report" / "notes.txt").read_text() == "kept"
     assert (tmp_path / "report" / "index.html").stat().st_size > 1000
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_report_that_somebody_edited_stays(sweep, tmp_path):
+    options = {"runs": sweep, "num_bootstraps": 100, "holdout_largest": False}
+    run_fit(out=tmp_path / "report", **options)
+    run_fit(out=tmp_path / "report", **options)  # control
+    (tmp_path / "report" / "index.html").write_text("my notes on the fit")
+    with pytest.raises(ValueError, match=r"no earlier report wrote \(index\.html\)"):
+        run_fit(out=tmp_path / "report", **options)
+    assert (tmp_path / "report" / "index.html").read_text() == "my notes on the fit"
 
 
 def test_one_source_of_rows_is_needed(tmp_path):
