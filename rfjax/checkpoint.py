@@ -220,10 +220,9 @@ class Checkpoints:
         Raises:
           CheckpointError: if the newest checkpoint cannot be read.
         """
-        steps = finished_steps(self.workdir)
-        if not steps:
+        step = newest_step(self.workdir)
+        if step is None:
             return None
-        step = steps[-1]
         start = time.perf_counter()
         check_step(self.workdir, step)
         self.hash_seconds += time.perf_counter() - start

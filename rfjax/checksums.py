@@ -55,11 +55,7 @@ def join_parts(folder: Path, *, leave_out: Collection[str]) -> None:
     for part in parts:
         known |= json.loads(part.read_bytes())["files"]
         part.unlink()
-    rest = [
-        path
-        for path in folder.rglob("*")
-        if path.relative_to(folder).as_posix() not in {*known, *leave_out}
-    ]
+    rest = foreign_files(folder, {*known, *leave_out})
     write(folder, known | compute(folder, rest))
 
 

@@ -83,13 +83,8 @@ class StopSignals:
 
         For whoever catches all errors: a library may have made another one of it.
         """
-        if self.raised:
+        if self._raised_at is not None:
             raise Stopped(self.requested)
-
-    @property
-    def raised(self) -> bool:
-        """Whether the handler has raised Stopped."""
-        return self._raised_at is not None
 
     @contextlib.contextmanager
     def last_words(self, function: Callable[[], None]) -> Iterator[None]:

@@ -230,7 +230,7 @@ def start_state(job: Job, checkpoints: Checkpoints) -> TrainState:
     if restored is None:
         return job.init_state()
     state, data_position = restored
-    step = checkpoint.finished_steps(checkpoints.workdir)[-1]
+    step = checkpoint.newest_step(checkpoints.workdir)
     expected = step * job.config.global_batch_size
     if int(state.step) != step or set(data_position.values()) != {expected}:
         raise checkpoint.damaged(
