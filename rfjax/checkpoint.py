@@ -27,6 +27,7 @@ from absl import logging
 from flax import traverse_util
 
 from rfjax import checksums, stopping, whole_files
+from rfjax.errors import UserError
 from rfjax.parallel import processes
 
 FOLDER = "checkpoints"
@@ -40,7 +41,7 @@ _WRITTEN_LAST = (
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is missing, unfinished or unreadable."""
 
 
@@ -61,12 +62,12 @@ class CheckpointConfig:
     def __post_init__(self):
         for field in ("every_steps", "keep"):
             if getattr(self, field) < 1:
-                raise ValueError(
+                raise UserError(
                     f"checkpoint.{field} must be at least 1, "
                     f"got {getattr(self, field)}."
                 )
         if self.keep_steps and min(self.keep_steps) < 1:
-            raise ValueError(
+            raise UserError(
                 "checkpoint.keep_steps must be at least 1, "
                 f"got {list(self.keep_steps)}."
             )
@@ -399,7 +400,7 @@ def restore_params(
       CheckpointError: if it is missing, unfinished, damaged or unreadable.
     """
     if weights not in WEIGHTS:
-        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}.")
+        raise UserError(f"weights must be 'ema' or 'raw', got {weights!r}.")
     step = choose_step(workdir, step)
     if check:
         check_step(workdir, step)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import xxhash
 
+from rfjax.errors import UserError
+
 FILE = "checksums.json"
 
 # Path relative to the folder -> [bytes, 128 bits of XXH3 in hexadecimal].
@@ -63,7 +65,7 @@ def read(folder: Path) -> Checksums | None:
     """The list of a folder, or None if there is none.
 
     Raises:
-      ValueError: the list itself is damaged.
+      UserError: the list itself is damaged.
     """
     path = folder / FILE
     try:
@@ -75,7 +77,7 @@ def read(folder: Path) -> Checksums | None:
         return None
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"{FILE} does not match its own checksum")
+    raise UserError(f"{FILE} does not match its own checksum")
 
 
 def find_damage(

@@ -17,6 +17,7 @@ from typing import Any
 from rfjax import schema
 from rfjax.checkpoint import CheckpointConfig
 from rfjax.data import DATA_CONFIGS, DataConfig, SyntheticConfig
+from rfjax.errors import MissingFileError, UserError
 from rfjax.evaluation.sample import SampleConfig
 from rfjax.evaluation.validation import ValidationConfig
 from rfjax.flow import formulations
@@ -51,7 +52,7 @@ class Config:
     objective: str = "rf/lognorm(0.00,1.00)"
     shift: float = 1.0
     model: MMDiTConfig
-    data: DataConfig | SyntheticConfig
+    data: DataConfig | SyntheticConfig = schema.one_of(DATA_CONFIGS)
     mesh: MeshConfig = MeshConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
@@ -63,14 +64,14 @@ class Config:
     def __post_init__(self):
         formulations.parse(self.objective)
         if not self.shift > 0:
-            raise ValueError(
+            raise UserError(
                 f"shift must be positive, got {self.shift}; 1.0 leaves timesteps alone."
             )
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be in [0, 2^32), got {self.seed}.")
+            raise UserError(f"seed must be in [0, 2^32), got {self.seed}.")
         self.optimizer.check_steps(self.train.num_steps)
         if self.mesh.tensor > 1 and self.model.depth % self.mesh.tensor:
-            raise ValueError(
+            raise UserError(
                 "mesh.tensor must divide the number of heads, model.depth = "
                 f"{self.model.depth}, got {self.mesh.tensor}; choose a divisor."
             )
@@ -80,46 +81,29 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
     """Builds and checks a Config from a ConfigDict, or a dict read from config.json.
 
     Raises:
-      ValueError: unknown or missing fields, wrong types, values out of range, or
+      UserError: unknown or missing fields, wrong types, values out of range, or
         sections that contradict each other.
     """
     if hasattr(values, "to_dict"):
         values = values.to_dict()
-    values = dict(values)
-    if "data" in values:
-        values["data"] = _build_data(values["data"])
     return schema.build(Config, values)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The resolved config as plain values, as config.json holds it."""
-    fields = dataclasses.asdict(config)
-    kind = next(k for k, cls in DATA_CONFIGS.items() if isinstance(config.data, cls))
-    fields["data"] = {"kind": kind, **fields["data"]}
-    # Tuples become lists, as they do when config.json is read back.
-    return json.loads(json.dumps(fields))
+    return schema.to_dict(config)
 
 
 def load(workdir: Path | str) -> Config:
     """The config of a run folder.
 
     Raises:
-      FileNotFoundError: if the folder holds no run.
+      MissingFileError: if the folder holds no run.
     """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"--workdir={workdir} holds no {CONFIG_FILE}, so it is not a run folder; "
             "train one with `rfjax train --config=... --workdir=...`."
         )
     return from_config_dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _build_data(value: Any) -> DataConfig | SyntheticConfig:
-    kind = value.get("kind") if isinstance(value, Mapping) else None
-    if kind not in DATA_CONFIGS:
-        raise ValueError(
-            f"data.kind must be one of {', '.join(DATA_CONFIGS)}, got {kind!r}."
-        )
-    fields = {name: field for name, field in value.items() if name != "kind"}
-    return schema.build(DATA_CONFIGS[kind], fields, prefix="data.")

@@ -16,7 +16,6 @@ import json
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +23,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 
 from rfjax import __version__, stopping, whole_files
+from rfjax.errors import MissingFileError, UserError
 from rfjax.huge_pages import restart_with_huge_pages
 
 _REQUIRED = object()
@@ -91,10 +91,10 @@ def encode(values: dict[str, Any]) -> int:
 def verify(values: dict[str, Any]) -> int:
     """Checks a data set and draws a contact sheet of it, or checks a run."""
     if (values["data"] is None) == (values["workdir"] is None):
-        raise ValueError("give either --data=DIR or --workdir=DIR.")
+        raise UserError("give either --data=DIR or --workdir=DIR.")
     for flag, owner in (("picture", "data"), ("step", "workdir")):
         if values[flag] is not None and values[owner] is None:
-            raise ValueError(f"--{flag} goes with --{owner}=DIR; leave it out.")
+            raise UserError(f"--{flag} goes with --{owner}=DIR; leave it out.")
     if values["workdir"] is not None:
         from rfjax import commands
 
@@ -159,7 +159,7 @@ def sample(values: dict[str, Any]) -> int:
         for name in ("step", "weights", "seed", "num_steps", "solver", "guidance_scale")
     }
     if values["sheet"] == bool(values["prompt"]):
-        raise ValueError("give either --sheet or at least one --prompt=TEXT.")
+        raise UserError("give either --sheet or at least one --prompt=TEXT.")
     if values["sheet"]:
         out = commands.sample_sheet(values["workdir"], out=values["out"], **settings)
     else:
@@ -292,7 +292,7 @@ def coordinates(values: dict[str, Any]) -> int:
     from rfjax import commands, config
 
     if not re.fullmatch(r"\d+(,\d+)*", values["depths"]):
-        raise ValueError(
+        raise UserError(
             f"--depths must be numbers as in 1,2,4, got {values['depths']!r}."
         )
     slopes = commands.coordinates(
@@ -312,27 +312,31 @@ def coordinates(values: dict[str, Any]) -> int:
 
 def fit(values: dict[str, Any]) -> int:
     """Fits power laws to a sweep, or to a table of somebody else's runs."""
-    from rfjax.scaling import report
+    from rfjax.scaling.laws import CannotFit
+    from rfjax.scaling.report import folder as report
 
     columns = dict(
         pair.split("=", 1) for pair in (values["columns"] or "").split(",") if pair
     )
-    fitted = report.run_fit(
-        runs=values["runs"],
-        table=values["table"],
-        columns=columns or None,
-        out=values["out"],
-        law=values["law"],
-        size_measure=values["size"],
-        loss=values["loss"],
-        num_bootstraps=values["bootstraps"],
-        holdout_largest=values["holdout"],
-        mid_run=values["mid_run"],
-        where=values["where"],
-        budgets=[_number(text, flag="budget") for text in values["budget"] or ()],
-        forecasts=[_model(text) for text in values["forecast"] or ()],
-        json=values["json"],
-    )
+    try:
+        fitted = report.run_fit(
+            runs=values["runs"],
+            table=values["table"],
+            columns=columns or None,
+            out=values["out"],
+            law=values["law"],
+            size_measure=values["size"],
+            loss=values["loss"],
+            num_bootstraps=values["bootstraps"],
+            holdout_largest=values["holdout"],
+            mid_run=values["mid_run"],
+            where=values["where"],
+            budgets=[_number(text, flag="budget") for text in values["budget"] or ()],
+            forecasts=[_model(text) for text in values["forecast"] or ()],
+            json=values["json"],
+        )
+    except CannotFit as error:
+        raise UserError(str(error)) from error
     print(fitted.summary())
     print(f"report: {fitted.out / 'index.html'}")
     return 0
@@ -342,7 +346,7 @@ def _number(text: str, *, flag: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"--{flag} must be a number such as 1e20, got {text!r}."
         ) from None
 
@@ -352,7 +356,7 @@ def _model(text: str) -> dict[str, float]:
     pairs = [pair.partition("=") for pair in text.split(",")]
     known = ("depth", "size", "samples", "flops")
     if not all(name in known and equals for name, equals, _ in pairs):
-        raise ValueError(
+        raise UserError(
             f"--forecast must name a model by {', '.join(known)}, as in "
             f"depth=12,samples=1e6, got {text!r}."
         )
@@ -618,12 +622,12 @@ def parse_flags(name: str, args: Sequence[str]) -> dict[str, Any]:
     """Values of a command's flags, and its config as a plain dict with overrides.
 
     Raises:
-      ValueError: unknown, missing or ill-formed flags.
+      UserError: unknown, missing or ill-formed flags.
     """
     command = COMMANDS[name]
     overrides = [arg for arg in args if arg.startswith("--config.")]
     if overrides and not command.config:
-        raise ValueError(f"rfjax {name} takes no {overrides[0]}; see rfjax {name} -h.")
+        raise UserError(f"rfjax {name} takes no {overrides[0]}; see rfjax {name} -h.")
     values = flags.FlagValues()
     described = command.flags | ({"config": CONFIG} if command.config else {})
     define = {
@@ -640,15 +644,15 @@ def parse_flags(name: str, args: Sequence[str]) -> dict[str, Any]:
         own = [_underscored(arg) for arg in args if arg not in overrides]
         rest = values(["rfjax", *own])[1:]
     except flags.Error as error:
-        raise ValueError(f"{error}; see rfjax {name} --help.") from error
+        raise UserError(f"{error}; see rfjax {name} --help.") from error
     if rest:
-        raise ValueError(
+        raise UserError(
             f"rfjax {name} takes flags only, got {rest[0]!r}; write --NAME=VALUE."
         )
     result = {flag_name: values[flag_name].value for flag_name in described}
     for flag_name, flag in described.items():
         if flag.default is _REQUIRED and result[flag_name] is None:
-            raise ValueError(f"rfjax {name} needs --{flag_name}: {flag.help}.")
+            raise UserError(f"rfjax {name} needs --{flag_name}: {flag.help}.")
     if command.config:
         result["config"] = apply_overrides(
             load_config_file(result["config"]), overrides
@@ -668,32 +672,32 @@ def load_config_file(path_and_arg: str) -> dict[str, Any]:
     """Runs get_config(ARG) of FILE[:ARG], or reads FILE.json, and returns the fields.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it defines no get_config, refuses ARG, or is no JSON.
+      MissingFileError: if there is no such file.
+      UserError: if it defines no get_config, refuses ARG, or is no JSON.
     """
     path, _, arg = path_and_arg.partition(":")
     if not Path(path).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"--config={path} does not exist; name a file such as configs/emoji.py."
         )
     if path.endswith(".json"):
         try:
             return json.loads(Path(path).read_text("utf-8"))
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"--config={path} must be JSON: {error}; take a run's config.json."
             ) from error
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise ValueError(
+        raise UserError(
             f"--config={path} must define get_config(arg), and does not; see configs/."
         )
     try:
         return module.get_config(arg).to_dict()
     except ValueError as error:  # the file's own check of its argument
-        raise ValueError(f"--config={path_and_arg} is refused: {error}") from error
+        raise UserError(f"--config={path_and_arg} is refused: {error}") from error
 
 
 def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -701,13 +705,13 @@ def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[st
     for override in overrides:
         name, equals, text = override.removeprefix("--config.").partition("=")
         if not equals:
-            raise ValueError(f"{override} must have the form --config.FIELD=VALUE.")
+            raise UserError(f"{override} must have the form --config.FIELD=VALUE.")
         *sections, field = name.split(".")
         target = config
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise ValueError(f"{override}: {section} is a field, not a section.")
+                raise UserError(f"{override}: {section} is a field, not a section.")
         target[field] = parse_value(text)
     return config
 
@@ -781,9 +785,7 @@ def _call(name: str, args: Sequence[str], stop: stopping.StopSignals) -> int:
             stop.closed = True
             stop.raise_again()
             raise
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        if not _raised_by_us(error):
-            raise
+    except UserError as error:
         # Input that cannot be used: what and why, without a traceback.
         print(f"rfjax {name}: {error}", file=sys.stderr)
         return 1
@@ -792,12 +794,6 @@ def _call(name: str, args: Sequence[str], stop: stopping.StopSignals) -> int:
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"rfjax {name}: {stopped}", file=sys.stderr)
         return stopped.exit_status
-
-
-def _raised_by_us(error: BaseException) -> bool:
-    """Whether the error comes from a check of rfjax, not from a library's depths."""
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(raised_in).is_relative_to(Path(__file__).parent)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rfjax import whole_files
+from rfjax.errors import UserError
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
@@ -69,7 +70,7 @@ def claim(
         fields that are newer than that run hold their defaults.
 
     Raises:
-      ValueError: if a run with another config lives there.
+      UserError: if a run with another config lives there.
     """
     if started_with is not None:
         may_change = MAY_CHANGE
@@ -77,14 +78,14 @@ def claim(
             may_change += ("train.num_steps",)
         changed = differences(started_with, config, may_change=may_change)
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"run folder {workdir} belongs to another config ({'; '.join(changed)})"
                 "; use another --workdir, or the config that the run was started with."
             )
     elif workdir.is_dir() and any(
         entry.name != LOCK_FILE for entry in workdir.iterdir()
     ):
-        raise ValueError(
+        raise UserError(
             f"run folder {workdir} is not empty and holds no {CONFIG_FILE}, so it is "
             "not a run of rfjax; use another --workdir."
         )
@@ -102,7 +103,7 @@ def check_not_lost(
       checkpoints: the folder for them, made before the first step.
 
     Raises:
-      ValueError: if run.json or the metrics tell of training, and no checkpoint is
+      UserError: if run.json or the metrics tell of training, and no checkpoint is
         there. A run that was killed before its first save has lost nothing: its
         folder of checkpoints is there, and run.json says that nothing was ever saved.
     """
@@ -116,7 +117,7 @@ def check_not_lost(
     trained = max([*steps, run.get("step") or 0])
     if never_saved or (trained == 0 and run.get("saved_step") is None):
         return
-    raise ValueError(
+    raise UserError(
         f"run folder {workdir} has trained to step "
         f"{max(trained, run.get('saved_step') or 0)}"
         " and holds no checkpoint; bring back its folder checkpoints (is a disk not "
@@ -155,14 +156,14 @@ def exclusive(workdir: Path) -> Iterator[None]:
     """Holds the folder for one writing process; the system frees it if that dies.
 
     Raises:
-      ValueError: if another process is training there.
+      UserError: if another process is training there.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / LOCK_FILE).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise UserError(
                 f"run folder {workdir} is in use by another training process; wait for "
                 "it to end, or use another --workdir."
             ) from None
@@ -184,7 +185,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a half-written last line is left out.
 
     Raises:
-      ValueError: a line is no JSON object with a step.
+      UserError: a line is no JSON object with a step.
     """
     path = Path(workdir) / METRICS_FILE
     if not path.is_file():
@@ -198,7 +199,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
             line["step"]  # readers go by it
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} line {number} must be a JSON object with a step, got "
                 f"{text[:60]!r}; repair or delete that line."
             ) from error

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From plain values to a config dataclass: every wrong name and type is an error."""
+"""From plain values to config dataclasses and back: wrong names and types are errors.
+
+A field that holds one of several configs, such as a data source, is declared with
+`one_of(TABLE)`; its section says which by `kind`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import types
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+from rfjax.errors import UserError
 
 
 def build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
@@ -21,24 +27,85 @@ def build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
       prefix: what errors put before a field's name, such as "grid.".
 
     Raises:
-      ValueError: a field is unknown, missing or of the wrong type.
+      UserError: a field is unknown, missing or of the wrong type.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            raise ValueError(_unknown_field(prefix + name, prefix, fields))
+            raise UserError(_unknown_field(prefix + name, prefix, fields))
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING
         if required and field.default_factory is dataclasses.MISSING:
             if name not in values:
-                raise ValueError(f"{prefix}{name} must be set, and is missing; add it.")
+                raise UserError(f"{prefix}{name} must be set, and is missing; add it.")
     hints = typing.get_type_hints(cls)
     return cls(
         **{
             name: _convert(value, hints[name], name=prefix + name)
+            if _KINDS not in fields[name].metadata
+            else _build_one_of(value, fields[name].metadata, name=prefix + name)
             for name, value in values.items()
         }
     )
+
+
+def one_of(table: Mapping[str, type], *, default: str | None = None) -> Any:
+    """A dataclass field that holds one of the configs of a table.
+
+    In a config file it is a section with the field `kind`, a key of the table, beside
+    the fields of that config.
+
+    Args:
+      table: kind -> config dataclass. It is read when a config is built, so a member
+        added to it later counts.
+      default: the kind of a section that names none; a section that is left out
+        altogether is this kind with its defaults. None: a kind must be given.
+    """
+    metadata = {_KINDS: table, _DEFAULT_KIND: default}
+    if default is None:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(
+        default_factory=lambda: table[default](), metadata=metadata
+    )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The inverse of `build`: plain values, lists for tuples, with every `kind`."""
+    return {
+        field.name: _plain(getattr(config, field.name), field.metadata)
+        for field in dataclasses.fields(config)
+    }
+
+
+_KINDS, _DEFAULT_KIND = "kinds", "default_kind"  # in the metadata of a field
+
+
+def _build_one_of(value: Any, metadata: Mapping[str, Any], *, name: str) -> Any:
+    table = metadata[_KINDS]
+    if isinstance(value, tuple(table.values())):
+        return value
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name} must be a section of fields, got {value!r}.")
+    kind = value.get("kind", metadata[_DEFAULT_KIND])
+    if kind not in table:
+        near = difflib.get_close_matches(str(kind), table, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(
+            f"{name}.kind must be one of {', '.join(table)}, got {kind!r}{hint}"
+        )
+    fields = {field: entry for field, entry in value.items() if field != "kind"}
+    return build(table[kind], fields, prefix=f"{name}.")
+
+
+def _plain(value: Any, metadata: Mapping[str, Any]) -> Any:
+    if dataclasses.is_dataclass(value):
+        if _KINDS not in metadata:
+            return to_dict(value)
+        kinds = {cls: kind for kind, cls in metadata[_KINDS].items()}
+        return {"kind": kinds[type(value)], **to_dict(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(element, {}) for element in value]
+    return value
 
 
 def _unknown_field(name: str, prefix: str, fields: Mapping[str, Any]) -> str:
@@ -55,7 +122,7 @@ def _convert(value: Any, hint: Any, *, name: str) -> Any:
         return value  # a section that its caller has chosen and built
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{name} must be a section of fields, got {value!r}.")
+            raise UserError(f"{name} must be a section of fields, got {value!r}.")
         return build(hint, value, prefix=f"{name}.")
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         if value is None:
@@ -66,7 +133,7 @@ def _convert(value: Any, hint: Any, *, name: str) -> Any:
         if element_types[-1] is Ellipsis and isinstance(value, list | tuple):
             element_types = element_types[:1] * len(value)
         if not isinstance(value, list | tuple) or len(value) != len(element_types):
-            raise ValueError(
+            raise UserError(
                 f"{name} must be a list of {len(element_types)}, got {value!r}."
             )
         return tuple(
@@ -78,7 +145,7 @@ def _convert(value: Any, hint: Any, *, name: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise ValueError(
+        raise UserError(
             f"{name} must be of type {hint.__name__}, got {value!r} "
             f"({type(value).__name__})."
         )

@@ -16,6 +16,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from rfjax.errors import UserError
+
 # What is being written, for a process that ends without leaving its blocks.
 _unfinished: set[Path] = set()
 
@@ -64,32 +66,32 @@ def unused(path: Path | str) -> Path:
 
 
 def check_free(path: Path | str, *, field: str) -> None:
-    """Raises ValueError unless `path` is absent or an empty folder; names the field."""
+    """Raises UserError unless `path` is absent or an empty folder; names the field."""
     path = Path(path)
     check_not_around(path, field=field)
     if path.is_symlink():
-        raise ValueError(
+        raise UserError(
             f"{field} must be a new or empty folder, got {path}, a link to "
             f"{os.readlink(path)}; name the folder itself, or another."
         )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(
+        raise UserError(
             f"{field} must be a new or empty folder, got {path}; choose another name, "
             "or delete it."
         )
 
 
 def check_not_around(path: Path | str, *, field: str) -> None:
-    """Raises ValueError if `path` is the current folder or one of its parents."""
+    """Raises UserError if `path` is the current folder or one of its parents."""
     if Path(path).name in ("", "..") or Path.cwd().is_relative_to(Path(path).resolve()):
-        raise ValueError(
+        raise UserError(
             f"{field} must not be the current folder or one of its parents, got {path}"
             "; name a folder of its own."
         )
 
 
 def check_replaceable(path: Path | str, *, files: Collection[str], field: str) -> None:
-    """Raises ValueError unless a folder may be replaced; names what stands in the way.
+    """Raises UserError unless a folder may be replaced; names what stands in the way.
 
     Args:
       path: absent, or a folder that holds nothing but regular files named in `files`.
@@ -99,20 +101,20 @@ def check_replaceable(path: Path | str, *, files: Collection[str], field: str) -
     path = Path(path)
     check_not_around(path, field=field)
     if path.is_symlink():
-        raise ValueError(
+        raise UserError(
             f"{field} must be a folder, got {path}, a link to {os.readlink(path)}; "
             "name the folder itself, or another."
         )
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{field} must be a folder, got the file {path}.")
+        raise UserError(f"{field} must be a folder, got the file {path}.")
     _refuse_foreign(path, path, files=files, field=field)
 
 
 def _refuse_foreign(folder: Path, path: Path, *, files: Collection[str], field: str):
-    """Raises ValueError if a folder, for the user `path`, holds other things."""
+    """Raises UserError if a folder, for the user `path`, holds other things."""
     foreign = _foreign(folder, files)
     if foreign:
-        raise ValueError(
+        raise UserError(
             f"{field} {path} exists and holds what no earlier report wrote "
             f"({', '.join(foreign[:3])}{', ...' if foreign[3:] else ''}); choose "
             "another folder. Nothing was changed."
@@ -134,7 +136,7 @@ def new_folder(
       field: what the user called the path.
 
     Raises:
-      ValueError: the folder to replace holds anything else; it stays as it is.
+      UserError: the folder to replace holds anything else; it stays as it is.
     """
     path = Path(path).parent.resolve() / Path(path).name
     partial = _beside(path, "partial")

@@ -112,7 +112,6 @@ def test_an_error_of_a_library_keeps_its_traceback(monkeypatch):
         int("seven")
 
     monkeypatch.setitem(main.COMMANDS, "verify", main.Command(broken, "", {}))
-    # int() has no frame of its own, so the failing line is this test's.
     with pytest.raises(ValueError, match="invalid literal"):
         main.run(["verify"])
 

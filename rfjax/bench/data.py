@@ -115,7 +115,7 @@ def write_random_dataset(
     """Writes random records; by default in the layout of SD3 at 256 px (1.3 MB each).
 
     Raises:
-      ValueError: `root` is not empty.
+      UserError: `root` is not empty.
     """
     rng = np.random.default_rng(0)
     length, context_dim = context_shape

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rfjax.errors import MissingPackageError
 from rfjax.types import Batch
 
 
@@ -36,13 +37,13 @@ def make_step(
       num_params: that the model must have.
 
     Raises:
-      ImportError: torch or diffusers are not installed.
+      MissingPackageError: torch or diffusers are not installed.
     """
     try:
         import torch
         from diffusers import SD3Transformer2DModel
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"--peer=diffusers needs torch and diffusers ({error}); run "
             "`pip install 'rfjax[test]'`."
         ) from error

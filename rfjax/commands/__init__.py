@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands as functions: what a notebook calls, and `rfjax NAME` after its flags.
 
-`fit` and `export` live beside their parts: `rfjax.scaling.report.run_fit` and
+`fit` and `export` live beside their parts: `rfjax.scaling.report.folder.run_fit` and
 `rfjax.export.save.export_run`.
 """
 

@@ -18,6 +18,7 @@ from rfjax.bench.diffusers_peer import make_step
 from rfjax.bench.step import StepReport, time_in_turns
 from rfjax.commands.job import Report, make_job_here
 from rfjax.config import Config
+from rfjax.errors import UserError
 from rfjax.export.save import diffusers_config
 from rfjax.flow import formulations
 from rfjax.models import flops
@@ -49,8 +50,8 @@ def bench_step(
       report: receives a line for each round.
 
     Raises:
-      ValueError: a wrong setting, or a peer that cannot do the same work.
-      ImportError: the peer is not installed.
+      UserError: a wrong setting, or a peer that cannot do the same work.
+      MissingPackageError: the peer is not installed.
     """
     job = _make_job(config, rounds=rounds)
     mesh = job.mesh
@@ -105,14 +106,14 @@ def bench_step(
 def _make_job(config: Config, *, rounds: int) -> Job:
     """Everything checked before anything is compiled."""
     if rounds < 1:
-        raise ValueError(f"--rounds must be at least 1, got {rounds}.")
+        raise UserError(f"--rounds must be at least 1, got {rounds}.")
     return make_job_here(config)[0]
 
 
 def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]:
     """The peer's step on the same examples."""
     if peer != "diffusers":
-        raise ValueError(f"--peer must be diffusers, got {peer!r}.")
+        raise UserError(f"--peer must be diffusers, got {peer!r}.")
     rf = formulations.parse("rf/lognorm(0.00,1.00)")
     if (
         jax.default_backend() != "cpu"
@@ -120,7 +121,7 @@ def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]
         or config.train.micro_batches != 1
         or formulations.parse(config.objective) != rf
     ):
-        raise ValueError(
+        raise UserError(
             "--peer=diffusers does the same work on a CPU only, with "
             "model.compute_dtype=float32, train.micro_batches=1 and objective="
             "rf/lognorm(0.00,1.00); set them, or leave out --peer."
@@ -161,10 +162,10 @@ def bench_checkpoint(
       report: receives a line for each round.
 
     Raises:
-      ValueError: a wrong setting.
+      UserError: a wrong setting.
     """
     if folder is not None and not Path(folder).is_dir():
-        raise ValueError(f"--folder must be an existing folder, got {folder}.")
+        raise UserError(f"--folder must be an existing folder, got {folder}.")
     job = _make_job(config, rounds=rounds)
     batch = meshes.put_batch(next(job.stream), mesh=job.mesh)
     rate = config.optimizer.learning_rate

@@ -22,6 +22,7 @@ from rfjax import config as configs
 from rfjax.config import Config
 from rfjax.data import shards
 from rfjax.data.shards import Manifest
+from rfjax.errors import UserError
 from rfjax.evaluation import validation
 from rfjax.flow import formulations
 from rfjax.models import flops
@@ -41,7 +42,7 @@ def read_manifest(config: Config) -> Manifest:
     """What the data is, checked against the model that is to learn it.
 
     Raises:
-      ValueError: if model and data disagree on a size.
+      UserError: if model and data disagree on a size.
     """
     manifest = data.read_manifest(config.data)
     height, width, channels = manifest.latent_shape
@@ -52,13 +53,13 @@ def read_manifest(config: Config) -> Manifest:
         ("pooled_dim", manifest.pooled_dim),
     ):
         if getattr(config.model, field) != needed:
-            raise ValueError(
+            raise UserError(
                 f"model.{field} must be {needed} for data set {manifest.name}, "
                 f"got {getattr(config.model, field)}; set it to {needed}."
             )
     tokens = max(height, width) // config.model.patch_size
     if config.model.max_grid_tokens < tokens:
-        raise ValueError(
+        raise UserError(
             f"model.max_grid_tokens must be at least {tokens} for latents of {height} "
             f"x {width}, got {config.model.max_grid_tokens}."
         )
@@ -92,7 +93,7 @@ def make_job(
     """Builds network, optimizer and jitted step on a mesh; nothing is compiled yet.
 
     Raises:
-      ValueError: if the mesh does not divide a parameter or the image tokens.
+      UserError: if the mesh does not divide a parameter or the image tokens.
     """
     meshes.MeshConfig(**mesh.shape).check_tokens(
         flops.num_image_tokens(config.model, latent_shape=manifest.latent_shape)
@@ -186,12 +187,12 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
     """Writes run.json: what a later reader needs to place this run among others.
 
     Raises:
-      ValueError: if the run was started on other data under the same path.
+      UserError: if the run was started on other data under the same path.
     """
     data_hash = digest(shards.manifest_to_json(manifest))
     run = run_folder.read_run(workdir)
     if run and run["data_hash"] != data_hash:
-        raise ValueError(
+        raise UserError(
             f"run folder {workdir} was started on data set {run['data_hash']}, "
             f"data.path now holds {data_hash}; give it the old data, or use a new "
             "--workdir."

@@ -20,6 +20,7 @@ from rfjax.commands.job import (
     with_sharding,
 )
 from rfjax.config import Config
+from rfjax.errors import UserError
 from rfjax.models import flops
 from rfjax.models.mmdit import Network
 from rfjax.parallel import layout as layouts
@@ -51,12 +52,12 @@ def layout(
       picture: file to draw the bytes of each parameter into.
 
     Raises:
-      ValueError: the mesh fits neither the devices nor the model.
+      UserError: the mesh fits neither the devices nor the model.
     """
     if num_devices is not None and topology is not None:
-        raise ValueError("give either --devices or --topology, not both.")
+        raise UserError("give either --devices or --topology, not both.")
     if num_devices is not None and num_devices < 1:
-        raise ValueError(f"--devices must be at least 1, got {num_devices}.")
+        raise UserError(f"--devices must be at least 1, got {num_devices}.")
     if topology is not None:
         chips = parse_topology(topology)
         num_devices = chips.num_devices
@@ -102,9 +103,9 @@ def plan(
       picture: file to draw time by class and memory into.
 
     Raises:
-      ValueError: no such topology, a mesh or batch that does not fit it, or a step
+      UserError: no such topology, a mesh or batch that does not fit it, or a step
         that does not fit the memory of a chip.
-      ImportError: the TPU compiler is not installed.
+      MissingPackageError: the TPU compiler is not installed.
     """
     slices = parse_topology(topology)
     sizes = config.mesh.resolve(slices.num_devices)
@@ -157,8 +158,8 @@ def search_plans(
       report: told each outcome and the progress.
 
     Raises:
-      ValueError: no such topology.
-      ImportError: the TPU compiler is not installed.
+      UserError: no such topology.
+      MissingPackageError: the TPU compiler is not installed.
     """
     slices = parse_topology(topology)
     check_compiler()

@@ -15,6 +15,7 @@ from rfjax import checkpoint, data
 from rfjax import config as configs
 from rfjax.config import Config
 from rfjax.data import shards, sheet
+from rfjax.errors import UserError
 from rfjax.evaluation import captions
 from rfjax.evaluation.sample import SampleConfig, sample_latents, sample_noise
 from rfjax.flow import formulations
@@ -45,8 +46,8 @@ def sample(
       [B, height, width, 3] uint8.
 
     Raises:
-      ImportError: if the text encoder's packages are not installed.
-      ValueError: if a prompt is too long, or the data set has no pictures.
+      MissingPackageError: if the text encoder's packages are not installed.
+      UserError: if a prompt is too long, or the data set has no pictures.
     """
     config = configs.load(workdir)
     return _draw(
@@ -168,7 +169,7 @@ def _sample_config(config: Config, settings: Mapping[str, Any]) -> SampleConfig:
 def _picture_data(config: Config) -> data.DataConfig:
     """The run's data section, if there are pictures behind its latents."""
     if not isinstance(config.data, data.DataConfig):
-        raise ValueError(
+        raise UserError(
             "data.kind must be 'shards' to draw pictures, got a run on synthetic data; "
             "train on an encoded data set such as configs/emoji.py."
         )

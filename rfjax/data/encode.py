@@ -21,6 +21,7 @@ from rfjax.data import shards
 from rfjax.data.emoji import SOURCES, EmojiConfig, SceneConfig
 from rfjax.encoders.patch_codec import PatchCodec, fit_patch_codec
 from rfjax.encoders.text import TEXT_ENCODERS, make_text_encoder
+from rfjax.errors import UserError
 
 LAYOUTS = ("padded", "unpadded")
 
@@ -59,7 +60,7 @@ class EncodeConfig:
 
     def __post_init__(self):
         if not self.name.isidentifier():
-            raise ValueError(
+            raise UserError(
                 f"name must be a Python identifier, got {self.name!r}; use letters, "
                 "digits and underscores."
             )
@@ -69,17 +70,17 @@ class EncodeConfig:
             ("text_layout", LAYOUTS),
         ):
             if getattr(self, field) not in choices:
-                raise ValueError(
+                raise UserError(
                     f"{field} must be one of {sorted(choices)}, got "
                     f"{getattr(self, field)!r}."
                 )
         for field in ("batch_size", "records_per_shard", "num_codec_images"):
             if getattr(self, field) < 1:
-                raise ValueError(
+                raise UserError(
                     f"{field} must be at least 1, got {getattr(self, field)}."
                 )
         if self.source.image_size % self.patch_size:
-            raise ValueError(
+            raise UserError(
                 f"patch_size {self.patch_size} must divide source.image_size "
                 f"{self.source.image_size}; choose e.g. 4 and 32."
             )
@@ -89,12 +90,12 @@ def make_encode_config(fields: Mapping[str, Any]) -> EncodeConfig:
     """Builds an EncodeConfig from a config file's dictionary, `source` nested in it.
 
     Raises:
-      ValueError: a field is unknown, missing or out of range.
+      UserError: a field is unknown, missing or out of range.
     """
     fields = dict(fields)
     grade = fields.get("grade")
     if grade not in SOURCES:
-        raise ValueError(f"grade must be one of {sorted(SOURCES)}, got {grade!r}.")
+        raise UserError(f"grade must be one of {sorted(SOURCES)}, got {grade!r}.")
     source_type = SOURCES[grade][0]
     source = schema.build(source_type, fields.get("source", {}), prefix="source.")
     return schema.build(EncodeConfig, fields | {"source": source})
@@ -117,8 +118,8 @@ def encode_dataset(
       The manifest of the data set.
 
     Raises:
-      ValueError: `out` is not empty, or a caption is too long.
-      ImportError: a package that the source or the text encoder needs is missing.
+      UserError: `out` is not empty, or a caption is too long.
+      MissingPackageError: a package of the source or the text encoder is missing.
     """
     whole_files.check_free(out, field="out")
     source = SOURCES[config.grade][1](config.source)

@@ -20,6 +20,7 @@ import numpy as np
 from grain import experimental as grain_experimental
 
 from rfjax.data import shards
+from rfjax.errors import UserError
 from rfjax.types import Batch, Conditioning
 
 LATENT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -56,25 +57,25 @@ class DataConfig:
 
 
 def check_reading_fields(config: Any) -> None:
-    """Checks the fields that every data config shares. Raises ValueError."""
+    """Checks the fields that every data config shares. Raises UserError."""
     if not 0.0 <= config.caption_dropout <= 1.0:
-        raise ValueError(
+        raise UserError(
             "data.caption_dropout must be between 0 and 1, got "
             f"{config.caption_dropout}; SD3 drops each caption with 0.464, one encoder "
             "alone does well with 0.1."
         )
     if config.latents_dtype not in LATENT_DTYPES:
-        raise ValueError(
+        raise UserError(
             f"data.latents_dtype must be one of {sorted(LATENT_DTYPES)}, got "
             f"{config.latents_dtype!r}."
         )
     if config.read_threads < 0:
-        raise ValueError(
+        raise UserError(
             f"data.read_threads must be at least 0, got {config.read_threads}; 0 reads "
             "in the calling thread."
         )
     if config.prefetch_batches < 1:
-        raise ValueError(
+        raise UserError(
             "data.prefetch_batches must be at least 1, got "
             f"{config.prefetch_batches}; choose 2 or more to read ahead."
         )
@@ -110,7 +111,7 @@ class TrainStream:
     def set_state(self, state: Mapping[str, int]) -> None:
         """Continues at a state, whatever the number of processes that saved it."""
         if list(state) != ["global_next_index"] or state["global_next_index"] < 0:
-            raise ValueError(
+            raise UserError(
                 "the data position must be {'global_next_index': k} with k >= 0, got "
                 f"{dict(state)}; restore it from a checkpoint of this rfjax."
             )
@@ -140,8 +141,8 @@ def make_train_stream(
       process_count: how many processes share each batch.
 
     Raises:
-      FileNotFoundError: the data set is missing or incomplete.
-      ValueError: it is damaged, or the batch is not divisible by `process_count`.
+      MissingFileError: the data set is missing or incomplete.
+      UserError: it is damaged, or the batch is not divisible by `process_count`.
     """
     _local_batch_size(global_batch_size, process_count)
     # Small data sets are checked in full, so that damage never looks like learning.
@@ -263,7 +264,7 @@ def batches_from_source(
     local_batch_size = _local_batch_size(batch_size, process_count)
     num_samples = len(source) if num_samples is None else num_samples
     if not 1 <= num_samples <= len(source):
-        raise ValueError(
+        raise UserError(
             f"num_samples must be between 1 and the {len(source)} records of the "
             f"validation split, got {num_samples}; encode more validation examples or "
             "ask for fewer."
@@ -291,13 +292,13 @@ def batches_from_source(
 
 def _local_batch_size(global_batch_size: int, process_count: int) -> int:
     if global_batch_size < 1:
-        raise ValueError(
+        raise UserError(
             f"the batch size must be at least 1, got {global_batch_size}; choose a "
             "multiple of the number of processes."
         )
     local_batch_size, remainder = divmod(global_batch_size, process_count)
     if remainder:
-        raise ValueError(
+        raise UserError(
             f"the batch size {global_batch_size} must be divisible by the number of "
             f"processes {process_count}; choose a multiple of {process_count}."
         )

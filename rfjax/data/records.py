@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from rfjax.errors import UserError
+
 _BYTES_LIST = 1  # field of Feature; the others hold floats and integers
 
 
@@ -54,7 +56,7 @@ class RecordSource(Sequence):
         """Returns feature name -> read-only array, or bytes.
 
         Raises:
-          ValueError: the record is damaged; names the shard and the record in it.
+          UserError: the record is damaged; names the shard and the record in it.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -66,7 +68,7 @@ class RecordSource(Sequence):
             shard = bisect.bisect_right(self._ends, index)
             path, count = self._shards[shard]
             reason = " ".join(str(error).split())[:160]
-            raise ValueError(
+            raise UserError(
                 f"record {index - self._ends[shard] + count} of data file {path} is "
                 f"damaged ({type(error).__name__}: {reason}); `rfjax verify` looks at "
                 "every file. Copy it again, or make the data set again with `rfjax "
@@ -97,7 +99,7 @@ def _byte_features(record: bytes) -> Iterator[tuple[str, int, int]]:
                 value = begin, end
         ((kind, *values),) = _fields(record, *value)
         if kind != _BYTES_LIST:
-            raise ValueError(
+            raise UserError(
                 f"feature {name} of a stored record is not a byte string, as rfjax "
                 "writes them; make the data set again with `rfjax encode`."
             )

@@ -30,6 +30,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from rfjax import whole_files
 from rfjax.data.records import RecordSource
 from rfjax.encoders.patch_codec import load_patch_codec
+from rfjax.errors import MissingFileError, UserError
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "rfjax.json"
@@ -170,7 +171,7 @@ def only_encoder(manifest: Manifest) -> EncoderSpec:
     """Returns the text encoder of a data set that has one; ValueError otherwise."""
     encoders = manifest.text.encoders
     if len(encoders) != 1:
-        raise ValueError(
+        raise UserError(
             f"text.encoders of data set {manifest.name} must hold one encoder, got "
             f"{len(encoders)}; joining the contexts of several is not supported yet."
         )
@@ -189,18 +190,18 @@ def manifest_from_json(text: str, *, path: str | os.PathLike = MANIFEST_FILE):
     """Parses the text of rfjax.json; `path` only appears in error messages.
 
     Raises:
-      ValueError: not JSON, of another version, or with fields missing or unknown.
+      UserError: not JSON, of another version, or with fields missing or unknown.
     """
     remedy = "encode the data set again with `rfjax encode`."
     try:
         fields = json.loads(text)
         version = fields["version"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a data set manifest ({error!r}); {remedy}"
         ) from error
     if version != FORMAT_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path} has format version {version}, this rfjax reads version "
             f"{FORMAT_VERSION}; {remedy}"
         )
@@ -217,7 +218,7 @@ def manifest_from_json(text: str, *, path: str | os.PathLike = MANIFEST_FILE):
             **fields,
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} does not have the fields of a manifest ({error}); {remedy}"
         ) from error
 
@@ -226,19 +227,19 @@ def read_manifest(root: str | os.PathLike) -> Manifest:
     """Reads ROOT/rfjax.json.
 
     Raises:
-      FileNotFoundError: the folder or the manifest is missing.
-      ValueError: the manifest cannot be read by this version.
+      MissingFileError: the folder or the manifest is missing.
+      UserError: the manifest cannot be read by this version.
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"data folder {root} does not exist; make it with `rfjax encode "
             f"--config=configs/data/NAME.py --out={root}`."
         )
     path = root / MANIFEST_FILE
     if not path.is_file():
         state = "is empty" if not any(root.iterdir()) else f"holds no {MANIFEST_FILE}"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"data folder {root} {state}, so it is not a data set; name another, "
             "or make one with `rfjax encode --config=configs/data/NAME.py --out=DIR`."
         )
@@ -299,12 +300,12 @@ def write_dataset(
       The manifest as written.
 
     Raises:
-      ValueError: the target is not empty, or a split is empty or of another length.
+      UserError: the target is not empty, or a split is empty or of another length.
     """
     whole_files.check_free(root, field="out")
     for split, num_records in manifest.splits.items():
         if num_records < 1:
-            raise ValueError(
+            raise UserError(
                 f"split {split} of data set {manifest.name} must hold at least 1 "
                 f"example, got {num_records}; ask for more examples."
             )
@@ -382,7 +383,7 @@ def _write_split(
                 try:
                     example = next(examples)
                 except StopIteration:
-                    raise ValueError(
+                    raise UserError(
                         f"split {split} was announced with {num_records} examples but "
                         "its source ended early; correct manifest.splits."
                     ) from None
@@ -391,7 +392,7 @@ def _write_split(
             writer.close()
         shards.append(_describe(root, path, split=split, num_records=count))
     if next(examples, None) is not None:
-        raise ValueError(
+        raise UserError(
             f"split {split} was announced with {num_records} examples but its source "
             "has more; correct manifest.splits."
         )
@@ -438,8 +439,8 @@ def check_shards(root: str | os.PathLike, *, full: bool | None = None) -> Manife
     every record, which is verified when the record is read.
 
     Raises:
-      FileNotFoundError: the folder, the manifest or a file is missing.
-      ValueError: a file is truncated or altered, or the manifest is inconsistent.
+      MissingFileError: the folder, the manifest or a file is missing.
+      UserError: a file is truncated or altered, or the manifest is inconsistent.
     """
     root = Path(root)
     manifest = read_manifest(root)
@@ -450,7 +451,7 @@ def check_shards(root: str | os.PathLike, *, full: bool | None = None) -> Manife
     for split, num_records in manifest.splits.items():
         stored = sum(f.num_records for f in manifest.files if f.split == split)
         if stored != num_records:
-            raise ValueError(
+            raise UserError(
                 f"split {split} of {root} must hold {num_records} records, its shards "
                 f"hold {stored}; {_REMEDY}"
             )
@@ -461,17 +462,17 @@ def _check_file(root: Path, file: StoredFile, *, contents: bool) -> None:
     """Raises unless a file is there, as long as it was, and if asked with its bytes."""
     path = root / file.path
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"data file {path} is named in {MANIFEST_FILE} but missing; {_REMEDY}"
         )
     num_bytes = path.stat().st_size
     if num_bytes != file.num_bytes:
-        raise ValueError(
+        raise UserError(
             f"data file {path} must have {file.num_bytes} bytes, has {num_bytes} "
             f"(truncated or overwritten); {_REMEDY}"
         )
     if contents and _sha256(path) != file.sha256:
-        raise ValueError(
+        raise UserError(
             f"data file {path} does not match its SHA-256 checksum in "
             f"{MANIFEST_FILE}; {_REMEDY}"
         )
@@ -498,13 +499,13 @@ def open_split(root: str | os.PathLike, split: str, *, full_check: bool = False)
       NumPy arrays, and bytes for texts.
 
     Raises:
-      FileNotFoundError: something is missing.
-      ValueError: no such split, damaged files, or records of other shapes than the
+      MissingFileError: something is missing.
+      UserError: no such split, damaged files, or records of other shapes than the
         manifest says.
     """
     manifest = check_shards(root, full=full_check)
     if split not in manifest.splits:
-        raise ValueError(
+        raise UserError(
             f"data set {root} has no split {split!r}; choose one of "
             f"{sorted(manifest.splits)}."
         )
@@ -514,7 +515,7 @@ def open_split(root: str | os.PathLike, split: str, *, full_check: bool = False)
     for name, feature in expected.items():
         found = (stored[name].shape, stored[name].np_dtype) if name in stored else None
         if found != (feature.shape, feature.np_dtype):
-            raise ValueError(
+            raise UserError(
                 f"feature {name} of {root} must be {feature.shape} "
                 f"{np.dtype(feature.np_dtype)} as {MANIFEST_FILE} says, but the "
                 f"records have {found}; make the data set again with "
@@ -542,12 +543,12 @@ def read_codec(root: str | os.PathLike):
     """Returns the codec whose `decode` turns this data set's latents into pictures.
 
     Raises:
-      FileNotFoundError: data set or codec is missing.
-      ValueError: the codec is unknown or damaged.
+      MissingFileError: data set or codec is missing.
+      UserError: the codec is unknown or damaged.
     """
     kind = read_manifest(root).latent.codec
     if kind not in CODECS:
-        raise ValueError(
+        raise UserError(
             f"latent.codec of {root} must be one of {sorted(CODECS)} to make pictures, "
             f"got {kind!r}."
         )
@@ -558,7 +559,7 @@ def read_empty_caption(root: str | os.PathLike) -> dict[str, np.ndarray]:
     """Returns the text features of the empty caption: bfloat16 arrays, int32 length.
 
     Raises:
-      FileNotFoundError: data set or file is missing. ValueError: it is damaged.
+      MissingFileError: data set or file is missing. ValueError: it is damaged.
     """
     with np.load(_verified(root, EMPTY_CAPTION_FILE)) as arrays:
         return {

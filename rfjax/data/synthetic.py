@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from rfjax.data import pipeline, shards
+from rfjax.errors import UserError
 from rfjax.types import Batch
 
 # Share of the variance that the class explains; the rest is an example's own.
@@ -60,13 +61,13 @@ class SyntheticConfig:
         pipeline.check_reading_fields(self)
         for name in ("num_classes", "num_train", "num_validation", "pooled_dim"):
             if getattr(self, name) < 1:
-                raise ValueError(
+                raise UserError(
                     f"data.{name} must be at least 1, got {getattr(self, name)}."
                 )
         for name, rank in (("latent_shape", 3), ("context_shape", 2)):
             shape = tuple(getattr(self, name))
             if len(shape) != rank or min(shape) < 1:
-                raise ValueError(
+                raise UserError(
                     f"data.{name} must be {rank} positive numbers, got {shape}."
                 )
 

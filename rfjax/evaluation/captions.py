@@ -21,8 +21,8 @@ def encode_prompts(config: DataConfig, prompts: Sequence[str]) -> Conditioning:
     """Encodes B prompts with the data set's own text encoder.
 
     Raises:
-      ImportError: if the encoder's packages are not installed.
-      ValueError: if a prompt has more tokens than the data set's captions may have.
+      MissingPackageError: if the encoder's packages are not installed.
+      UserError: if a prompt has more tokens than the data set's captions may have.
     """
     encoder = shards.only_encoder(shards.read_manifest(config.path))
     text = make_text_encoder(encoder.kind, length=encoder.length).encode(prompts)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from rfjax.errors import UserError
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.guidance import guided
 from rfjax.flow.solvers import SOLVERS, Solution, integrate
@@ -34,21 +35,21 @@ class SampleConfig:
 
     def __post_init__(self):
         if self.num_steps < 1:
-            raise ValueError(
+            raise UserError(
                 f"sample.num_steps must be at least 1, got {self.num_steps}."
             )
         if self.solver not in SOLVERS:
-            raise ValueError(
+            raise UserError(
                 f"sample.solver must be one of {', '.join(SOLVERS)}, "
                 f"got {self.solver!r}."
             )
         if self.guidance_scale < 0:
-            raise ValueError(
+            raise UserError(
                 f"sample.guidance_scale must be at least 0, got {self.guidance_scale}; "
                 "1 is unguided."
             )
         if not self.shift > 0:
-            raise ValueError(f"sample.shift must be positive, got {self.shift}.")
+            raise UserError(f"sample.shift must be positive, got {self.shift}.")
 
 
 def sample_noise(seed: int, *, num_samples: int, latent_shape: tuple[int, int, int]):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rfjax.errors import UserError
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.objective import loss_at_timesteps
 from rfjax.models.mmdit import Network
@@ -49,7 +50,7 @@ class ValidationConfig:
         for field in ("every_steps", "batch_size", "num_samples"):
             value = getattr(self, field)
             if value is not None and value < 1:
-                raise ValueError(f"validation.{field} must be at least 1, got {value}.")
+                raise UserError(f"validation.{field} must be at least 1, got {value}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from typing import Any
 from flax import traverse_util
 
 from rfjax import run_folder
+from rfjax.errors import MissingFileError, UserError
 from rfjax.flow import formulations
 from rfjax.flow import path as paths
 from rfjax.models import flops
@@ -97,12 +98,12 @@ def read_run(workdir: Path) -> Run:
     """Reads a run folder.
 
     Raises:
-      FileNotFoundError: if it holds no config.json.
-      ValueError: if config.json is not that of a run.
+      MissingFileError: if it holds no config.json.
+      UserError: if config.json is not that of a run.
     """
     path = workdir / run_folder.CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"workdir {workdir} holds no config.json, so it is not a run folder; give "
             "the --workdir that was trained in."
         )
@@ -118,7 +119,7 @@ def read_run(workdir: Path) -> Run:
         )
         _ = run.shift, run.warnings  # reads whatever else is needed
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"config.json, run.json and metrics.jsonl of workdir {workdir} must be "
             f"those of a run: {error!r}; restore them, or give another workdir."
         ) from error

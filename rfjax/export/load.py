@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from rfjax.errors import MissingFileError, UserError
 from rfjax.export import names, save, tensor_file
 from rfjax.models.embeddings import MAX_PERIOD
 from rfjax.models.mmdit import HEAD_DIM, MMDiTConfig
@@ -62,7 +63,7 @@ class Weights:
         """Reads the parameter tree in float32.
 
         Raises:
-          ValueError: weights that are not finite.
+          UserError: weights that are not finite.
         """
         return _read_params(self._files, self.config, self._format)
 
@@ -76,10 +77,10 @@ def open_weights(source: Path | str, *, format: str = "diffusers") -> Weights:
       format: "diffusers" or "sd3".
 
     Raises:
-      ValueError: an unknown format; pickles; damaged files; tensors that are missing,
+      UserError: an unknown format; pickles; damaged files; tensors that are missing,
         unexpected, or of the wrong shape or dtype; a config.json that contradicts the
         tensors; positions that are not finite.
-      FileNotFoundError: nothing to read.
+      MissingFileError: nothing to read.
     """
     names.check_choice("format", format, names.LAYOUTS)
     source = Path(source)
@@ -112,7 +113,7 @@ def merge_model_fields(
       position_file: where a stored position table will be.
 
     Raises:
-      ValueError: if the section contradicts the weights.
+      UserError: if the section contradicts the weights.
     """
     told = {field: getattr(weights.config, field) for field in TOLD_BY_WEIGHTS}
     if weights.positions is None:
@@ -126,7 +127,7 @@ def merge_model_fields(
         if given.get(field, value) != value
     ]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"the config must agree with the weights: {'; '.join(wrong)}; correct "
             "these fields, or leave them out."
         )
@@ -136,7 +137,7 @@ def merge_model_fields(
 def _find_files(source: Path, format: str) -> tuple[list[Path], dict[str, Any]]:
     """The files of the weights, and the config.json beside them ({} without)."""
     if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist; give a file or a folder.")
+        raise MissingFileError(f"{source} does not exist; give a file or a folder.")
     folder = source.parent if source.is_file() else source
     if source.is_file():
         paths = [source]
@@ -158,22 +159,22 @@ def _weights_in(folder: Path) -> list[Path]:
     if len(paths) == 1:
         return paths
     if paths:
-        raise ValueError(
+        raise UserError(
             f"{folder} must hold one safetensors file, or several and one index, got "
             f"{', '.join(path.name for path in paths)}; give the file itself."
         )
     for path in sorted(folder.iterdir()):
         tensor_file.refuse_pickle(path)
-    raise FileNotFoundError(f"{folder} holds no *.safetensors; give another folder.")
+    raise MissingFileError(f"{folder} holds no *.safetensors; give another folder.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} must be JSON: {error}; download it again.") from error
+        raise UserError(f"{path} must be JSON: {error}; download it again.") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object; download it again.")
+        raise UserError(f"{path} must hold a JSON object; download it again.")
     return value
 
 
@@ -189,7 +190,7 @@ def _network_shapes(files: tensor_file.TensorFiles, format: str, source: Path):
             if names.torch_name("patch_embed/kernel", layout=layout) in files.shapes
         ]
         remedy = f"use format {others[0]!r}" if others else "choose SD3 weights"
-        raise ValueError(
+        raise UserError(
             f"{source} must hold {probe} to be of format {format!r}; {remedy}."
         )
     return shapes
@@ -202,7 +203,7 @@ def _infer_config(
 
     def shape_of(name, rank):
         if len(shapes.get(name, ())) != rank:
-            raise ValueError(
+            raise UserError(
                 f"{source} must hold {name} with {rank} dims, got "
                 f"{shapes.get(name, 'none')}; the weights are not complete."
             )
@@ -216,13 +217,13 @@ def _infer_config(
     blocks = _blocks_with("blocks/image/modulation/kernel", shapes, format)
     depth = 1 + max(blocks, default=-1)
     if width != HEAD_DIM * depth:
-        raise ValueError(
+        raise UserError(
             f"{source} must have width {HEAD_DIM} x depth, got width {width} and "
             f"{depth} blocks; blocks are missing, or it is no SD3 model."
         )
     dual_blocks = _blocks_with("dual_blocks/image_only/out/kernel", shapes, format)
     if dual_blocks != set(range(len(dual_blocks))) or depth - 1 in dual_blocks:
-        raise ValueError(
+        raise UserError(
             f"{source} must have its dual-attention blocks first and none at the end, "
             f"got {sorted(dual_blocks)} of {depth} blocks; choose SD3 or SD3.5 weights."
         )
@@ -257,7 +258,7 @@ def _check_claims(claims: Mapping[str, Any], config: MMDiTConfig, source: Path):
         if claims.get(field, value) != value
     ]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"config.json of {source} must agree with the weights: {'; '.join(wrong)}; "
             "take both from the same model."
         )
@@ -266,7 +267,7 @@ def _check_claims(claims: Mapping[str, Any], config: MMDiTConfig, source: Path):
 def _check_dtypes(files: tensor_file.TensorFiles, shapes, source: Path) -> None:
     wrong = [n for n in sorted(shapes) if files.dtypes[n] not in tensor_file.DTYPES]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{source} must hold {', '.join(tensor_file.DTYPES)}, got "
             f"{files.dtypes[wrong[0]]} for {wrong[0]}; convert the weights first."
         )
@@ -350,7 +351,7 @@ def _read_params(
 
 def _check_finite(tensor: np.ndarray, name: str) -> None:
     if not np.isfinite(tensor).all():
-        raise ValueError(
+        raise UserError(
             f"weights must be finite, got NaN or infinity in {name}; choose another "
             "file."
         )

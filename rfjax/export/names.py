@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from flax import traverse_util
 
+from rfjax.errors import UserError
 from rfjax.models.mmdit import MMDiTConfig, Network
 
 
@@ -195,9 +196,9 @@ def leaf_shapes(config: MMDiTConfig) -> Mapping[str, tuple[int, ...]]:
 
 
 def check_choice(field: str, value: str, choices: Collection[str]) -> None:
-    """Raises ValueError unless `value` is one of the choices."""
+    """Raises UserError unless `value` is one of the choices."""
     if value not in choices:
-        raise ValueError(f"{field} must be one of {', '.join(choices)}, got {value!r}.")
+        raise UserError(f"{field} must be one of {', '.join(choices)}, got {value!r}.")
 
 
 def check_shapes(
@@ -206,7 +207,7 @@ def check_shapes(
     *,
     where: str,
 ) -> None:
-    """Raises ValueError listing missing, unexpected and misshapen tensors, if any."""
+    """Raises UserError listing missing, unexpected and misshapen tensors, if any."""
     both = expected.keys() & found.keys()
     problems = {
         "missing": sorted(expected.keys() - found.keys()),
@@ -219,7 +220,7 @@ def check_shapes(
     }
     lists = [f"{kind}: {_shorten(items)}" for kind, items in problems.items() if items]
     if lists:
-        raise ValueError(
+        raise UserError(
             f"{where} must hold exactly the tensors of its model; {'; '.join(lists)}."
         )
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rfjax.errors import MissingFileError, UserError
 from rfjax.export import tensor_file
 from rfjax.export.card import Run
 
@@ -37,17 +38,17 @@ def find_parts(source: Path, run: Run) -> list[str]:
     """The parts that a folder has, checked against the model they are to serve.
 
     Raises:
-      FileNotFoundError: the folder or its autoencoder is missing.
-      ValueError: a run that the pipeline cannot sample with, pickles, or an
+      MissingFileError: the folder or its autoencoder is missing.
+      UserError: a run that the pipeline cannot sample with, pickles, or an
         autoencoder or text encoder of another size than the model's.
     """
     if not (source / "vae" / "config.json").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"pipeline {source} holds no vae/config.json; give a folder with vae/ and, "
             "where wanted, text_encoder*/ and tokenizer*/."
         )
     if run.warnings:
-        raise ValueError(
+        raise UserError(
             f"pipeline must not be given for this run: {' '.join(run.warnings)} Export "
             "the transformer alone."
         )
@@ -70,7 +71,7 @@ def _check_sizes(source: Path, parts: Sequence[str], run: Run) -> None:
         found = sum(_read_config(source / part).get(name, 0) for part in owners)
         needed = getattr(run.model, field)
         if found != needed:
-            raise ValueError(
+            raise UserError(
                 f"{name} of {' + '.join(owners)} in {source} must be model.{field} = "
                 f"{needed}, got {found}; give the parts the model was trained with."
             )
@@ -81,7 +82,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} must be a JSON file: {error}; download it again."
         ) from error
 

@@ -28,6 +28,7 @@ import numpy as np
 from flax import traverse_util
 
 from rfjax import checkpoint, whole_files
+from rfjax.errors import UserError
 from rfjax.export import card, names, pipelines, tensor_file
 from rfjax.models import flops
 from rfjax.models.embeddings import position_table
@@ -83,10 +84,10 @@ def export_run(
         `out` is a whole pipeline; only for the diffusers format.
 
     Raises:
-      ValueError: an unknown choice, a folder `out` that is not empty, a checkpoint that
+      UserError: an unknown choice, a folder `out` that is not empty, a checkpoint that
         is missing, unfinished, damaged or of another model, weights that are not
         finite in `dtype`, or a pipeline that does not fit. Nothing is left behind.
-      FileNotFoundError: `workdir` is not a run folder, or `pipeline` has no vae.
+      MissingFileError: `workdir` is not a run folder, or `pipeline` has no vae.
     """
     names.check_choice("format", format, names.LAYOUTS)
     names.check_choice("weights", weights, checkpoint.WEIGHTS)
@@ -97,7 +98,7 @@ def export_run(
     choices = {"format": format, "weights": weights, "dtype": dtype, "step": step}
     if pipeline is not None:
         if format != "diffusers":
-            raise ValueError(
+            raise UserError(
                 f"format must be diffusers to write a pipeline, got {format!r}."
             )
         parts = pipelines.find_parts(Path(pipeline), run)
@@ -276,11 +277,11 @@ def _cast(tensor: np.ndarray, dtype: str, *, where: str) -> np.ndarray:
     if np.isfinite(cast).all():
         return cast
     if np.isfinite(tensor).all():
-        raise ValueError(
+        raise UserError(
             f"dtype {dtype} cannot hold the weights {where}: the largest is "
             f"{np.abs(tensor).max():.3g}; export as bfloat16 or float32."
         )
-    raise ValueError(
+    raise UserError(
         f"weights must be finite, got NaN or infinity in {where}; export an earlier "
         "step."
     )

@@ -18,6 +18,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from rfjax.errors import MissingFileError, UserError
+
 DTYPES = {
     "float32": ("F32", np.dtype(np.float32)),
     "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
@@ -101,9 +103,9 @@ class TensorFiles:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raises ValueError, saying how to convert, if the name is that of a pickle."""
+    """Raises UserError, saying how to convert, if the name is that of a pickle."""
     if path.suffix in PICKLES:
-        raise ValueError(
+        raise UserError(
             f"{path} is a pickle, which can run code when it is read; weights must be "
             "safetensors. Convert a file you trust in PyTorch: "
             "safetensors.torch.save_file(torch.load(path, weights_only=True), "
@@ -114,12 +116,12 @@ def refuse_pickle(path: Path) -> None:
 def _open(path: Path):
     """Opens a safetensors file, refusing whatever else it may be."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give a safetensors file.")
+        raise MissingFileError(f"{path} does not exist; give a safetensors file.")
     refuse_pickle(path)
     try:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} must be a whole safetensors file, got one that is truncated or "
             f"damaged ({error}); copy or download it again."
         ) from error

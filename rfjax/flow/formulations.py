@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rfjax.errors import UserError
 from rfjax.flow import path as paths
 from rfjax.flow import prediction as predictions
 from rfjax.flow import timesteps as densities
@@ -123,7 +124,7 @@ def parse(name) -> Formulation:
       name: e.g. "rf/lognorm(0.00,1.00)"; str() of the result gives it back.
 
     Raises:
-      ValueError: unknown name, with the nearest valid ones, or parameters out of range.
+      UserError: unknown name, with the nearest valid ones, or parameters out of range.
     """
     if name in REGISTRY:
         return REGISTRY[name]
@@ -131,7 +132,7 @@ def parse(name) -> Formulation:
         if match := re.fullmatch(pattern, name):
             return make(name, *map(float, match.groups()))
     nearest = difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.0)
-    raise ValueError(
+    raise UserError(
         f"objective must be one of the {len(REGISTRY)} names of the paper, or "
         f"rf/mode(s), rf/lognorm(m,s) or edm(P_m,P_s) with numbers, got {name!r}; "
         f"the nearest are {', '.join(nearest)}."

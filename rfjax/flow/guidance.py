@@ -6,6 +6,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from rfjax.errors import UserError
 from rfjax.types import Conditioning, VelocityFn
 
 
@@ -56,7 +57,7 @@ def _joined(conditioning, unconditional):
 
 
 def _check_same_layout(conditioning, unconditional):
-    """Raises ValueError unless both could stand in one batch."""
+    """Raises UserError unless both could stand in one batch."""
     layouts = [
         {
             "context": value.context.shape[1:],
@@ -66,7 +67,7 @@ def _check_same_layout(conditioning, unconditional):
         for value in (conditioning, unconditional)
     ]
     if layouts[0] != layouts[1]:
-        raise ValueError(
+        raise UserError(
             "unconditional must have the layout of the conditioning per example, "
             f"{layouts[0]}, got {layouts[1]}; encode the empty caption the same way."
         )

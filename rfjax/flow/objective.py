@@ -15,6 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from rfjax.errors import UserError
 from rfjax.flow import path as paths
 from rfjax.flow import prediction as predictions
 from rfjax.flow.formulations import Formulation
@@ -77,10 +78,10 @@ def loss_per_example(
       Loss and timesteps, [B] float32.
 
     Raises:
-      ValueError: shift <= 0, unknown density_as, or "weight" off the rectified path.
+      UserError: shift <= 0, unknown density_as, or "weight" off the rectified path.
     """
     if density_as not in _TIMESTEPS_AND_WEIGHT:
-        raise ValueError(
+        raise UserError(
             f"density_as must be one of {sorted(_TIMESTEPS_AND_WEIGHT)}, got "
             f"{density_as!r}; choose 'sampler' to train as the paper does."
         )
@@ -142,7 +143,7 @@ def _sample(keys, *, formulation, shift):
 def _weight(keys, *, formulation, shift):
     """Draws timesteps uniformly; the weight is the density, shifted, Eq. 18."""
     if formulation.path != paths.RECTIFIED_FLOW:
-        raise ValueError(
+        raise UserError(
             "density_as='weight' needs a formulation on the rectified path, got "
             f"{formulation}; choose density_as='sampler'."
         )

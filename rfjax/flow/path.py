@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logit, ndtri
 
+from rfjax.errors import UserError
 from rfjax.flow.timesteps import require_finite, require_positive
 
 _TIMESTEP_MIN = 2.0**-24
@@ -140,7 +141,7 @@ class Linear(Path):
 
     def __post_init__(self):
         if self.betas not in BETAS:
-            raise ValueError(
+            raise UserError(
                 f"linear path betas must be one of {sorted(BETAS)}, got "
                 f"{self.betas!r}; choose 'ldm' for the schedule of the paper."
             )

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rfjax.errors import UserError
 from rfjax.flow import path as paths
 from rfjax.flow.formulations import Formulation, parse
 from rfjax.flow.timesteps import shift_timesteps
@@ -94,11 +95,11 @@ def integrate(
       grid: a key of `GRIDS`; None is "karras" for edm(P_m,P_s), else "uniform".
 
     Raises:
-      ValueError: zero steps, unknown solver or grid, shift <= 0, or a grid that does
+      UserError: zero steps, unknown solver or grid, shift <= 0, or a grid that does
         not belong to the formulation.
     """
     if solver not in SOLVERS:
-        raise ValueError(
+        raise UserError(
             f"solver must be one of {sorted(SOLVERS)}, got {solver!r}; choose 'euler'."
         )
     timesteps = jnp.asarray(
@@ -171,11 +172,11 @@ def step_grid(
     if grid is None:
         grid = "karras" if isinstance(formulation.path, paths.EDM) else "uniform"
     if grid not in GRIDS:
-        raise ValueError(
+        raise UserError(
             f"grid must be one of {sorted(GRIDS)}, got {grid!r}; choose 'uniform'."
         )
     if num_steps < 1:
-        raise ValueError(
+        raise UserError(
             f"num_steps must be at least 1, got {num_steps}; choose such as 50."
         )
     return GRIDS[grid](num_steps, shift=shift, formulation=formulation)
@@ -195,7 +196,7 @@ def _karras_grid(num_steps, *, shift, formulation):
 
 def _diffusers_grid(num_steps, *, shift, formulation):
     if formulation.path != paths.RECTIFIED_FLOW:
-        raise ValueError(
+        raise UserError(
             "grid 'diffusers' integrates rectified flow only, because that scheduler "
             f"knows no other path, got {formulation}; choose grid 'uniform'."
         )

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logit, ndtr, ndtri
 
+from rfjax.errors import UserError
+
 # Beyond it Eq. 20 is no longer monotone, so t would have no density.
 MODE_SCALE_MAX = 2 / (math.pi - 2)
 
@@ -127,7 +129,7 @@ class Mode:
 
     def __post_init__(self):
         if not -1 <= self.scale <= MODE_SCALE_MAX:
-            raise ValueError(
+            raise UserError(
                 f"mode scale s must be in [-1, 2/(pi - 2) = {MODE_SCALE_MAX:.4f}], "
                 f"where t is monotone in u, got {self.scale}; choose such as 1.29."
             )
@@ -220,7 +222,7 @@ def shift_timesteps(timesteps, *, shift):
       The same shape and dtype, JAX or NumPy as given.
 
     Raises:
-      ValueError: if shift <= 0.
+      UserError: if shift <= 0.
     """
     require_positive("shift", shift)
     # The denominator is 1 + (shift - 1) t, written so that rounding never exceeds 1.
@@ -237,7 +239,7 @@ def resolution_shift(*, num_pixels, reference_num_pixels):
       reference_num_pixels: n, height times width where t is left as it is.
 
     Raises:
-      ValueError: if a count is not positive.
+      UserError: if a count is not positive.
     """
     require_positive("num_pixels", num_pixels)
     require_positive("reference_num_pixels", reference_num_pixels)
@@ -245,14 +247,14 @@ def resolution_shift(*, num_pixels, reference_num_pixels):
 
 
 def require_positive(field, value):
-    """Raises ValueError unless value is a finite number > 0."""
+    """Raises UserError unless value is a finite number > 0."""
     if not 0 < value < math.inf:
-        raise ValueError(
+        raise UserError(
             f"{field} must be a finite number > 0, got {value}; choose such as 1.0."
         )
 
 
 def require_finite(field, value):
-    """Raises ValueError unless value is a finite number."""
+    """Raises UserError unless value is a finite number."""
     if not math.isfinite(value):
-        raise ValueError(f"{field} must be finite, got {value}; choose such as 0.0.")
+        raise UserError(f"{field} must be finite, got {value}; choose such as 0.0.")

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 
 from rfjax import checksums
+from rfjax.errors import MissingFileError, UserError
 from rfjax.models.layers import Linear
 
 NUM_FREQUENCIES = 128  # of the timestep features, which are [cos, sin]: 256 wide
@@ -107,13 +108,13 @@ def position_table(
       [rows * columns, D] float32, computed in float64.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the image exceeds the full table, or the file is none.
+      MissingFileError: if there is no such file.
+      UserError: if the image exceeds the full table, or the file is none.
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 5.3.2.
     """
     if max(rows, columns) > max_grid_tokens:
-        raise ValueError(
+        raise UserError(
             "model.max_grid_tokens must be at least the token grid of the latents, "
             f"{rows} x {columns}, got {max_grid_tokens}; raise it to "
             f"{max(rows, columns)} or use smaller latents."
@@ -143,19 +144,19 @@ def position_table(
 def _read_table(file: str, *, side: int, width: int) -> np.ndarray:
     """Opens a full table as [side, side, D]; only what is used is read from disk."""
     if not Path(file).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"model.position_file {file} does not exist; set it to the positions.npy "
             "in the run folder that the weights were imported into."
         )
     damage = checksums.damage_of(Path(file))
     if damage is not None:
-        raise ValueError(
+        raise UserError(
             f"model.position_file {file} is damaged ({damage}); copy it again from a "
             "backup, or import the weights again."
         )
     table = np.load(file, mmap_mode="r", allow_pickle=False)
     if table.shape != (side**2, width) or table.dtype != np.float32:
-        raise ValueError(
+        raise UserError(
             f"model.position_file {file} must hold float32 {(side**2, width)}, got "
             f"{table.dtype} {table.shape}; take the file that was imported with the "
             "weights."

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rfjax.errors import UserError
 from rfjax.models import attention, embeddings
 from rfjax.models.embeddings import VectorEmbedder
 from rfjax.models.layers import (
@@ -96,18 +97,18 @@ class MMDiTConfig:
                       "pooled_dim", "grid_tokens", "max_grid_tokens",
                       "unroll"):  # fmt: skip
             if getattr(self, field) < 1:
-                raise ValueError(
+                raise UserError(
                     f"model.{field} must be at least 1, got {getattr(self, field)}; "
                     "give a positive whole number."
                 )
         if not 0 <= self.dual_attention_blocks < self.depth:
-            raise ValueError(
+            raise UserError(
                 "model.dual_attention_blocks must be at least 0 and less than "
                 f"model.depth = {self.depth}, got {self.dual_attention_blocks}; 0 "
                 "switches the second attention off."
             )
         if not self.position_scale > 0:
-            raise ValueError(
+            raise UserError(
                 f"model.position_scale must be positive, got {self.position_scale}; "
                 "use 1.0, or 256 / S to continue a 256 px model at S px."
             )
@@ -117,7 +118,7 @@ class MMDiTConfig:
             ("attention", attention.IMPLEMENTATIONS),
         ):
             if getattr(self, field) not in table:
-                raise ValueError(
+                raise UserError(
                     f"model.{field} must be one of {', '.join(table)}, "
                     f"got {getattr(self, field)!r}."
                 )
@@ -138,9 +139,9 @@ class MMDiTConfig:
         return self.patch_size**2 * self.latent_channels
 
     def check_latents(self, height: int, width: int) -> None:
-        """Raises ValueError if latents of this size cannot be cut into patches."""
+        """Raises UserError if latents of this size cannot be cut into patches."""
         if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
+            raise UserError(
                 f"model.patch_size must divide the latents, got {self.patch_size} for "
                 f"latents of {height} x {width}; choose a divisor of both sides."
             )

@@ -105,7 +105,7 @@ def lay_out(abstract_params: Any, abstract_state: Any, *, mesh: MeshConfig):
       mesh: resolved sizes.
 
     Raises:
-      ValueError: if an axis divides no dim that it splits.
+      UserError: if an axis divides no dim that it splits.
     """
     axes = dataclasses.asdict(mesh)
     abstract_mesh = AbstractMesh(tuple(axes.values()), tuple(axes))

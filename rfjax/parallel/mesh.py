@@ -18,6 +18,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rfjax.errors import UserError
+
 BATCH_AXES = ("slice", "data", "fsdp")
 
 
@@ -42,11 +44,11 @@ class MeshConfig:
     def __post_init__(self):
         for axis, size in dataclasses.asdict(self).items():
             if size < 1 and size != -1:
-                raise ValueError(
+                raise UserError(
                     f"mesh.{axis} must be at least 1, or -1 to infer it, got {size}."
                 )
         if list(dataclasses.asdict(self).values()).count(-1) > 1:
-            raise ValueError(
+            raise UserError(
                 f"mesh may leave one axis at -1, got {self.describe()}; "
                 "give the others a size."
             )
@@ -59,7 +61,7 @@ class MeshConfig:
         """Infers the axis left at -1.
 
         Raises:
-          ValueError: if the axes do not multiply to the number of devices.
+          UserError: if the axes do not multiply to the number of devices.
         """
         sizes = dataclasses.asdict(self)
         fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -68,7 +70,7 @@ class MeshConfig:
             for axis, size in sizes.items()
         }
         if math.prod(inferred.values()) != num_devices:
-            raise ValueError(
+            raise UserError(
                 f"mesh {self.describe()} needs a multiple of {fixed} devices, "
                 f"{num_devices} are visible; set one axis to -1 to infer it."
                 if -1 in sizes.values()
@@ -78,11 +80,11 @@ class MeshConfig:
         return MeshConfig(**inferred)
 
     def check_batch(self, global_batch_size: int, *, micro_batches: int) -> None:
-        """Raises ValueError if the resolved mesh cannot split the batch evenly."""
+        """Raises UserError if the resolved mesh cannot split the batch evenly."""
         sizes = [getattr(self, axis) for axis in BATCH_AXES] + [micro_batches]
         shards = math.prod(sizes)
         if global_batch_size % shards:
-            raise ValueError(
+            raise UserError(
                 "train.global_batch_size must be a multiple of "
                 f"{' * '.join(f'mesh.{axis}' for axis in BATCH_AXES)} * "
                 f"train.micro_batches = {' * '.join(map(str, sizes))}, "
@@ -91,9 +93,9 @@ class MeshConfig:
             )
 
     def check_tokens(self, num_image_tokens: int) -> None:
-        """Raises ValueError if `sequence` cannot split the image tokens evenly."""
+        """Raises UserError if `sequence` cannot split the image tokens evenly."""
         if num_image_tokens % self.sequence:
-            raise ValueError(
+            raise UserError(
                 "mesh.sequence must divide the image tokens of an example, got "
                 f"{self.sequence} for {num_image_tokens} tokens; choose a divisor of "
                 f"{num_image_tokens}."
@@ -104,7 +106,7 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] = ()) -> Mesh
     """Arranges the devices (all visible ones by default) as the config says.
 
     Raises:
-      ValueError: if the axes do not multiply to the number of devices, or `slice` is
+      UserError: if the axes do not multiply to the number of devices, or `slice` is
         not the number of slices.
     """
     devices = list(devices) or jax.devices()
@@ -125,7 +127,7 @@ def arrange(devices: Sequence[jax.Device], axes: Mapping[str, int]) -> np.ndarra
       axes: mesh axis -> size, `slice` first.
 
     Raises:
-      ValueError: if TPU devices come from another number of slices than `slice` says.
+      UserError: if TPU devices come from another number of slices than `slice` says.
     """
     num_slices, *inner = axes.values()
     slices: dict[int, list[jax.Device]] = {}
@@ -144,9 +146,9 @@ def arrange(devices: Sequence[jax.Device], axes: Mapping[str, int]) -> np.ndarra
 
 
 def check_slices(slice_axis: int, num_slices: int) -> None:
-    """Raises ValueError if mesh axis `slice` is not the number of TPU slices."""
+    """Raises UserError if mesh axis `slice` is not the number of TPU slices."""
     if slice_axis not in (num_slices, -1):
-        raise ValueError(
+        raise UserError(
             "mesh.slice must be the number of TPU slices that the devices belong to, "
             f"got {slice_axis} for {num_slices}; set --config.mesh.slice={num_slices} "
             "and leave mesh.data at -1."
@@ -165,7 +167,7 @@ def reading_share(mesh: Mesh) -> tuple[int, int]:
     them, read the same part.
 
     Raises:
-      ValueError: if processes hold some of their rows in common and others not.
+      UserError: if processes hold some of their rows in common and others not.
     """
     held: dict[int, set[int]] = {}
     for shard, devices in enumerate(mesh.devices.reshape(num_batch_shards(mesh), -1)):
@@ -173,7 +175,7 @@ def reading_share(mesh: Mesh) -> tuple[int, int]:
             held.setdefault(device.process_index, set()).add(shard)
     parts = sorted({tuple(sorted(shards)) for shards in held.values()})
     if len({*map(len, parts)}) > 1 or sum(map(len, parts)) != num_batch_shards(mesh):
-        raise ValueError(
+        raise UserError(
             "mesh.tensor * mesh.sequence must stay inside a process or fill whole "
             f"processes, got {mesh.shape['tensor']} * {mesh.shape['sequence']} with "
             f"{mesh.size // len(held)} devices a process; choose divisors of that."

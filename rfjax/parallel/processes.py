@@ -22,6 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rfjax.errors import UserError
+
 ADDRESS, COUNT, INDEX = VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
     "JAX_NUM_PROCESSES",
@@ -33,7 +35,7 @@ def start() -> None:
     """Joins the other processes of the job, if there are any; once is enough.
 
     Raises:
-      ValueError: the variables contradict each other, or the cluster that they point
+      UserError: the variables contradict each other, or the cluster that they point
         to cannot be joined.
     """
     if jax.distributed.is_initialized():
@@ -46,7 +48,7 @@ def start() -> None:
     try:
         jax.distributed.initialize(**(given or {}))
     except (ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"the processes of this job must find each other, and do not: {error}; "
             f"set {', '.join(VARIABLES)} in each of them, and start them all."
         ) from error
@@ -56,26 +58,26 @@ def read_variables(environ: Mapping[str, str]) -> dict[str, str | int] | None:
     """Arguments of `jax.distributed.initialize`, or None if nothing is set.
 
     Raises:
-      ValueError: only some of the variables are set, or one is out of range.
+      UserError: only some of the variables are set, or one is out of range.
     """
     missing = [name for name in VARIABLES if not environ.get(name)]
     if len(missing) == len(VARIABLES):
         return None
     if missing:
         there = [name for name in VARIABLES if name not in missing]
-        raise ValueError(
+        raise UserError(
             f"{', '.join(VARIABLES)} must be set together, got "
             f"{', '.join(f'{name}={environ[name]}' for name in there)} without "
             f"{' and '.join(missing)}; set all of them, or none on one machine."
         )
     address, count, index = (environ[name] for name in VARIABLES)
     if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
-        raise ValueError(
+        raise UserError(
             f"{ADDRESS} must be HOST:PORT of the first process, got {address!r}; "
             "write it as in 10.0.0.1:1234."
         )
     if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
-        raise ValueError(
+        raise UserError(
             f"{INDEX} must count from 0 to {COUNT} - 1, got {index} of {count}; give "
             "each process its own number."
         )
@@ -116,7 +118,7 @@ def on_first(function: Callable[[], None]) -> None:
     """Calls a function in the first process; the others wait until it is done.
 
     Raises:
-      ValueError: in the others too, if the function raised in the first.
+      UserError: in the others too, if the function raised in the first.
     """
     error = None
     if is_first():
@@ -127,7 +129,7 @@ def on_first(function: Callable[[], None]) -> None:
     if jax.process_count() > 1:
         failed = multihost_utils.broadcast_one_to_all(np.bool_(error is not None))
         if failed and not is_first():
-            raise ValueError(
+            raise UserError(
                 "process 0 must be able to go on, and stopped; its output says why."
             )
     if error is not None:

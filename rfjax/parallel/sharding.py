@@ -18,6 +18,8 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rfjax.errors import UserError
+
 
 class Rule(NamedTuple):
     """Where dims of one logical name go.
@@ -92,13 +94,13 @@ def parameter_dims(path: str) -> tuple[str, ...]:
     """Logical names of a parameter's dims, e.g. blocks/image/out/kernel.
 
     Raises:
-      ValueError: if no pattern in `PARAMETER_DIMS` ends the path.
+      UserError: if no pattern in `PARAMETER_DIMS` ends the path.
     """
     for pattern, names in PARAMETER_DIMS:
         if re.search(rf"(^|/){pattern}$", path):
             is_stacked = path.startswith(("blocks/", "dual_blocks/"))
             return ("layers", *names) if is_stacked else names
-    raise ValueError(
+    raise UserError(
         f"parameter {path} has no row in parallel.sharding.PARAMETER_DIMS; add one."
     )
 
@@ -118,7 +120,7 @@ def parameter_sharding(path: str, shape: tuple[int, ...], *, mesh: Mesh):
     """NamedSharding of one parameter.
 
     Raises:
-      ValueError: if a mesh axis does not divide its dim. A parameter is never
+      UserError: if a mesh axis does not divide its dim. A parameter is never
         replicated silently instead: that would be an out-of-memory error later.
     """
     names = parameter_dims(path)
@@ -126,7 +128,7 @@ def parameter_sharding(path: str, shape: tuple[int, ...], *, mesh: Mesh):
         shards = num_shards(name, mesh.shape)
         if size % shards:
             axes = " * ".join(f"mesh.{axis}" for axis in RULES[name].axes)
-            raise ValueError(
+            raise UserError(
                 f"{axes} must divide dim '{name}' of every parameter, got {shards} for "
                 f"{path} with shape {shape}; choose a divisor of {size}."
             )

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from rfjax.errors import UserError
+
 # Chips whose compiled programs jaxlib 0.10.2 cannot print; the compiler itself can.
 UNPRINTABLE = {"tpu7x"}
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
@@ -40,7 +42,7 @@ class Compiled:
         return self.argument_bytes + self.temporary_bytes
 
 
-class DoesNotFit(ValueError):
+class DoesNotFit(UserError):
     """The program needs more memory than a chip has.
 
     Attributes:

@@ -13,6 +13,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from rfjax.errors import UserError
+
 ITEM_BITS = {
     "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2": 8,
     "s16": 16, "u16": 16, "f16": 16, "bf16": 16, "s32": 32, "u32": 32, "f32": 32,
@@ -165,7 +167,7 @@ class Program:
         """How often a while loop runs: `known_trip_count`, or its exit test.
 
         Raises:
-          ValueError: if neither says it.
+          UserError: if neither says it.
         """
         known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
         if known:
@@ -184,7 +186,7 @@ class Program:
             if i.opcode == "constant" and re.fullmatch(r"\d+", i.arguments)
         ]
         if len(constants) != 1:
-            raise ValueError(
+            raise UserError(
                 f"loop {loop.name} must have one constant in its exit test, got "
                 f"{constants}; its trip count cannot be read."
             )
@@ -195,7 +197,7 @@ def parse(text: str) -> Program:
     """Reads the text of a module.
 
     Raises:
-      ValueError: if it has no entry computation.
+      UserError: if it has no entry computation.
     """
     computations, entry, current, name = {}, None, None, None
     lines = re.sub(r"/\*.*?\*/", "", text).splitlines()
@@ -211,7 +213,7 @@ def parse(text: str) -> Program:
             instruction = _parse_instruction(match, _joined(lines, number))
             current[instruction.name] = instruction
     if entry is None:
-        raise ValueError("the HLO text must have an ENTRY computation, and has none.")
+        raise UserError("the HLO text must have an ENTRY computation, and has none.")
     return Program(computations, entry)
 
 
@@ -257,4 +259,4 @@ def _closing_bracket(text: str, start: int) -> int:
             depth -= 1
             if depth == 0:
                 return index
-    raise ValueError(f"the HLO line must close its brackets: {text[:80]}")
+    raise UserError(f"the HLO line must close its brackets: {text[:80]}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rfjax import whole_files
+from rfjax.errors import UserError
 from rfjax.plan.compile import DoesNotFit
 from rfjax.plan.report import NOTE, Plan
 from rfjax.plan.topology import Topology
@@ -290,7 +291,7 @@ def read_json(path: Path | str, *, key: str) -> list[Outcome]:
     """Outcomes that an earlier search of the same key wrote; none without a file.
 
     Raises:
-      ValueError: the file is another search's, or no search's at all.
+      UserError: the file is another search's, or no search's at all.
     """
     if not Path(path).is_file():
         return []
@@ -300,7 +301,7 @@ def read_json(path: Path | str, *, key: str) -> list[Outcome]:
     except (ValueError, KeyError, TypeError):
         is_same = False
     if not is_same:
-        raise ValueError(
+        raise UserError(
             f"{path} must hold the outcomes of a search of the same model and "
             "topology, to be continued, and does not; name another file."
         )

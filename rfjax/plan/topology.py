@@ -15,6 +15,8 @@ import re
 
 import jax
 
+from rfjax.errors import MissingPackageError, UserError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
@@ -144,14 +146,14 @@ def parse_topology(name: str) -> Topology:
     """Reads v5p:4x4x4, v5p-128 (128 cores, 64 chips), v5litepod-256, 2*v5e:16x16.
 
     Raises:
-      ValueError: if there is no such chip, or no slice of that shape.
+      UserError: if there is no such chip, or no slice of that shape.
     """
     match = re.fullmatch(
         r"(?:(\d+)\*)?(\w+?)(?::(\d+(?:x\d+)*)|-(\d+))", name.lower().strip()
     )
     chip_name = match and _ALIASES.get(match[2], match[2])
     if not match or chip_name not in CHIPS:
-        raise ValueError(
+        raise UserError(
             f"--topology must name a chip of {', '.join(CHIPS)} and a slice, got "
             f"{name!r}; examples: {_EXAMPLES}."
         )
@@ -164,14 +166,14 @@ def parse_topology(name: str) -> Topology:
         if shape_text is None:
             unit = "cores" if chip.cores_in_name else "chips"
             sizes = [n * (2 if chip.cores_in_name else 1) for n in chip.shapes]
-            raise ValueError(
+            raise UserError(
                 f"--topology={name} must give a number of {unit} of {chip_name} out of "
                 f"{', '.join(map(str, sizes))}; write the shape out for others, as in "
                 f"{chip_name}:{list(chip.shapes.values())[-1]}."
             )
     shape = tuple(map(int, shape_text.split("x")))
     if num_slices < 1 or min(shape) < 1 or len(shape) != chip.num_torus_axes:
-        raise ValueError(
+        raise UserError(
             f"--topology={name} must have {chip.num_torus_axes} torus axes for "
             f"{chip_name} and at least one chip on each; examples: {_EXAMPLES}."
         )
@@ -180,7 +182,7 @@ def parse_topology(name: str) -> Topology:
 
 
 def _check_exists(name: str, chip_name: str, shape: tuple[int, ...]) -> None:
-    """Raises ValueError for a slice that is not made."""
+    """Raises UserError for a slice that is not made."""
     if len(shape) == 2:
         exists = "x".join(map(str, shape)) in CHIPS[chip_name].shapes.values()
         rule = f"be one of {', '.join(CHIPS[chip_name].shapes.values())}"
@@ -193,13 +195,13 @@ def _check_exists(name: str, chip_name: str, shape: tuple[int, ...]) -> None:
             "be 2x2x1, 2x2x2, 2x2x4, 2x4x4 or have multiples of 4, 8960 chips at most"
         )
     if not exists:
-        raise ValueError(f"--topology={name} must {rule}; examples: {_EXAMPLES}.")
+        raise UserError(f"--topology={name} must {rule}; examples: {_EXAMPLES}.")
 
 
 def check_compiler() -> None:
-    """Raises ImportError if the TPU compiler is not installed."""
+    """Raises MissingPackageError if the TPU compiler is not installed."""
     if importlib.util.find_spec("libtpu") is None:
-        raise ImportError(
+        raise MissingPackageError(
             "rfjax plan needs the TPU compiler, package libtpu, which is not "
             "installed; run `pip install 'rfjax[plan]'` (no TPU is needed)."
         )
@@ -209,8 +211,8 @@ def make_devices(topology: Topology) -> list[jax.Device]:
     """Devices that can be compiled for, but not run on.
 
     Raises:
-      ImportError: if libtpu is not installed.
-      ValueError: if the compiler knows no such slice.
+      MissingPackageError: if libtpu is not installed.
+      UserError: if the compiler knows no such slice.
     """
     check_compiler()
     # Read when the library is loaded: there is no TPU to ask or to lock.
@@ -223,7 +225,7 @@ def make_devices(topology: Topology) -> list[jax.Device]:
     try:
         described = topologies.get_topology_desc(topology.slice_name, "tpu", **options)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"--topology={topology} is refused by the TPU compiler: {error}; "
             f"examples: {_EXAMPLES}."
         ) from error

@@ -8,6 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from rfjax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmaConfig:
@@ -27,9 +29,9 @@ class EmaConfig:
 
     def __post_init__(self):
         if not 0 <= self.decay < 1:
-            raise ValueError(f"ema.decay must be in [0, 1), got {self.decay}.")
+            raise UserError(f"ema.decay must be in [0, 1), got {self.decay}.")
         if self.every_steps < 1:
-            raise ValueError(
+            raise UserError(
                 f"ema.every_steps must be at least 1, got {self.every_steps}."
             )
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from rfjax import checkpoint, run_folder, stopping
 from rfjax.checkpoint import CheckpointConfig, Checkpoints
+from rfjax.errors import UserError
 from rfjax.parallel import processes
 from rfjax.parallel.mesh import put_batch
 from rfjax.train.metrics import MetricsWriter
@@ -45,13 +46,13 @@ class TrainConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 1:
-                raise ValueError(
+                raise UserError(
                     f"train.{field.name} must be at least 1, "
                     f"got {getattr(self, field.name)}."
                 )
 
 
-class TrainingDiverged(ValueError):
+class TrainingDiverged(UserError):
     """The loss is no longer a number."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import optax
 
+from rfjax.errors import UserError
 from rfjax.train.parameterisation import PARAMETERISATIONS, rescale_init, with_rates
 
 COOLDOWNS = {  # fraction of the cooldown done -> fraction of the peak rate
@@ -57,44 +58,44 @@ class OptimizerConfig:
     def __post_init__(self):
         for field in ("learning_rate", "eps", "clip_norm"):
             if not getattr(self, field) > 0:
-                raise ValueError(
+                raise UserError(
                     f"optimizer.{field} must be positive, got {getattr(self, field)}."
                 )
         for field in ("warmup_steps", "cooldown_steps", "weight_decay"):
             if getattr(self, field) < 0:
-                raise ValueError(
+                raise UserError(
                     f"optimizer.{field} must not be negative, "
                     f"got {getattr(self, field)}; 0 switches it off."
                 )
         for field in ("b1", "b2"):
             if not 0 <= getattr(self, field) < 1:
-                raise ValueError(
+                raise UserError(
                     f"optimizer.{field} must be in [0, 1), got {getattr(self, field)}."
                 )
         if self.cooldown not in COOLDOWNS:
-            raise ValueError(
+            raise UserError(
                 f"optimizer.cooldown must be one of {', '.join(COOLDOWNS)}, "
                 f"got {self.cooldown!r}."
             )
         if self.parameterisation not in PARAMETERISATIONS:
-            raise ValueError(
+            raise UserError(
                 "optimizer.parameterisation must be one of "
                 f"{', '.join(PARAMETERISATIONS)}, got {self.parameterisation!r}."
             )
         if self.base_depth is not None and self.base_depth < 1:
-            raise ValueError(
+            raise UserError(
                 f"optimizer.base_depth must be at least 1, got {self.base_depth}."
             )
         if self.parameterisation == "mup" and self.base_depth is None:
-            raise ValueError(
+            raise UserError(
                 "optimizer.base_depth must be set with optimizer.parameterisation = "
                 "mup, got None; give the depth at which learning_rate was tuned."
             )
 
     def check_steps(self, num_steps: int) -> None:
-        """Raises ValueError if warm-up and cooldown do not fit into the run."""
+        """Raises UserError if warm-up and cooldown do not fit into the run."""
         if self.warmup_steps + self.cooldown_steps > num_steps:
-            raise ValueError(
+            raise UserError(
                 "optimizer.warmup_steps + optimizer.cooldown_steps must fit into "
                 f"train.num_steps = {num_steps}, got {self.warmup_steps} + "
                 f"{self.cooldown_steps}; shorten them or train longer."

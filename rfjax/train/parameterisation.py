@@ -45,6 +45,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rfjax.errors import UserError
 from rfjax.models.mmdit import HEAD_DIM
 from rfjax.parallel.sharding import parameter_path
 
@@ -96,11 +97,11 @@ def role_of(path: str) -> str:
     """The role of a parameter, e.g. "hidden" of blocks/image/out/kernel.
 
     Raises:
-      ValueError: if no pattern in `ROLES` ends the path.
+      UserError: if no pattern in `ROLES` ends the path.
     """
     role = _first_match(path, ROLES)
     if role is None:
-        raise ValueError(
+        raise UserError(
             f"parameter {path} has no row in train.parameterisation.ROLES; add one."
         )
     return role
@@ -121,7 +122,7 @@ def rate_factor(
       float32: a scalar, or one number a column (last dim) of a modulation.
 
     Raises:
-      ValueError: if the parameter has no role.
+      UserError: if the parameter has no role.
     """
     growth = depth / base_depth
     role = role_of(path)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the size of a model to its depth, by the models of a runs table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rfjax.scaling.laws.law import CannotFit
+from rfjax.scaling.laws.points import size_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def depth_of_size(
+    table: pd.DataFrame, sizes: np.ndarray, *, size_measure: str
+) -> np.ndarray:
+    """Depths [m] (fractions allowed) of models of the given sizes [m].
+
+    Straight lines between the models of the table in log size against log depth,
+    the outer two lines continued: size grows about as depth cubed.
+
+    Raises: CannotFit if the table knows fewer than two depths.
+    """
+    log_depth, log_size = _known_models(table, size_measure)
+    return np.exp(_interpolate(np.log(sizes), log_size, log_depth))
+
+
+def size_of_depth(
+    table: pd.DataFrame, depths: np.ndarray, *, size_measure: str
+) -> np.ndarray:
+    """Sizes [m] of models of the given depths [m]; see `depth_of_size`."""
+    log_depth, log_size = _known_models(table, size_measure)
+    return np.exp(_interpolate(np.log(depths), log_depth, log_size))
+
+
+def _known_models(table, size_measure):
+    sizes = size_of(table, size_measure=size_measure).groupby(table["depth"]).mean()
+    if len(sizes) < 2:
+        raise CannotFit(
+            f"depth must take at least 2 values to relate it to {size_measure}, "
+            f"got {len(sizes)}; add runs of another depth."
+        )
+    return np.log(sizes.index.to_numpy(float)), np.log(sizes.to_numpy(float))
+
+
+def _interpolate(x, known_x, known_y):
+    """Piecewise linear, with the end pieces continued."""
+    piece = np.clip(np.searchsorted(known_x, x) - 1, 0, len(known_x) - 2)
+    slope = np.diff(known_y)[piece] / np.diff(known_x)[piece]
+    return known_y[piece] + slope * (x - known_x[piece])

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to train with a budget: the compute-optimal size, samples and loss.
+
+With a training cost of C = kappa N^omega D the best split of C follows in closed form
+from L = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, equation 4, is the case
+kappa = 6, omega = 1):
+
+    N_opt^(alpha + omega beta) = alpha A / (omega beta B) * (C / kappa)^beta
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rfjax.scaling.laws.depth import depth_of_size
+from rfjax.scaling.laws.fit import Fit
+from rfjax.scaling.laws.intervals import Interval
+from rfjax.scaling.laws.law import CannotFit
+from rfjax.scaling.laws.points import size_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Training FLOPs C = kappa size^omega samples, and where that comes from."""
+
+    kappa: float
+    omega: float
+    source: str
+
+    def flops(self, size, samples):
+        """Training FLOPs of samples at a size."""
+        return self.kappa * size**self.omega * samples
+
+    def samples(self, size, flops):
+        """Training samples that FLOPs pay for at a size."""
+        return flops / (self.kappa * size**self.omega)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimum:
+    """The best way to spend a budget, with intervals.
+
+    Attributes:
+      flops: the budget, training FLOPs.
+      size: the best size in the fit's size measure.
+      samples: the best number of training samples.
+      loss: the loss they reach by the law.
+      depth: the depth of that size, where the table knows depths.
+    """
+
+    flops: float
+    size: Interval
+    samples: Interval
+    loss: Interval
+    depth: Interval | None
+
+
+def cost_of(table: pd.DataFrame, *, size_measure: str) -> Cost:
+    """The cost of training, from the FLOPs in a runs table or by 6 N D."""
+    if size_measure == "flops":
+        return Cost(1.0, 1.0, "size is training FLOPs per sample, so C = N D")
+    if "train_flops" not in table or not (table["train_flops"] > 0).all():
+        return Cost(6.0, 1.0, "assumed: the table has no train_flops, so C = 6 N D")
+    log_size = np.log(size_of(table, size_measure=size_measure))
+    log_flops = np.log(table["train_flops"] / table["samples"])
+    omega, log_kappa = np.polyfit(log_size, log_flops, 1)
+    return Cost(
+        float(np.exp(log_kappa)),
+        float(omega),
+        "a power law through the training FLOPs per sample of these runs",
+    )
+
+
+def allocation_exponent(fit: Fit, *, cost: Cost) -> Interval:
+    """The power a of N_opt ~ C^a, with its interval."""
+
+    def exponent(natural):
+        return natural[..., 4] / (natural[..., 3] + cost.omega * natural[..., 4])
+
+    return fit.interval(exponent(_natural(fit)), exponent(fit.natural_draws()))
+
+
+def optimum(
+    fit: Fit,
+    *,
+    flops: float,
+    cost: Cost,
+    table: pd.DataFrame | None = None,
+    size_measure: str = "params",
+) -> Optimum:
+    """The compute-optimal size, samples, loss and depth for a budget.
+
+    Args:
+      fit: of the law "chinchilla".
+      flops: the budget, training FLOPs.
+      cost: what a sample costs at a size, see `cost_of`.
+      table: runs with depths, to translate the size into a depth.
+      size_measure: what the fit calls size.
+
+    Raises: CannotFit if the law does not have both inputs.
+    """
+    if fit.law.inputs != ("size", "samples"):
+        raise CannotFit(
+            f"a compute-optimal split needs a law of size and samples, got "
+            f"{fit.law.formula}; fit law=chinchilla."
+        )
+    sizes = _optimal_size(np.vstack([_natural(fit), fit.natural_draws()]), flops, cost)
+    samples = cost.samples(sizes, flops)
+    thetas = np.vstack([fit.theta, fit.draws])
+    log_inputs = np.log(np.stack([sizes, samples], axis=1)) - fit.log_centre
+    exponents = thetas[:, 3:]
+    losses = thetas[:, 0] + np.exp(thetas[:, 1:3] - exponents * log_inputs).sum(1)
+
+    def with_interval(values):
+        return fit.interval(values[0], values[1:])
+
+    depth = None
+    if table is not None and "depth" in table:
+        depth = with_interval(depth_of_size(table, sizes, size_measure=size_measure))
+    return Optimum(
+        flops=float(flops),
+        size=with_interval(sizes),
+        samples=with_interval(samples),
+        loss=with_interval(losses),
+        depth=depth,
+    )
+
+
+def _natural(fit):
+    return np.array(list(fit.values.values()))
+
+
+def _optimal_size(natural, flops, cost):
+    """N_opt [R] of natural parameters (E, A, B, alpha, beta) [R, 5]."""
+    _, size_factor, samples_factor, alpha, beta = natural.T
+    balance = alpha * size_factor / (cost.omega * beta * samples_factor)
+    power = 1 / (alpha + cost.omega * beta)
+    return (balance * (flops / cost.kappa) ** beta) ** power

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything a depth-scaling study says, from its runs table, before any drawing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rfjax.scaling.laws.backtest import BackTest, hold_out_largest
+from rfjax.scaling.laws.depth import size_of_depth
+from rfjax.scaling.laws.fit import MIN_BOOTSTRAPS, Fit, FitOptions, fit_law
+from rfjax.scaling.laws.frontier import IsoFlop, frontier, isoflop_parabolas
+from rfjax.scaling.laws.intervals import Interval
+from rfjax.scaling.laws.law import CannotFit, get_law
+from rfjax.scaling.laws.optimum import Cost, Optimum, cost_of, optimum
+from rfjax.scaling.laws.points import input_columns, size_of
+from rfjax.scaling.study import quality
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NUM_TIMESTEP_LEVELS = 8  # of the validation protocol: t = k / 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """The loss of a model that is not in the table, by the law.
+
+    Attributes:
+      depth: its depth, where the request named one.
+      inputs: the law's inputs.
+      law: the law's loss with its interval.
+      outcome: the same with the interval for what one run will measure.
+    """
+
+    depth: float | None
+    inputs: dict[str, float]
+    law: Interval
+    outcome: Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A fitted study.
+
+    Attributes:
+      table: every row, with its reason if it may not be fitted.
+      fitted: the rows that were fitted.
+      loss: column of the loss.
+      size_measure: what size is.
+      law_name: a name in `laws.LAWS`.
+      fit: the law.
+      cost: what training costs, None for laws without size and samples.
+      optima: compute-optimal models, one per budget.
+      isoflops: parabolas as a cross-check of the optima.
+      per_timestep: t -> fit of the loss at that t, or the reason why there is none.
+      backtest: the fit without the largest model, or the reason why there is none.
+      forecasts: what the law says of models that were asked for.
+    """
+
+    table: pd.DataFrame
+    fitted: pd.DataFrame
+    loss: str
+    size_measure: str
+    law_name: str
+    fit: Fit
+    cost: Cost | None
+    optima: tuple[Optimum, ...]
+    isoflops: tuple[IsoFlop, ...]
+    per_timestep: dict[float, Fit | str]
+    backtest: BackTest | str
+    forecasts: tuple[Forecast, ...]
+
+
+def analyse(
+    table: pd.DataFrame,
+    *,
+    loss: str,
+    law: str = "chinchilla",
+    size_measure: str = "params",
+    holdout_largest: bool = True,
+    mid_run: bool = False,
+    where: str | None = None,
+    budgets: Sequence[float] = (),
+    forecasts: Sequence[Mapping[str, float]] = (),
+    options: FitOptions | None = None,
+) -> Study:
+    """Fits a study's law and everything that follows from it.
+
+    Args:
+      table: from `load_runs` or `load_table`.
+      loss: column of the loss.
+      law: a name in `laws.LAWS`; "compute" is fitted to the frontier's rows only.
+      size_measure: what size is: params, params_without_adaln or flops.
+      holdout_largest: whether to test the law on its largest model.
+      mid_run: whether to fit rows too at which the learning rate has not cooled down.
+      where: condition on columns, as "depth >= 2"; other rows are left out, visibly.
+      budgets: training FLOPs to find the compute-optimal model for; by default
+        the largest budget of the table, ten and a hundred times that.
+      forecasts: models to predict, each with `depth` or `size`, and `samples`; or
+        `flops` for the compute law.
+      options: how to fit.
+
+    Raises: UserError with the reason if the law cannot be fitted.
+    """
+    options = options or FitOptions()
+    chosen = get_law(law)
+    inputs = input_columns(chosen, size_measure=size_measure)
+    table = quality.mark_unusable(table, loss=loss, inputs=inputs)
+    if where is not None:
+        table = quality.mark_unwanted(table, where)
+    fitted = quality.fitted_rows(table, mid_run=mid_run)
+    if law == "compute":
+        fitted = frontier(fitted, loss=loss)
+    how = {"law": law, "size_measure": size_measure}
+    fit = fit_law(fitted, loss=loss, options=options, **how)
+
+    cost, optima, isoflops = None, (), ()
+    if law == "chinchilla":
+        cost = cost_of(fitted, size_measure=size_measure)
+        largest = cost.flops(
+            size_of(fitted, size_measure=size_measure), fitted["samples"]
+        ).max()
+        optima = tuple(
+            optimum(
+                fit, flops=flops, cost=cost, table=fitted, size_measure=size_measure
+            )
+            for flops in (budgets or largest * np.array([1.0, 10.0, 100.0]))
+        )
+        if "train_flops" in fitted:
+            isoflops = tuple(
+                isoflop_parabolas(fitted, loss=loss, size_measure=size_measure)
+            )
+    backtest: BackTest | str = "not asked for"
+    if holdout_largest and "size" in chosen.inputs:
+        try:
+            backtest = hold_out_largest(fitted, loss=loss, options=options, **how)
+        except CannotFit as error:
+            backtest = str(error)
+    elif holdout_largest:
+        backtest = f"{chosen.formula} has no size to hold out"
+    return Study(
+        table=table,
+        fitted=fitted,
+        loss=loss,
+        size_measure=size_measure,
+        law_name=law,
+        fit=fit,
+        cost=cost,
+        optima=optima,
+        isoflops=isoflops,
+        per_timestep=_fit_timesteps(fitted, loss=loss, options=options, **how),
+        backtest=backtest,
+        forecasts=tuple(
+            forecast(fit, fitted, request, size_measure=size_measure)
+            for request in forecasts
+        ),
+    )
+
+
+def forecast(
+    fit: Fit, table: pd.DataFrame, request: Mapping[str, float], *, size_measure: str
+) -> Forecast:
+    """Predicts one model, given by depth or size and by samples, or by flops.
+
+    Raises: UserError if the request does not name the law's inputs.
+    """
+    inputs = dict(request)
+    depth = inputs.pop("depth", None)
+    if depth is not None and "size" in fit.law.inputs and "size" not in inputs:
+        sizes = size_of_depth(table, np.array([depth]), size_measure=size_measure)
+        inputs["size"] = float(sizes[0])
+    return Forecast(depth, inputs, fit.predict(**inputs), fit.predict_outcome(**inputs))
+
+
+def _fit_timesteps(table, *, loss, law, size_measure, options):
+    """The same law for the loss at each level t = k / 8 that the table has."""
+    fits: dict[float, Fit | str] = {}
+    # Only parameters are reported per t, and those have profile intervals.
+    options = dataclasses.replace(options, num_bootstraps=MIN_BOOTSTRAPS)
+    for level in range(_NUM_TIMESTEP_LEVELS):
+        column = f"{loss}_t{level}"
+        if column not in table:
+            continue
+        try:
+            fits[level / _NUM_TIMESTEP_LEVELS] = fit_law(
+                table, law=law, size_measure=size_measure, loss=column, options=options
+            )
+        except CannotFit as error:
+            fits[level / _NUM_TIMESTEP_LEVELS] = str(error)
+    return fits

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study itself: which models are trained, at what price, and what they measured.
+
+grid        depths and lengths, or budgets, to cells
+budget      what the cells cost, before they are paid for
+sweep       training them
+runs        the table of what they measured
+quality     which of its rows may be fitted
+"""
+
+from rfjax.scaling.study.grid import Cell, GridConfig, make_cells
+from rfjax.scaling.study.quality import fitted_rows, mark_unusable
+from rfjax.scaling.study.runs import load_runs, load_table
+
+__all__ = [
+    "Cell",
+    "GridConfig",
+    "fitted_rows",
+    "load_runs",
+    "load_table",
+    "make_cells",
+    "mark_unusable",
+]

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grid of a depth-scaling study: which models are trained for how long.
+
+A schedule of warm-up, constant rate and cooldown lets one run serve many lengths: the
+trunk keeps the rate constant, and every length branches off where its cooldown starts.
+A branch is, to the bit, the run that training it from scratch would have given; its
+first part is only shared. Source: Hagele et al. 2024, arXiv:2405.18392.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rfjax.errors import UserError
+
+SCHEDULES = ("branched", "independent")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """Depths, budgets and seeds, and the rules that turn them into run configs.
+
+    Budgets are data (`num_samples`, the same for all depths) or compute
+    (`flop_budgets`, so that each budget compares depths at equal cost: isoFLOP).
+
+    Attributes:
+      depths: one model size each.
+      num_samples: training samples; rounded to whole steps.
+      flop_budgets: training FLOPs, instead of `num_samples`.
+      seeds: repetitions of every cell.
+      repeated_depths: depths that are also trained with `repeat_seeds`.
+      repeat_seeds: further seeds of the repeated depths.
+      schedule: "branched" shares one constant-rate trunk a depth and seed;
+        "independent" trains each cell from scratch, to the same end.
+      cooldown_fraction: last part of a run in which the learning rate falls to zero.
+      reference_depth: depth at which the base's learning rate and batch size are used.
+      learning_rate_exponent: the rate of depth d is that of the reference times
+        (d / reference_depth) ** exponent; -1 follows the width, 0 uses one rate.
+        Not used with optimizer.parameterisation = mup, which has rules of its own.
+      batch_size_exponent: the same for the batch, in whole multiples of
+        `batch_size_multiple`.
+      batch_size_multiple: what the mesh divides.
+      learning_rates: peak rates to be tried at the reference depth; the rule takes
+        each to the other depths. The base's own rate if empty.
+      parameterisations: values of optimizer.parameterisation to be tried; the
+        base's own if empty.
+    """
+
+    depths: tuple[int, ...]
+    num_samples: tuple[int, ...] = ()
+    flop_budgets: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    repeated_depths: tuple[int, ...] = ()
+    repeat_seeds: tuple[int, ...] = ()
+    schedule: str = "branched"
+    cooldown_fraction: float = 0.2
+    reference_depth: int = 2
+    learning_rate_exponent: float = -0.5
+    batch_size_exponent: float = 0.0
+    batch_size_multiple: int = 8
+    learning_rates: tuple[float, ...] = ()
+    parameterisations: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for field, least in (
+            ("depths", 1), ("num_samples", 1), ("flop_budgets", 1), ("seeds", 0),
+            ("repeated_depths", 1), ("repeat_seeds", 0), ("learning_rates", 0),
+            ("parameterisations", None),
+        ):  # fmt: skip
+            values = getattr(self, field)
+            if len(set(values)) < len(values):
+                raise UserError(
+                    f"grid.{field} must hold different values, got {list(values)}."
+                )
+            if least is not None and values and min(values) < least:
+                raise UserError(
+                    f"grid.{field} must be at least {least}, got {list(values)}."
+                )
+        for field in ("depths", "seeds"):
+            if not getattr(self, field):
+                raise UserError(f"grid.{field} must hold at least one value, got [].")
+        if bool(self.num_samples) == bool(self.flop_budgets):
+            raise UserError(
+                "a grid must have one of grid.num_samples and grid.flop_budgets, got "
+                f"{list(self.num_samples)} and {list(self.flop_budgets)}."
+            )
+        if unknown := set(self.repeated_depths) - set(self.depths):
+            raise UserError(
+                f"grid.repeated_depths must be among grid.depths {list(self.depths)}, "
+                f"got {sorted(unknown)}."
+            )
+        if both := set(self.seeds) & set(self.repeat_seeds):
+            raise UserError(
+                "grid.repeat_seeds must differ from grid.seeds, both hold "
+                f"{sorted(both)}."
+            )
+        if self.schedule not in SCHEDULES:
+            raise UserError(
+                f"grid.schedule must be one of {', '.join(SCHEDULES)}, "
+                f"got {self.schedule!r}."
+            )
+        if not 0 <= self.cooldown_fraction < 1:
+            raise UserError(
+                "grid.cooldown_fraction must be in [0, 1), "
+                f"got {self.cooldown_fraction}; 0.2 is usual."
+            )
+        for field in ("reference_depth", "batch_size_multiple"):
+            if getattr(self, field) < 1:
+                raise UserError(
+                    f"grid.{field} must be at least 1, got {getattr(self, field)}."
+                )
+
+    def seeds_of(self, depth: int) -> tuple[int, ...]:
+        """Seeds that a depth is trained with."""
+        repeated = depth in self.repeated_depths
+        return self.seeds + (self.repeat_seeds if repeated else ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+      name: of its run folder.
+      fields: its run config, as a dict.
+      trunk: name of the cell whose checkpoints it may start from, if there is one.
+      is_trunk: whether it only serves others: its end is no point of a law.
+    """
+
+    name: str
+    fields: Mapping[str, Any]
+    trunk: str | None = None
+    is_trunk: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps, those of the trunk included."""
+        return self.fields["train"]["num_steps"]
+
+    @property
+    def fork_step(self) -> int:
+        """Where the cooldown starts: up to there, trunk and branch are one run."""
+        return self.num_steps - self.fields["optimizer"]["cooldown_steps"]
+
+
+def make_cells(
+    base: Mapping[str, Any],
+    grid: GridConfig,
+    *,
+    flops_per_sample: Callable[[Mapping[str, Any]], float],
+) -> Sequence[Cell]:
+    """All cells, small and short ones first, every trunk before its branches.
+
+    Args:
+      base: fields of a run config; depth, length, batch, seed, rate and cooldown are
+        set here.
+      grid: what to vary.
+      flops_per_sample: fields of a run config -> training FLOPs of one sample; used
+        for `flop_budgets`.
+
+    Raises:
+      UserError: if a budget is too small for a depth, or two become the same run.
+    """
+    cells = []
+    for fields, name, seed in _models(base, grid):
+        fields["seed"] = seed
+        lengths = _lengths(fields, grid, flops_per_sample)
+        branches = [
+            Cell(
+                f"{name}-n{num_steps * fields['train']['global_batch_size']}"
+                f"-seed{seed}",
+                _with_length(fields, num_steps, grid.cooldown_fraction),
+            )
+            for num_steps in lengths
+        ]
+        if grid.schedule == "branched" and len(branches) > 1:
+            trunk = _trunk(f"{name}-trunk-seed{seed}", fields, branches)
+            cells.append(trunk)
+            branches = [dataclasses.replace(b, trunk=trunk.name) for b in branches]
+        cells += branches
+    return cells
+
+
+def _models(base, grid: GridConfig) -> Iterator[tuple[dict, str, int]]:
+    """(fields, name, seed) of everything that is trained, lengths left open."""
+    for depth in sorted(grid.depths):
+        scale = depth / grid.reference_depth
+        for parameterisation in grid.parameterisations or (None,):
+            for rate in grid.learning_rates or (None,):
+                for seed in grid.seeds_of(depth):
+                    fields, name = copy.deepcopy(dict(base)), f"d{depth:02d}"
+                    fields["model"]["depth"] = depth
+                    optimizer, train = fields["optimizer"], fields["train"]
+                    if parameterisation is not None:
+                        optimizer["parameterisation"] = parameterisation
+                        name += f"-{parameterisation}"
+                    if rate is not None:
+                        optimizer["learning_rate"] = rate
+                        name += f"-lr{rate:g}"
+                    if optimizer.get("parameterisation") == "mup":
+                        # It knows itself how rates go with depth.
+                        optimizer["base_depth"] = grid.reference_depth
+                    else:
+                        rule = scale**grid.learning_rate_exponent
+                        optimizer["learning_rate"] *= rule
+                    multiple = grid.batch_size_multiple
+                    batch = train["global_batch_size"]
+                    if grid.batch_size_exponent:
+                        batch *= scale**grid.batch_size_exponent / multiple
+                        batch = max(1, round(batch)) * multiple
+                    train["global_batch_size"] = batch
+                    yield fields, name, seed
+
+
+def _lengths(fields, grid: GridConfig, flops_per_sample) -> list[int]:
+    """Numbers of steps of one model, shortest first."""
+    batch = fields["train"]["global_batch_size"]
+    budgets = grid.num_samples
+    if grid.flop_budgets:
+        cost = flops_per_sample(fields)
+        budgets = [flops / cost for flops in grid.flop_budgets]
+    lengths = [round(budget / batch) for budget in sorted(budgets)]
+    if lengths[0] < 1 or len(set(lengths)) < len(lengths):
+        raise UserError(
+            f"every budget must give depth {fields['model']['depth']} a different "
+            f"number of steps, at least 1, got {lengths} with batches of {batch}; "
+            "raise the budgets, space them wider or lower train.global_batch_size."
+        )
+    return lengths
+
+
+def _with_length(fields, num_steps: int, cooldown_fraction: float) -> dict[str, Any]:
+    fields = copy.deepcopy(fields)
+    fields["train"]["num_steps"] = num_steps
+    fields["optimizer"]["cooldown_steps"] = round(cooldown_fraction * num_steps)
+    return fields
+
+
+def _trunk(name: str, fields, branches: Sequence[Cell]) -> Cell:
+    """The constant-rate run that keeps a checkpoint where each branch leaves it."""
+    forks = sorted({branch.fork_step for branch in branches})
+    fields = _with_length(fields, forks[-1], 0.0)
+    fields["checkpoint"] = dict(fields.get("checkpoint", {}), keep_steps=forks)
+    return Cell(name, fields, is_trunk=True)

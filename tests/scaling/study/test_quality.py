@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pandas as pd
+import pytest
+
+from rfjax.scaling.study import quality, runs
+
+LOSS = runs.DEFAULT_LOSS
+
+
+def usable(table, loss=LOSS):
+    return quality.mark_unusable(table, loss=loss, inputs=("params", "samples"))
+
+
+def reasons_of(table):
+    return dict(zip(table["run"], table["reason"], strict=True))
+
+
+def test_only_cooled_down_points_are_fitted(sweep):
+    table = usable(runs.load_runs(sweep))
+    assert len(quality.fitted_rows(table)) == 20
+    assert len(quality.fitted_rows(table, mid_run=True)) == 60
+    assert quality.excluded_rows(table).empty
+
+
+def test_diverged_runs_and_impossible_losses_are_named(tmp_path, new_run):
+    new_run(tmp_path / "good", depth=1, samples=100, loss=0.5)
+    new_run(tmp_path / "gone", depth=2, samples=100, loss=0.9, status="diverged")
+    new_run(tmp_path / "nan", depth=3, samples=100, loss=float("nan"), points=1)
+    new_run(tmp_path / "minus", depth=4, samples=100, loss=-0.1, points=1)
+    table = usable(runs.load_runs(tmp_path))
+    reasons = reasons_of(table)
+    assert reasons == {
+        "good": "",
+        "gone": "the run diverged",
+        "nan": "val_ema/loss is not a finite number",
+        "minus": "val_ema/loss is negative",
+    }
+    assert quality.fitted_rows(table)["run"].tolist() == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("validation_protocol", "val_v2"), ("data", "emoji"), ("data_hash", "d2")],
+)
+def test_losses_that_were_not_measured_alike_are_refused(
+    tmp_path, new_run, field, value
+):
+    new_run(tmp_path / "a", depth=1, samples=100, loss=0.5)
+    new_run(tmp_path / "b", depth=2, samples=100, loss=0.5, **{field: value})
+    table = usable(runs.load_runs(tmp_path))
+    with pytest.raises(ValueError, match=f"mix several values of {field}: .*{value}"):
+        quality.fitted_rows(table)
+
+
+def test_a_cell_trained_twice_is_never_averaged(tmp_path, new_run):
+    new_run(tmp_path / "a", depth=1, samples=100, loss=0.5, points=1)
+    new_run(tmp_path / "copy", depth=1, samples=100, loss=0.5, points=1)
+    new_run(tmp_path / "b", depth=2, samples=100, loss=0.4, points=1)
+    new_run(tmp_path / "other", depth=2, samples=100, loss=0.41, points=1)
+    new_run(tmp_path / "seed", depth=2, samples=100, loss=0.42, points=1, seed=1)
+    table = usable(runs.load_runs(tmp_path))
+    reasons = reasons_of(table)
+    assert reasons["a"] == reasons["seed"] == ""
+    assert reasons["copy"].startswith("repeats row 0")
+    assert reasons["b"] == reasons["other"]
+    assert "several losses (0.4, 0.41)" in reasons["b"]
+
+
+def test_bad_rows_of_a_csv_are_named(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "params": [1e8, 2e8, 3e8, 4e8, "x", 6e8, 6e8, 7e8, 7e8],
+            "samples": [1e9] * 9,
+            "loss": ["3", "nan", "-1", "diverged", "2", "1", "1", "1", "2"],
+        }
+    )
+    frame.to_csv(tmp_path / "points.csv", index=False)
+    table = usable(runs.load_table(tmp_path / "points.csv"), "loss")
+    assert table["reason"].tolist() == [
+        "",
+        "loss is not a finite number",
+        "loss is negative",
+        "loss is not a finite number",
+        "params is not a positive number",
+        "",
+        "repeats row 5: same cell, same loss",
+        *["one cell with several losses (1, 2); a column run or seed would tell "
+          "repeated runs apart"] * 2,
+    ]  # fmt: skip
+    assert quality.fitted_rows(table)["loss"].tolist() == [3.0, 1.0]
+
+
+def test_marking_leaves_the_callers_table_alone():
+    table = pd.DataFrame({"params": [1.0], "samples": [1.0], "loss": [np.nan]})
+    table["reason"] = ""
+    usable(table, "loss")
+    assert table["reason"].tolist() == [""]
+
+
+def test_missing_columns_are_named():
+    table = pd.DataFrame({"N": [1.0], "loss": [2.0], "reason": [""]})
+    with pytest.raises(ValueError, match="no column params, samples; it has N, loss"):
+        usable(table, "loss")
