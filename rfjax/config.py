@@ -21,7 +21,7 @@ from rfjax.errors import MissingFileError, UserError
 from rfjax.evaluation.sample import SampleConfig
 from rfjax.evaluation.validation import ValidationConfig
 from rfjax.flow import formulations
-from rfjax.models.mmdit import MMDiTConfig
+from rfjax.models import BACKBONES, BackboneConfig
 from rfjax.parallel.mesh import MeshConfig
 from rfjax.run_folder import CONFIG_FILE
 from rfjax.train.ema import EmaConfig
@@ -51,7 +51,7 @@ class Config:
     seed: int = 0
     objective: str = "rf/lognorm(0.00,1.00)"
     shift: float = 1.0
-    model: MMDiTConfig
+    model: BackboneConfig = schema.one_of(BACKBONES, default="mmdit", required=True)
     data: DataConfig | SyntheticConfig = schema.one_of(DATA_CONFIGS)
     mesh: MeshConfig = MeshConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -70,10 +70,10 @@ class Config:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed must be in [0, 2^32), got {self.seed}.")
         self.optimizer.check_steps(self.train.num_steps)
-        if self.mesh.tensor > 1 and self.model.depth % self.mesh.tensor:
+        if self.mesh.tensor > 1 and self.model.num_heads % self.mesh.tensor:
             raise UserError(
                 "mesh.tensor must divide the number of heads, model.depth = "
-                f"{self.model.depth}, got {self.mesh.tensor}; choose a divisor."
+                f"{self.model.num_heads}, got {self.mesh.tensor}; choose a divisor."
             )
 
 

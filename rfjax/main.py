@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 from absl import flags, logging
 
 from rfjax import __version__, stopping, whole_files
+from rfjax.cpu import restart_with_huge_pages
 from rfjax.errors import MissingFileError, UserError
-from rfjax.huge_pages import restart_with_huge_pages
 
 _REQUIRED = object()
 
@@ -370,7 +370,7 @@ def export(values: dict[str, Any]) -> int:
     report = export_run(
         values["workdir"],
         out=values["out"],
-        format=values["format"],
+        layout=values["format"],
         weights=values["weights"],
         dtype=values["dtype"],
         step=values["step"],

@@ -43,30 +43,71 @@ def build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
         **{
             name: _convert(value, hints[name], name=prefix + name)
             if _KINDS not in fields[name].metadata
-            else _build_one_of(value, fields[name].metadata, name=prefix + name)
+            else build_kind(
+                fields[name].metadata[_KINDS],
+                value,
+                name=prefix + name,
+                default=fields[name].metadata[_DEFAULT_KIND],
+            )
             for name, value in values.items()
         }
     )
 
 
-def one_of(table: Mapping[str, type], *, default: str | None = None) -> Any:
+def one_of(
+    table: Mapping[str, Any], *, default: str | None = None, required: bool = False
+) -> Any:
     """A dataclass field that holds one of the configs of a table.
 
     In a config file it is a section with the field `kind`, a key of the table, beside
     the fields of that config.
 
     Args:
-      table: kind -> config dataclass. It is read when a config is built, so a member
-        added to it later counts.
-      default: the kind of a section that names none; a section that is left out
-        altogether is this kind with its defaults. None: a kind must be given.
+      table: kind -> config dataclass, or a row whose attribute `config` it is. It is
+        read when a config is built, so a member added to it later counts.
+      default: the kind of a section that names none; None: a kind must be given.
+      required: whether the section must be there; else it is, when left out, the
+        default kind with its defaults.
     """
     metadata = {_KINDS: table, _DEFAULT_KIND: default}
-    if default is None:
+    if default is None or required:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(
-        default_factory=lambda: table[default](), metadata=metadata
+        default_factory=lambda: _config_class(table[default])(), metadata=metadata
     )
+
+
+def build_kind(
+    table: Mapping[str, Any], value: Any, *, name: str, default: str | None = None
+) -> Any:
+    """Builds the config of a table that a section names by its `kind`.
+
+    Args:
+      table: kind -> config dataclass, or a row whose attribute `config` it is.
+      value: the section, or a config of the table that is built already.
+      name: of the section, for errors.
+      default: the kind of a section that names none.
+
+    Raises:
+      UserError: no such kind, or wrong fields.
+    """
+    if isinstance(value, tuple(map(_config_class, table.values()))):
+        return value
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name} must be a section of fields, got {value!r}.")
+    kind = value.get("kind", default)
+    if kind not in table:
+        near = difflib.get_close_matches(str(kind), table, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(
+            f"{name}.kind must be one of {', '.join(table)}, got {kind!r}{hint}"
+        )
+    fields = {field: entry for field, entry in value.items() if field != "kind"}
+    return build(_config_class(table[kind]), fields, prefix=f"{name}.")
+
+
+def _config_class(row: Any) -> type:
+    return row if isinstance(row, type) else row.config
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -80,28 +121,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 _KINDS, _DEFAULT_KIND = "kinds", "default_kind"  # in the metadata of a field
 
 
-def _build_one_of(value: Any, metadata: Mapping[str, Any], *, name: str) -> Any:
-    table = metadata[_KINDS]
-    if isinstance(value, tuple(table.values())):
-        return value
-    if not isinstance(value, Mapping):
-        raise UserError(f"{name} must be a section of fields, got {value!r}.")
-    kind = value.get("kind", metadata[_DEFAULT_KIND])
-    if kind not in table:
-        near = difflib.get_close_matches(str(kind), table, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise UserError(
-            f"{name}.kind must be one of {', '.join(table)}, got {kind!r}{hint}"
-        )
-    fields = {field: entry for field, entry in value.items() if field != "kind"}
-    return build(table[kind], fields, prefix=f"{name}.")
-
-
 def _plain(value: Any, metadata: Mapping[str, Any]) -> Any:
     if dataclasses.is_dataclass(value):
         if _KINDS not in metadata:
             return to_dict(value)
-        kinds = {cls: kind for kind, cls in metadata[_KINDS].items()}
+        kinds = {_config_class(row): kind for kind, row in metadata[_KINDS].items()}
         return {"kind": kinds[type(value)], **to_dict(value)}
     if isinstance(value, list | tuple):
         return [_plain(element, {}) for element in value]

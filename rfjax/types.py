@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What crosses the borders between modules: batches, conditioning, the velocity seam.
+"""What crosses borders between modules: batches, conditioning, layouts, the velocity.
 
 The one seam of the system is `VelocityFn`: losses, solvers and guidance know
 nothing of the model, only a function from noisy latents, timesteps and
@@ -9,8 +9,8 @@ conditioning to a velocity.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 
@@ -55,8 +55,59 @@ class Batch:
 VelocityFn = Callable[[jax.Array, jax.Array, Conditioning], jax.Array]
 
 
-class Evaluator(Protocol):
-    """Anything the training loop runs now and then without knowing what it is."""
+# Logical names of an array's dims; None is a dim that is never split.
+DimNames = tuple[str | None, ...]
 
-    def __call__(self, params: Mapping, *, step: int) -> Mapping[str, float]:
-        """Returns metric name -> value for one set of parameters."""
+
+class Layout(Protocol):
+    """Places activations on a mesh by the logical names of their dims.
+
+    Attributes:
+      platform: what the devices are, cpu, gpu or tpu; None if that is not known.
+    """
+
+    platform: str | None
+
+    def __call__(self, array: jax.Array, names: DimNames) -> jax.Array:
+        """Pins where an array lives."""
+
+    def num_shards(self, name: str) -> int:
+        """Parts that a dim of this logical name is split into."""
+
+    def map_shards(
+        self, function: Callable, *, in_names: Any, out_names: Any
+    ) -> Callable:
+        """Runs a function on each device's shards, for kernels that XLA cannot split.
+
+        Args:
+          function: of as many pytrees of arrays as `in_names` has entries.
+          in_names: for each argument the logical names of its dims, one tuple for all
+            its leaves or a tuple of such tuples, one for each leaf.
+          out_names: the same for the result.
+        """
+
+
+class OneDevice:
+    """The `Layout` that does nothing: every array is whole, wherever it is."""
+
+    platform = None
+
+    def __call__(self, array: jax.Array, names: DimNames) -> jax.Array:
+        """Returns the array."""
+        del names
+        return array
+
+    def num_shards(self, name: str) -> int:
+        """Returns 1."""
+        del name
+        return 1
+
+    def map_shards(
+        self, function: Callable, *, in_names: Any, out_names: Any
+    ) -> Callable:
+        """Returns the function."""
+        del in_names, out_names
+        return function
+
+
+ONE_DEVICE = OneDevice()

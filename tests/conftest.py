@@ -41,10 +41,12 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """Keyword arguments -> a Network small enough to compile in seconds."""
-    from rfjax.models.mmdit import MMDiTConfig, Network
+    """Keyword arguments -> a Model small enough to compile in seconds."""
+    from rfjax.models import make_model
+    from rfjax.models.mmdit import MMDiTConfig
+    from rfjax.types import ONE_DEVICE
 
-    def make(*, constrain=None, **fields):
+    def make(*, layout=ONE_DEVICE, **fields):
         config = MMDiTConfig(
             **{
                 "depth": 2,
@@ -57,14 +59,14 @@ def tiny_model():
                 **fields,
             }
         )
-        return Network(config, **({"constrain": constrain} if constrain else {}))
+        return make_model(config, layout=layout)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def random_params():
-    """Network -> random parameters, none of them zero, so that no term can hide."""
+    """Model -> random parameters, none of them zero, so that no term can hide."""
 
     def make(network, *, seed=0):
         # NumPy, because XLA takes seconds to compile so many small random draws.

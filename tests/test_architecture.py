@@ -20,7 +20,7 @@ RANKS = {
     "whole_files": 1,
     "checksums": 1,
     "stopping": 2,
-    "huge_pages": 1,
+    "cpu": 1,
     "flow": 2,
     "parallel": 2,
     "encoders": 2,
@@ -133,11 +133,13 @@ def test_only_main_prints_and_every_file_is_licensed(path):
 
 
 def test_every_logical_name_has_a_rule_and_a_use():
-    from rfjax.parallel.sharding import PARAMETER_DIMS, RULES
+    from rfjax.models import BACKBONES
+    from rfjax.parallel.sharding import RULES
 
-    named = {name for _, names in PARAMETER_DIMS for name in names} | {"layers"}
-    source = (PACKAGE / "models" / "mmdit.py").read_text()
-    in_model = {name for name in RULES if f'"{name}"' in source}
+    rows = [row for backbone in BACKBONES.values() for row in backbone.parameters]
+    named = {name for row in rows for name in row.dims} | {"layers"}
+    sources = [path.read_text() for path in (PACKAGE / "models").rglob("network.py")]
+    in_model = {n for n in RULES if any(f'"{n}"' in source for source in sources)}
     assert named <= set(RULES)
     assert set(RULES) == named | in_model
 

@@ -19,13 +19,11 @@ from rfjax.bench.step import StepReport, time_in_turns
 from rfjax.commands.job import Report, make_job_here
 from rfjax.config import Config
 from rfjax.errors import UserError
-from rfjax.export.save import diffusers_config
 from rfjax.flow import formulations
-from rfjax.models import flops
-from rfjax.models.mmdit import Network
+from rfjax.models import make_model
 from rfjax.parallel import mesh as meshes
 from rfjax.parallel.compiler import compiler_options
-from rfjax.parallel.sharding import make_constrain
+from rfjax.parallel.sharding import MeshLayout
 from rfjax.plan.topology import CHIPS, chip_name_of
 from rfjax.train.loop import Job
 from rfjax.train.step import make_mean_loss
@@ -62,7 +60,7 @@ def bench_step(
     batch = meshes.put_batch(host_batch, mesh=mesh)
     state = job.init_state()
     mean_loss = make_mean_loss(
-        Network(config.model, constrain=make_constrain(mesh)),
+        make_model(config.model, layout=MeshLayout(mesh)),
         formulation=formulations.parse(config.objective),
         shift=config.shift,
         seed=config.seed,
@@ -91,7 +89,7 @@ def bench_step(
         device=device.device_kind,
         num_devices=mesh.size,
         global_batch_size=config.train.global_batch_size,
-        num_params=flops.num_params(config.model),
+        num_params=make_model(config.model).num_params,
         flops_per_sample=job.flops_per_sample,
         peak_flops=chip.peak_flops if chip else None,
         peer_name=peer,
@@ -128,7 +126,7 @@ def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]
         )
     adam = config.optimizer
     return make_step(
-        diffusers_config(config.model),
+        make_model(config.model).torch.diffusers_config(config.model),
         batch,
         optimizer={
             "lr": adam.learning_rate,
@@ -139,7 +137,7 @@ def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]
         clip_norm=adam.clip_norm,
         ema_decay=config.ema.decay,
         ema_every_steps=config.ema.every_steps,
-        num_params=flops.num_params(config.model),
+        num_params=make_model(config.model).num_params,
     )
 
 

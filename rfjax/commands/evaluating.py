@@ -13,8 +13,9 @@ from rfjax import config as configs
 from rfjax.commands.job import make_validation, with_sharding
 from rfjax.evaluation import validation
 from rfjax.evaluation.curves import draw_curves
-from rfjax.models.mmdit import Network
+from rfjax.models import make_model
 from rfjax.parallel import mesh as meshes
+from rfjax.parallel.sharding import MeshLayout
 
 
 def evaluate(
@@ -39,13 +40,13 @@ def evaluate(
         )
     # Any devices will do: the number does not depend on them.
     mesh = meshes.make_mesh(meshes.MeshConfig())
-    network = Network(config.model)
-    validate = make_validation(config, network=network, mesh=mesh)
+    model = make_model(config.model, layout=MeshLayout(mesh))
+    validate = make_validation(config, model=model, mesh=mesh)
     metrics: dict[str, Any] = {"protocol": validation.PROTOCOL, "step": step}
     for prefix, weights in (("val", "raw"), ("val_ema", "ema")):
         params = checkpoint.restore_params(
             workdir,
-            with_sharding(network.abstract_params(), meshes.replicated(mesh)),
+            with_sharding(model.abstract_params(), meshes.replicated(mesh)),
             weights=weights,
             step=step,
             check=weights == "raw",  # the first of the two

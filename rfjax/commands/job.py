@@ -24,12 +24,12 @@ from rfjax.data import shards
 from rfjax.data.shards import Manifest
 from rfjax.errors import UserError
 from rfjax.evaluation import validation
+from rfjax.evaluation.validation import Validation
 from rfjax.flow import formulations
-from rfjax.models import flops
-from rfjax.models.mmdit import Network
+from rfjax.models import Model, make_model
 from rfjax.parallel import mesh as meshes
 from rfjax.parallel.compiler import compiler_options
-from rfjax.parallel.sharding import make_constrain, state_shardings
+from rfjax.parallel.sharding import MeshLayout, state_shardings
 from rfjax.train import loop
 from rfjax.train.optimizer import learning_rate, make_init, make_optimizer
 from rfjax.train.state import TrainState, init_state
@@ -45,24 +45,12 @@ def read_manifest(config: Config) -> Manifest:
       UserError: if model and data disagree on a size.
     """
     manifest = data.read_manifest(config.data)
-    height, width, channels = manifest.latent_shape
-    config.model.check_latents(height, width)
-    for field, needed in (
-        ("latent_channels", channels),
-        ("context_dim", manifest.context_shape[1]),
-        ("pooled_dim", manifest.pooled_dim),
-    ):
-        if getattr(config.model, field) != needed:
-            raise UserError(
-                f"model.{field} must be {needed} for data set {manifest.name}, "
-                f"got {getattr(config.model, field)}; set it to {needed}."
-            )
-    tokens = max(height, width) // config.model.patch_size
-    if config.model.max_grid_tokens < tokens:
-        raise UserError(
-            f"model.max_grid_tokens must be at least {tokens} for latents of {height} "
-            f"x {width}, got {config.model.max_grid_tokens}."
-        )
+    config.model.check_data(
+        name=manifest.name,
+        latent_shape=manifest.latent_shape,
+        context_dim=manifest.context_shape[1],
+        pooled_dim=manifest.pooled_dim,
+    )
     return manifest
 
 
@@ -96,21 +84,22 @@ def make_job(
       UserError: if the mesh does not divide a parameter or the image tokens.
     """
     meshes.MeshConfig(**mesh.shape).check_tokens(
-        flops.num_image_tokens(config.model, latent_shape=manifest.latent_shape)
+        config.model.num_image_tokens(manifest.latent_shape)
     )
-    network = Network(config.model, constrain=make_constrain(mesh))
-    depth = config.model.depth
-    optimizer = make_optimizer(config.optimizer, depth=depth)
+    model = make_model(config.model, layout=MeshLayout(mesh))
+    optimizer = make_optimizer(config.optimizer, model=model)
     init = functools.partial(
         init_state,
-        init_params=make_init(network.init, config=config.optimizer, depth=depth),
+        init_params=make_init(config.optimizer, model=model),
         optimizer=optimizer,
     )
     init_key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, init_key)
-    shardings = state_shardings(shapes, mesh=mesh)
+    shardings = state_shardings(
+        shapes, params=shapes.params, dims=model.dims, mesh=mesh
+    )
     step = make_train_step(
-        network,
+        model,
         optimizer=optimizer,
         formulation=formulations.parse(config.objective),
         shift=config.shift,
@@ -118,7 +107,7 @@ def make_job(
         seed=config.seed,
         micro_batches=config.train.micro_batches,
     )
-    validate = make_validation(config, network=network, mesh=mesh)
+    validate = make_validation(config, model=model, mesh=mesh)
 
     def evaluate_state(
         state: TrainState, check_in: Callable[[], None]
@@ -160,7 +149,7 @@ def make_job_here(config: Config) -> tuple[loop.Job, Manifest]:
     return make_job(config, mesh=mesh, stream=stream, manifest=manifest), manifest
 
 
-def make_validation(config: Config, *, network: Network, mesh: Mesh):
+def make_validation(config: Config, *, model: Model, mesh: Mesh) -> Validation:
     """The evaluator of the run's held-out samples, checked at once."""
     batch_size = config.validation.batch_size
     # Rounded up to what the mesh divides: the number does not depend on it.
@@ -176,7 +165,7 @@ def make_validation(config: Config, *, network: Network, mesh: Mesh):
     )
     batches()  # raises now, not after hours, if the split is missing or too small
     return validation.make_validation(
-        network,
+        model,
         formulation=formulations.parse(config.objective),
         mesh=mesh,
         batches=batches,
@@ -197,15 +186,14 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
             f"data.path now holds {data_hash}; give it the old data, or use a new "
             "--workdir."
         )
+    model = make_model(config.model)
     run_folder.update_run(
         workdir,
         depth=config.model.depth,
-        params=flops.num_params(config.model),
-        params_without_adaln=flops.num_params(config.model, adaln=False),
+        params=model.num_params,
+        params_without_adaln=model.num_params_without_adaln,
         train_flops_per_sample=flops_per_sample(config, manifest),
-        image_tokens=flops.num_image_tokens(
-            config.model, latent_shape=manifest.latent_shape
-        ),
+        image_tokens=config.model.num_image_tokens(manifest.latent_shape),
         context_tokens=manifest.context_shape[0],
         data=manifest.name,
         data_hash=data_hash,
@@ -223,8 +211,7 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
 
 def flops_per_sample(config: Config, manifest: Manifest) -> int:
     """Model FLOPs of forward and backward for one example of the data."""
-    return flops.train_flops_per_sample(
-        config.model,
+    return make_model(config.model).train_flops(
         latent_shape=manifest.latent_shape,
         context_length=manifest.context_shape[0],
     )

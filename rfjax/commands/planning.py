@@ -21,8 +21,7 @@ from rfjax.commands.job import (
 )
 from rfjax.config import Config
 from rfjax.errors import UserError
-from rfjax.models import flops
-from rfjax.models.mmdit import Network
+from rfjax.models import make_model
 from rfjax.parallel import layout as layouts
 from rfjax.parallel import mesh as meshes
 from rfjax.plan import report as plan_report
@@ -63,17 +62,18 @@ def layout(
         num_devices = chips.num_devices
         meshes.check_slices(config.mesh.slice, chips.num_slices)
     sizes = config.mesh.resolve(num_devices or jax.device_count())
-    network = Network(config.model)
+    model = make_model(config.model)
     described = layouts.lay_out(
-        network.abstract_params(),
+        model.abstract_params(),
         jax.eval_shape(
             functools.partial(
                 init_state,
-                init_params=network.init,
-                optimizer=make_optimizer(config.optimizer, depth=config.model.depth),
+                init_params=model.init,
+                optimizer=make_optimizer(config.optimizer, model=model),
             ),
             jax.random.key(config.seed),
         ),
+        dims=model.dims,
         mesh=sizes,
     )
     if json is not None:
@@ -124,7 +124,7 @@ def plan(
         rate,
         topology=slices,
         mesh_shape=mesh.shape,
-        num_params=flops.num_params(config.model),
+        num_params=make_model(config.model).num_params,
         flops_per_sample=job.flops_per_sample,
         global_batch_size=config.train.global_batch_size,
         num_images=num_images
@@ -186,8 +186,8 @@ def search_plans(
     candidates = plan_search.options(
         topology=slices,
         width=config.model.width,
-        num_heads=config.model.depth,
-        num_params=flops.num_params(config.model),
+        num_heads=config.model.num_heads,
+        num_params=make_model(config.model).num_params,
         per_chip_batch_size=max(1, per_chip),
     )
     report(f"{len(candidates)} options on {slices}, {len(done)} known already")

@@ -19,7 +19,7 @@ from rfjax.errors import UserError
 from rfjax.evaluation import captions
 from rfjax.evaluation.sample import SampleConfig, sample_latents, sample_noise
 from rfjax.flow import formulations
-from rfjax.models.mmdit import Network
+from rfjax.models import make_model
 from rfjax.types import Conditioning
 
 
@@ -137,16 +137,16 @@ def _draw(
     settings: Mapping[str, Any],
 ) -> np.ndarray:
     """Samples with a checkpoint and decodes: [B, height, width, 3] uint8."""
-    network = Network(config.model)
+    model = make_model(config.model)
     codec = shards.read_codec(config.data.path)
     params = checkpoint.restore_params(
         workdir,
-        checkpoint.abstract_on_device(network.abstract_params()),
+        checkpoint.abstract_on_device(model.abstract_params()),
         weights=weights,
         step=step,
     )
     solution = sample_latents(
-        network,
+        model,
         params,
         sample_noise(
             seed,

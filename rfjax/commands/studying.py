@@ -22,7 +22,7 @@ from rfjax.commands.training import train
 from rfjax.config import Config
 from rfjax.errors import UserError
 from rfjax.flow import formulations
-from rfjax.models import flops
+from rfjax.models import make_model
 from rfjax.scaling.study import budget
 from rfjax.scaling.study.budget import CellCost, ForecastConfig
 from rfjax.scaling.study.grid import Cell, GridConfig, make_cells
@@ -110,6 +110,7 @@ def _cost_per_sample(fields: Mapping[str, Any]) -> float:
 
 def _cost_of(cell: Cell, config: Config) -> CellCost:
     """What a cell of a sweep is and adds."""
+    model = make_model(config.model)
     per_sample = flops_per_sample(config, read_manifest(config))
     batch_size = config.train.global_batch_size
     samples = cell.num_steps * batch_size
@@ -118,8 +119,8 @@ def _cost_of(cell: Cell, config: Config) -> CellCost:
         name=cell.name,
         depth=config.model.depth,
         sizes={
-            "params": flops.num_params(config.model),
-            "params_without_adaln": flops.num_params(config.model, adaln=False),
+            "params": model.num_params,
+            "params_without_adaln": model.num_params_without_adaln,
             "flops": per_sample,
         },
         samples=samples,

@@ -27,6 +27,7 @@ from rfjax.commands.job import (
 from rfjax.config import Config
 from rfjax.errors import UserError
 from rfjax.export.load import merge_model_fields, open_weights
+from rfjax.models import make_model
 from rfjax.parallel import processes
 from rfjax.parallel.sharding import state_shardings
 from rfjax.train import loop
@@ -165,7 +166,8 @@ def import_run(
       MissingFileError: the weights or the data are missing.
     """
     workdir = Path(workdir)
-    weights = open_weights(source, format=format)
+    kind = fields.get("model", {}).get("kind", "mmdit")
+    weights = open_weights(source, layout=format, kind=kind)
     model_fields = merge_model_fields(
         weights,
         fields.get("model", {}),
@@ -194,11 +196,15 @@ def import_run(
 
 def _imported_state(config: Config, params: Any, *, mesh: Mesh) -> TrainState:
     """A fresh state around given parameters, laid out as in training."""
+    model = make_model(config.model)
     init = functools.partial(
         init_state,
         init_params=lambda params: params,
-        optimizer=make_optimizer(config.optimizer, depth=config.model.depth),
+        optimizer=make_optimizer(config.optimizer, model=model),
     )
-    shardings = state_shardings(jax.eval_shape(init, params), mesh=mesh)
+    shapes = jax.eval_shape(init, params)
+    shardings = state_shardings(
+        shapes, params=shapes.params, dims=model.dims, mesh=mesh
+    )
     params = jax.device_put(params, shardings.params)
     return jax.jit(init, out_shardings=shardings)(params)

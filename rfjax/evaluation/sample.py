@@ -13,7 +13,7 @@ from rfjax.errors import UserError
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.guidance import guided
 from rfjax.flow.solvers import SOLVERS, Solution, integrate
-from rfjax.models.mmdit import Network
+from rfjax.models.base import Model
 from rfjax.types import Conditioning
 
 
@@ -64,7 +64,7 @@ def sample_noise(seed: int, *, num_samples: int, latent_shape: tuple[int, int, i
 
 
 def sample_latents(
-    network: Network,
+    model: Model,
     params: Mapping,
     noise: jax.Array,
     conditioning: Conditioning,
@@ -76,7 +76,7 @@ def sample_latents(
     """Integrates the guided velocity from noise to latents, as one compiled loop.
 
     Args:
-      network: the model.
+      model: the model.
       params: its parameters, usually `ema_params`.
       noise: [B, H, W, C] float32.
       conditioning: of the B samples.
@@ -90,7 +90,7 @@ def sample_latents(
 
     @jax.jit
     def solve(params, noise, conditioning, unconditional):
-        velocity_fn = formulation.velocity_fn(network.bind(params))
+        velocity_fn = formulation.velocity_fn(model.bind(params))
         return integrate(
             guided(
                 velocity_fn,

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from rfjax.errors import UserError
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.objective import loss_at_timesteps
-from rfjax.models.mmdit import Network
+from rfjax.models.base import Model
 from rfjax.parallel.mesh import put_batch, replicated
 from rfjax.types import Batch
 
@@ -97,7 +97,7 @@ class Validation:
 
 
 def make_validation(
-    network: Network,
+    model: Model,
     *,
     formulation: Formulation,
     mesh: Mesh,
@@ -106,36 +106,34 @@ def make_validation(
     """Builds the evaluator of one set of parameters.
 
     Args:
-      network: the model; it is run in float32 whatever its compute dtype.
+      model: the model; it is run in float32 whatever its compute dtype.
       formulation: what it was trained as.
       mesh: its batch axes must divide the batches.
       batches: () -> (host-local Batch, valid [B / hosts] bool) pairs, one pass over the
         held-out samples; `sample_index` is the record's place in the split.
     """
-    float32_network = dataclasses.replace(
-        network, config=dataclasses.replace(network.config, compute_dtype="float32")
-    )
+    float32_model = model.in_float32()
 
     # Replicated, so that every host can read all losses.
     @jax.jit(out_shardings=replicated(mesh))
     def level_losses(params, batch: Batch, valid: jax.Array):
         # A TPU would multiply float32 in bfloat16 passes unless told not to.
         with jax.default_matmul_precision("float32"):
-            losses = losses_at_levels(float32_network, params, batch, formulation)
+            losses = losses_at_levels(float32_model, params, batch, formulation)
         return losses, valid
 
     return Validation(level_losses=level_losses, batches=batches, mesh=mesh)
 
 
 def losses_at_levels(
-    network: Network, params: Mapping, batch: Batch, formulation: Formulation
+    model: Model, params: Mapping, batch: Batch, formulation: Formulation
 ) -> jax.Array:
     """Loss of each example at each level: [B, 8] float32."""
 
     def loss_at_level(level: jax.Array) -> jax.Array:
         timesteps = jnp.full(batch.latents.shape[:1], level / NUM_LEVELS, jnp.float32)
         return loss_at_timesteps(
-            network.bind(params),
+            model.bind(params),
             batch,
             timesteps=timesteps,
             noise=protocol_noise(batch, level=level),

@@ -15,12 +15,11 @@ from typing import Any
 
 from flax import traverse_util
 
-from rfjax import run_folder
+from rfjax import run_folder, schema
 from rfjax.errors import MissingFileError, UserError
 from rfjax.flow import formulations
 from rfjax.flow import path as paths
-from rfjax.models import flops
-from rfjax.models.mmdit import MMDiTConfig
+from rfjax.models import BACKBONES, Model, make_model
 
 LONGEST_VALUE = 300  # characters of one value in the card
 
@@ -54,14 +53,14 @@ class Run:
       config: config.json.
       record: run.json, {} without.
       metrics: the lines of metrics.jsonl.
-      model: the model section of the config.
+      model: the model of its model section.
     """
 
     name: str
     config: Mapping[str, Any]
     record: Mapping[str, Any]
     metrics: tuple[Mapping[str, Any], ...]
-    model: MMDiTConfig
+    model: Model
 
     @property
     def shift(self) -> float:
@@ -115,7 +114,11 @@ def read_run(workdir: Path) -> Run:
             config=config,
             record=json.loads(record.read_text("utf-8")) if record.is_file() else {},
             metrics=tuple(run_folder.read_metrics(workdir)),
-            model=MMDiTConfig(**config["model"]),
+            model=make_model(
+                schema.build_kind(
+                    BACKBONES, config["model"], name="model", default="mmdit"
+                )
+            ),
         )
         _ = run.shift, run.warnings  # reads whatever else is needed
     except (KeyError, TypeError, ValueError) as error:
@@ -129,7 +132,7 @@ def read_run(workdir: Path) -> Run:
 def model_card(
     run: Run,
     *,
-    format: str,
+    layout: str,
     weights: str,
     dtype: str,
     step: int,
@@ -137,15 +140,15 @@ def model_card(
 ) -> str:
     """README.md for exported weights; the arguments are those of the export.
 
-    Python code that loads something else than the format's usual is given as `loading`.
+    Python code that loads something else than the layout's usual is given as `loading`.
     """
     prefix = "val_ema" if weights == "ema" else "val"
     validation = _newest(run.metrics, f"{prefix}/loss", step=step)
     samples = _newest(run.metrics, "samples", step=step)
     rows = {
-        "depth": run.model.depth,
-        "parameters": f"{flops.num_params(run.model):,}",
-        "weights": f"{weights}, {dtype}, {format} layout",
+        "depth": run.model.config.depth,
+        "parameters": f"{run.model.num_params:,}",
+        "weights": f"{weights}, {dtype}, {layout} layout",
         "step": step,
         "samples seen": samples["samples"] if samples else "not recorded",
         "data set": run.record.get("data", "not recorded"),
@@ -161,12 +164,12 @@ def model_card(
     return "\n".join(
         [
             "---",
-            f"library_name: {'diffusers' if format == 'diffusers' else 'safetensors'}",
+            f"library_name: {'diffusers' if layout == 'diffusers' else 'safetensors'}",
             "pipeline_tag: text-to-image",
             "tags: [rfjax, rectified-flow, mmdit]",
             "---",
             "",
-            f"# {escape(run.name)}: an MMDiT of depth {run.model.depth}",
+            f"# {escape(run.name)}: an MMDiT of depth {run.model.config.depth}",
             "",
             "A multimodal diffusion transformer of the Stable Diffusion 3 architecture "
             "(arXiv:2403.03206).",
@@ -177,7 +180,7 @@ def model_card(
             "## Loading",
             "",
             "```python",
-            loading or LOADING[format],
+            loading or LOADING[layout],
             "```",
             "",
             "The network takes normalised latents [B, C, H, W], timesteps 1000 t in "

@@ -69,7 +69,7 @@ def _check_sizes(source: Path, parts: Sequence[str], run: Run) -> None:
         checks.append(("d_model", ["text_encoder_3"], "context_dim"))
     for name, owners, field in checks:
         found = sum(_read_config(source / part).get(name, 0) for part in owners)
-        needed = getattr(run.model, field)
+        needed = getattr(run.model.config, field)
         if found != needed:
             raise UserError(
                 f"{name} of {' + '.join(owners)} in {source} must be model.{field} = "

@@ -29,10 +29,8 @@ from flax import traverse_util
 
 from rfjax import checkpoint, whole_files
 from rfjax.errors import UserError
-from rfjax.export import card, names, pipelines, tensor_file
-from rfjax.models import flops
-from rfjax.models.embeddings import position_table
-from rfjax.models.mmdit import HEAD_DIM, MMDiTConfig
+from rfjax.export import card, checks, pipelines, tensor_file
+from rfjax.models import Model
 
 SHARD_BYTES = 5_000_000_000  # of one file in the diffusers layout
 
@@ -65,7 +63,7 @@ def export_run(
     workdir: Path | str,
     *,
     out: Path | str,
-    format: str = "diffusers",
+    layout: str = "diffusers",
     weights: str = "ema",
     dtype: str = "float32",
     step: int | None = None,
@@ -76,7 +74,7 @@ def export_run(
     Args:
       workdir: run folder.
       out: folder to make; may exist if it is empty.
-      format: "diffusers" or "sd3" (Stability's single file).
+      layout: "diffusers" or "sd3" (Stability's single file).
       weights: "ema" or "raw".
       dtype: "float32", "bfloat16" or "float16", of every tensor.
       step: which checkpoint; the newest by default.
@@ -89,23 +87,23 @@ def export_run(
         finite in `dtype`, or a pipeline that does not fit. Nothing is left behind.
       MissingFileError: `workdir` is not a run folder, or `pipeline` has no vae.
     """
-    names.check_choice("format", format, names.LAYOUTS)
-    names.check_choice("weights", weights, checkpoint.WEIGHTS)
-    names.check_choice("dtype", dtype, tensor_file.DTYPES)
+    checks.check_choice("weights", weights, checkpoint.WEIGHTS)
+    checks.check_choice("dtype", dtype, tensor_file.DTYPES)
     run = card.read_run(Path(workdir))
+    checks.check_choice("format", layout, run.model.torch.layouts)
     step = checkpoint.choose_step(workdir, step)
     read_leaf = _checkpoint_reader(workdir, run.model, weights=weights, step=step)
-    choices = {"format": format, "weights": weights, "dtype": dtype, "step": step}
+    choices = {"layout": layout, "weights": weights, "dtype": dtype, "step": step}
     if pipeline is not None:
-        if format != "diffusers":
+        if layout != "diffusers":
             raise UserError(
-                f"format must be diffusers to write a pipeline, got {format!r}."
+                f"format must be diffusers to write a pipeline, got {layout!r}."
             )
         parts = pipelines.find_parts(Path(pipeline), run)
         choices["loading"] = pipelines.loading_code(parts)
     whole_files.check_free(out, field="out")
     with whole_files.new_folder(out) as folder:
-        if format == "diffusers":
+        if layout == "diffusers":
             write_diffusers(read_leaf, run.model, folder / "transformer", dtype=dtype)
             if run.predicts_velocity:
                 write_scheduler(folder / "scheduler", shift=run.shift)
@@ -119,7 +117,7 @@ def export_run(
             out=Path(out),
             files=tuple(str(path.relative_to(folder)) for path in files),
             step=step,
-            num_params=flops.num_params(run.model),
+            num_params=run.model.num_params,
             num_bytes=sum(path.stat().st_size for path in files),
             warnings=run.warnings,
         )
@@ -127,12 +125,12 @@ def export_run(
 
 
 def _checkpoint_reader(
-    workdir: Path | str, config: MMDiTConfig, *, weights: str, step: int
+    workdir: Path | str, model: Model, *, weights: str, step: int
 ) -> ReadLeaf:
     """Reads single leaves of a checkpoint that was checked to be of this model."""
-    shapes = names.leaf_shapes(config)
+    shapes = model.shapes()
     checkpoint.check_step(workdir, step)
-    names.check_shapes(
+    checks.check_shapes(
         checkpoint.stored_shapes(workdir, weights=weights, step=step),
         shapes,
         where=f"checkpoint {step} of {workdir}",
@@ -154,7 +152,7 @@ def _checkpoint_reader(
 
 def write_diffusers(
     read_leaf: ReadLeaf,
-    config: MMDiTConfig,
+    model: Model,
     folder: Path,
     *,
     dtype: str = "float32",
@@ -164,15 +162,15 @@ def write_diffusers(
 
     Args:
       read_leaf: gives the parameters.
-      config: of the model.
+      model: whose parameters they are.
       folder: to make.
       dtype: a name in `tensor_file.DTYPES`.
       shard_bytes: size above which weights are spread over several files.
     """
     folder.mkdir()
-    _write_json(folder / "config.json", diffusers_config(config))
-    shapes = names.torch_shapes(config, layout="diffusers")
-    tensors = _stream(read_leaf, config, layout="diffusers", dtype=dtype)
+    _write_json(folder / "config.json", model.torch.diffusers_config(model.config))
+    shapes = file_shapes(model, layout="diffusers")
+    tensors = _stream(read_leaf, model, layout="diffusers", dtype=dtype)
     shards = _split(shapes, dtype=dtype, shard_bytes=shard_bytes)
     stem, files = "diffusion_pytorch_model", {}
     for number, shard in enumerate(shards, start=1):
@@ -189,13 +187,13 @@ def write_diffusers(
 
 
 def write_sd3(
-    read_leaf: ReadLeaf, config: MMDiTConfig, path: Path, *, dtype: str = "float32"
+    read_leaf: ReadLeaf, model: Model, path: Path, *, dtype: str = "float32"
 ) -> None:
     """Writes Stability's single file; arguments as in `write_diffusers`."""
     tensor_file.write_tensors(
         path,
-        names.torch_shapes(config, layout="sd3"),
-        _stream(read_leaf, config, layout="sd3", dtype=dtype),
+        file_shapes(model, layout="sd3"),
+        _stream(read_leaf, model, layout="sd3", dtype=dtype),
         dtype=dtype,
     )
 
@@ -211,58 +209,23 @@ def write_scheduler(folder: Path, *, shift: float) -> None:
     _write_json(folder / "scheduler_config.json", scheduler)
 
 
-def diffusers_config(config: MMDiTConfig) -> dict[str, Any]:
-    """The config.json of `SD3Transformer2DModel` for this model."""
-    return {
-        "_class_name": "SD3Transformer2DModel",
-        "sample_size": config.grid_tokens * config.patch_size,
-        "patch_size": config.patch_size,
-        "in_channels": config.latent_channels,
-        "out_channels": config.latent_channels,
-        "num_layers": config.depth,
-        "attention_head_dim": HEAD_DIM,
-        "num_attention_heads": config.depth,
-        "joint_attention_dim": config.context_dim,
-        "caption_projection_dim": config.width,
-        "pooled_projection_dim": config.pooled_dim,
-        "pos_embed_max_size": config.max_grid_tokens,
-        "dual_attention_layers": list(range(config.dual_attention_blocks)),
-        "qk_norm": "rms_norm" if config.qk_norm else None,
-    }
-
-
-def stored_positions(
-    config: MMDiTConfig, *, dtype: str = "float32", rows: int | None = None
-) -> np.ndarray:
-    """The buffer whose centre crops are the positions of this model.
-
-    Args:
-      config: of the model; P is its `max_grid_tokens`.
-      dtype: a name in `tensor_file.DTYPES`.
-      rows: only so many rows of the grid, from its middle; all P by default.
-
-    Returns:
-      [1, rows * P, D].
-    """
-    side = config.max_grid_tokens
-    table = position_table(
-        rows or side,
-        side,
-        width=config.width,
-        grid_tokens=config.grid_tokens,
-        max_grid_tokens=side,
-        scale=config.position_scale,
-        file=config.position_file,
-    )
-    return table[None].astype(tensor_file.DTYPES[dtype][1])
+def file_shapes(model: Model, *, layout: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of all that a file holds: computed buffers, then parameters."""
+    torch, config = model.torch, model.config
+    parts = [
+        *torch.buffers(config, layout=layout),
+        *torch.tensors(config, model.shapes(), layout=layout),
+    ]
+    return {part.name: part.shape for part in parts}
 
 
 def _stream(
-    read_leaf: ReadLeaf, config: MMDiTConfig, *, layout: str, dtype: str
+    read_leaf: ReadLeaf, model: Model, *, layout: str, dtype: str
 ) -> Iterator[np.ndarray]:
     """Yields the tensors of a file in `dtype`; each rfjax leaf is read once."""
-    yield stored_positions(config, dtype=dtype)
-    tensors = names.torch_tensors(config, layout=layout)
+    for buffer in model.torch.buffers(model.config, layout=layout):
+        yield buffer.compute().astype(tensor_file.DTYPES[dtype][1])
+    tensors = model.torch.tensors(model.config, model.shapes(), layout=layout)
     for paths, group in itertools.groupby(tensors, key=lambda tensor: tensor.paths):
         leaves = [read_leaf(path) for path in paths]
         for tensor in group:

@@ -19,6 +19,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from rfjax.models import fused_attention
+from rfjax.types import ONE_DEVICE, Layout
 
 HEADS = ("batch", None, "heads", None)  # logical names of [B, S, N, K], all tokens
 # Each device asks for its own image tokens, and sees the keys of all.
@@ -35,7 +36,7 @@ def joint_attention(
     *,
     mask_BS: jax.Array | None = None,
     implementation: str = "xla",
-    constrain=None,
+    layout: Layout = ONE_DEVICE,
 ) -> jax.Array:
     """softmax(query key^T / sqrt(K)) value, without causality.
 
@@ -46,7 +47,7 @@ def joint_attention(
       mask_BS: [B, S] bool, True where a key may be attended; None for all of them.
         At least one key of each example must be attended.
       implementation: a name in `IMPLEMENTATIONS`.
-      constrain: what places arrays on the mesh; kernels need it to run a shard each.
+      layout: where arrays live; kernels need it to run a shard each.
 
     Returns:
       [B, Q, N, K] in the compute dtype; the softmax is taken in float32.
@@ -57,7 +58,7 @@ def joint_attention(
         (value_BSNK,),
         mask_BS=mask_BS,
         implementation=implementation,
-        constrain=constrain,
+        layout=layout,
     )[0]
 
 
@@ -68,7 +69,7 @@ def attend_streams(
     *,
     mask_BS: jax.Array | None = None,
     implementation: str = "xla",
-    constrain=None,
+    layout: Layout = ONE_DEVICE,
 ) -> tuple[jax.Array, ...]:
     """`joint_attention` of several streams, each query to the keys of all of them.
 
@@ -78,16 +79,16 @@ def attend_streams(
       values: [B, S_i, N, K].
       mask_BS: over all streams' keys in order.
       implementation: as in `joint_attention`.
-      constrain: as in `joint_attention`.
+      layout: as in `joint_attention`.
 
     Returns:
       One [B, Q_i, N, K] for each query.
     """
     attend = IMPLEMENTATIONS[implementation]
     # A shard can run a kernel of its platform; others, and a float32 pass, take XLA.
-    if not _runs_kernel(implementation, constrain, queries[0].dtype):
+    if not _runs_kernel(implementation, layout, queries[0].dtype):
         attend = _xla_streams
-    outputs = attend(tuple(queries), tuple(keys), tuple(values), mask_BS, constrain)
+    outputs = attend(tuple(queries), tuple(keys), tuple(values), mask_BS, layout)
     return tuple(map(_name_for_remat, outputs))
 
 
@@ -97,37 +98,37 @@ def _name_for_remat(output_BQNK: jax.Array) -> jax.Array:
     return checkpoint_name(rows, "attention").reshape(output_BQNK.shape)
 
 
-def _runs_kernel(implementation: str, constrain, dtype) -> bool:
-    platform = getattr(constrain, "platform", None)
-    is_there = platform is not None and platform == _PLATFORMS.get(implementation)
-    return is_there and dtype == jnp.bfloat16
+def _runs_kernel(implementation: str, layout: Layout, dtype: jnp.dtype) -> bool:
+    platform = _PLATFORMS.get(implementation)
+    return (
+        platform is not None and platform == layout.platform and dtype == jnp.bfloat16
+    )
 
 
-def _splits_tokens(constrain) -> bool:
-    num_shards = getattr(constrain, "num_shards", None)
-    return num_shards is not None and num_shards("image_tokens") > 1
+def _splits_tokens(layout: Layout) -> bool:
+    return layout.num_shards("image_tokens") > 1
 
 
-def _xla_streams(queries, keys, values, mask_BS, constrain):
+def _xla_streams(queries, keys, values, mask_BS, layout):
     """The streams joined, attended to at once, and parted again."""
-    if not _splits_tokens(constrain):
+    if not _splits_tokens(layout):
         output = _xla_attention(*map(_join, (queries, keys, values)), mask_BS)
         return _part(output, queries)
     # Joined queries would be dealt out anew over the devices: streams stay apart.
     key, value = (
-        _join([constrain(part, HEADS) for part in parts]) for parts in (keys, values)
+        _join([layout(part, HEADS) for part in parts]) for parts in (keys, values)
     )
     return tuple(
-        constrain(_xla_attention(constrain(query, names), key, value, mask_BS), names)
+        layout(_xla_attention(layout(query, names), key, value, mask_BS), names)
         for query, names in zip(queries, QUERIES, strict=False)
     )
 
 
-def _fused_streams(queries, keys, values, mask_BS, constrain):
+def _fused_streams(queries, keys, values, mask_BS, layout):
     """Our kernel for short sequences: streams stay apart, no copy around it."""
     num_tokens = sum(key.shape[1] for key in keys)
     if mask_BS is not None or num_tokens > fused_attention.MAX_TOKENS:
-        return _splash_streams(queries, keys, values, mask_BS, constrain)
+        return _splash_streams(queries, keys, values, mask_BS, layout)
     head_dim = queries[0].shape[-1]
 
     def attend(queries, keys, values):
@@ -141,37 +142,35 @@ def _fused_streams(queries, keys, values, mask_BS, constrain):
         )
 
     names = QUERIES[: len(queries)]
-    return constrain.map_shards(
-        attend, in_names=(names, HEADS, HEADS), out_names=names
-    )(queries, keys, values)
-
-
-def _splash_streams(queries, keys, values, mask_BS, constrain):
-    """JAX's flash attention kernel for TPUs: any length, masked or not."""
-    return _attend_in_shards(
-        splash_attention, queries, keys, values, mask_BS, constrain
+    return layout.map_shards(attend, in_names=(names, HEADS, HEADS), out_names=names)(
+        queries, keys, values
     )
 
 
-def _attend_in_shards(kernel, queries, keys, values, mask_BS, constrain):
+def _splash_streams(queries, keys, values, mask_BS, layout):
+    """JAX's flash attention kernel for TPUs: any length, masked or not."""
+    return _attend_in_shards(splash_attention, queries, keys, values, mask_BS, layout)
+
+
+def _attend_in_shards(kernel, queries, keys, values, mask_BS, layout):
     """Runs a kernel of joined streams on each device's shards."""
     key, value = map(_join, (keys, values))
 
     def attend(query, names):
-        return constrain.map_shards(
+        return layout.map_shards(
             kernel,
             in_names=(names, HEADS, HEADS, ("batch", None)),
             out_names=names,
         )(query, key, value, mask_BS)
 
-    if _splits_tokens(constrain):  # streams stay apart, as in `_xla_streams`
+    if _splits_tokens(layout):  # streams stay apart, as in `_xla_streams`
         return tuple(map(attend, queries, QUERIES))
     return _part(attend(_join(queries), HEADS), queries)
 
 
-def _cudnn_streams(queries, keys, values, mask_BS, constrain):
+def _cudnn_streams(queries, keys, values, mask_BS, layout):
     """Flash attention by cuDNN: any length, masked or not."""
-    return _attend_in_shards(cudnn_attention, queries, keys, values, mask_BS, constrain)
+    return _attend_in_shards(cudnn_attention, queries, keys, values, mask_BS, layout)
 
 
 def cudnn_attention(query_BQNK, key_BSNK, value_BSNK, mask_BS=None, *, library="cudnn"):
@@ -218,7 +217,7 @@ def splash_attention(
       key_BSNK: [B, S, N, K].
       value_BSNK: [B, S, N, K].
       mask_BS: [B, S] bool; None for all keys.
-      max_block: tokens a block at most, a multiple of 128; the blocks are as equal as
+      max_block: tokens per block at most, a multiple of 128; the blocks are as equal as
         they can be, to pad little.
       interpret: run as plain JAX, for tests on a CPU.
     """

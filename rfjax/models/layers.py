@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small layers of the MMDiT: linear, norms, modulation, MLP.
+"""The small layers of a transformer: linear, norms, modulation, MLP.
 
 Activations carry the compute dtype: a layer casts its float32 master weights to
 the dtype of what flows in. Norms are computed in float32.
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer
+
+from rfjax import cpu
 
 NORM_EPSILON = 1e-6  # SD3's value for every LayerNorm and RMSNorm
 
@@ -42,17 +44,7 @@ class Linear(nnx.Module):
         """Maps [..., in] to [..., out] in the dtype of the inputs."""
         kernel = self.kernel[...].astype(inputs.dtype)
         bias = self.bias[...].astype(inputs.dtype)
-        if inputs.dtype == jnp.float32:
-            # One 2-D product: the CPU's backward pass is 1.6 times faster than with
-            # the batch and token dims apart.
-            rows = inputs.reshape(-1, inputs.shape[-1])
-            outputs = (rows @ kernel + bias[None, :]).reshape(*inputs.shape[:-1], -1)
-        else:
-            # A TPU, where 154 text tokens lie in 160 rows: joining batch and token
-            # dims would copy them.
-            bias = jnp.expand_dims(bias, tuple(range(inputs.ndim - 1)))
-            outputs = inputs @ kernel + bias
-        return checkpoint_name(outputs, "linear")
+        return checkpoint_name(cpu.multiply_rows(inputs, kernel, bias), "linear")
 
 
 class RMSNorm(nnx.Module):

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from jax.sharding import Mesh
 
+from rfjax import cpu
+
 # platform -> options of the compiler
 COMPILER_OPTIONS = {
     # Room for the blocks of one instruction. The default, 16 MiB, forces matrix
     # products with several inputs and outputs into blocks that leave the matrix unit
     # idle; a chip has 128 MiB, which the kernels and prefetched arrays share.
     "tpu": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
-    # Keeps barriers until instructions are fused. Without them the gradient of each
-    # unrolled block is computed anew out of those of all later blocks.
-    "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"},
+    "cpu": cpu.COMPILER_OPTIONS,
 }
 
 

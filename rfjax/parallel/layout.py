@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who holds what, told before anything runs: as a table, as JSON, as a picture.
+"""Who holds what, before anything runs: as a table, as JSON, as a picture.
 
 Only sizes are needed: the mesh may have thousands of devices, and none be there.
 """
@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, NamedSharding
 
 from rfjax import whole_files
 from rfjax.parallel.mesh import MeshConfig
 from rfjax.parallel.sharding import (
     RULES,
     num_shards,
-    parameter_dims,
     parameter_path,
-    parameter_sharding,
+    state_shardings,
 )
 
 AXES = {  # mesh axis -> what it does
@@ -96,12 +95,19 @@ class StateLayout:
         return explain(self)
 
 
-def lay_out(abstract_params: Any, abstract_state: Any, *, mesh: MeshConfig):
+def lay_out(
+    abstract_params: Any,
+    abstract_state: Any,
+    *,
+    dims: Callable[[str], tuple[str, ...]],
+    mesh: MeshConfig,
+) -> StateLayout:
     """The layout of a model on a mesh whose axes all have a size.
 
     Args:
       abstract_params: pytree of ShapeDtypeStructs.
       abstract_state: the train state around it, the same.
+      dims: path of a parameter -> logical names of its dims, `Model.dims`.
       mesh: resolved sizes.
 
     Raises:
@@ -110,44 +116,45 @@ def lay_out(abstract_params: Any, abstract_state: Any, *, mesh: MeshConfig):
     axes = dataclasses.asdict(mesh)
     abstract_mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
 
-    def shard_shape(path: str, leaf) -> tuple[int, ...]:
-        if not path:  # steps and counts
-            return leaf.shape
-        sharding = parameter_sharding(path, leaf.shape, mesh=abstract_mesh)
-        return sharding.shard_shape(leaf.shape)
+    shardings = state_shardings(
+        (abstract_params, abstract_state),
+        params=abstract_params,
+        dims=dims,
+        mesh=abstract_mesh,
+    )
 
-    def num_bytes(path: str, leaf) -> int:
-        return math.prod(shard_shape(path, leaf)) * leaf.dtype.itemsize
-
-    def leaves(tree):
-        for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            yield parameter_path(key_path), leaf
+    def num_bytes(leaf: Any, sharding: NamedSharding) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
     parameters = tuple(
         Parameter(
             path=path,
             shape=leaf.shape,
-            dims=parameter_dims(path),
-            shard_shape=shard_shape(path, leaf),
+            dims=dims(path),
+            shard_shape=sharding.shard_shape(leaf.shape),
             axes=tuple(
                 axis
-                for name in parameter_dims(path)
+                for name in dims(path)
                 for axis in RULES[name].axes
                 if axes[axis] > 1
             ),
-            num_bytes=num_bytes(path, leaf),
+            num_bytes=num_bytes(leaf, sharding),
         )
-        for path, leaf in leaves(abstract_params)
+        for (key_path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(abstract_params),
+            jax.tree.leaves(shardings[0]),
+            strict=True,
+        )
+        for path in [parameter_path(key_path)]
     )
+    state_bytes = jax.tree.map(num_bytes, abstract_state, shardings[1])
     return StateLayout(
-        mesh=axes,
-        parameters=parameters,
-        state_bytes=sum(num_bytes(path, leaf) for path, leaf in leaves(abstract_state)),
+        mesh=axes, parameters=parameters, state_bytes=sum(jax.tree.leaves(state_bytes))
     )
 
 
 def explain(layout: StateLayout) -> str:
-    """Each parameter's layout and bytes a device, and the rules that decided it."""
+    """Each parameter's layout and bytes per device, and the rules that decided it."""
     rows = [("parameter", "shape", "dims", "split over", "MiB/device")]
     for parameter in layout.parameters:
         over = "+".join(f"{axis}={layout.mesh[axis]}" for axis in parameter.axes)
@@ -204,7 +211,7 @@ _MAX_BARS = 24
 
 
 def draw(layout: StateLayout, path: Path | str) -> None:
-    """Draws the bytes a device by parameter, the largest first; PNG, SVG or PDF."""
+    """Draws the bytes per device by parameter, the largest first; PNG, SVG or PDF."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -231,7 +238,7 @@ def draw(layout: StateLayout, path: Path | str) -> None:
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlim(0, max(sizes) * 1.6)  # room for the notes
-    axes.set_xlabel("MiB a device")
+    axes.set_xlabel("MiB per device")
     axes.tick_params(axis="y", length=0, labelsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)
     used = {over for *_, over in bars}

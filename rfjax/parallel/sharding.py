@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where every parameter and activation lives: two tables and their application.
+"""Where every parameter and activation lives: a table and its application.
 
-`rfjax.parallel.layout` prints and draws what follows from them.
-
-`PARAMETER_DIMS` names the dims of each parameter by its path; `RULES` sends names to
-mesh axes. Models only name dims; nothing here knows the model beyond the paths.
+A backbone names the dims of its parameters and activations, `RULES` sends the names to
+mesh axes. Nothing here knows a model. `rfjax.parallel.layout` prints and draws what
+follows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from rfjax.errors import UserError
+from rfjax.types import DimNames
 
 
 class Rule(NamedTuple):
@@ -72,59 +71,38 @@ RULES = {  # logical name -> rule
     "vector": Rule((), "[D] biases, [K] norm scales, whole: a few kilobytes"),
 }
 
-PARAMETER_DIMS = (  # path pattern -> logical names of the dims
-    (r"(patch|context)_embed/kernel", ("input", "embed")),
-    (r"(timestep|pooled)_embed/hidden/kernel", ("input", "embed")),
-    (r"(timestep|pooled)_embed/out/kernel", ("embed", "output")),
-    (r"(image|text|image_only)/(query|key|value)/kernel", ("embed", "heads")),
-    (r"(image|text|image_only)/(query|key|value)/bias", ("heads",)),
-    (r"(image|text|image_only)/out/kernel", ("heads", "embed")),
-    (r"(image|text)/mlp_in/kernel", ("embed", "mlp")),
-    (r"(image|text)/mlp_in/bias", ("mlp",)),
-    (r"(image|text)/mlp_out/kernel", ("mlp", "embed")),
-    (r"modulation/kernel", ("embed", "modulation")),
-    (r"modulation/bias", ("modulation",)),
-    (r"final/linear/kernel", ("embed", "output")),
-    (r"(query|key)_norm/scale", ("vector",)),
-    (r"bias", ("vector",)),
-)
-
-
-def parameter_dims(path: str) -> tuple[str, ...]:
-    """Logical names of a parameter's dims, e.g. blocks/image/out/kernel.
-
-    Raises:
-      UserError: if no pattern in `PARAMETER_DIMS` ends the path.
-    """
-    for pattern, names in PARAMETER_DIMS:
-        if re.search(rf"(^|/){pattern}$", path):
-            is_stacked = path.startswith(("blocks/", "dual_blocks/"))
-            return ("layers", *names) if is_stacked else names
-    raise UserError(
-        f"parameter {path} has no row in parallel.sharding.PARAMETER_DIMS; add one."
-    )
-
 
 def num_shards(name: str, axes: Mapping[str, int]) -> int:
     """Parts that dims of this logical name are split into, for these axis sizes."""
     return math.prod(axes[axis] for axis in RULES[name].axes)
 
 
-def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
+def partition_spec(names: DimNames) -> PartitionSpec:
     """The mesh axes of dims with these logical names (None: not split)."""
     axes = (RULES[name].axes if name else () for name in names)
     return PartitionSpec(*(axis or None for axis in axes))
 
 
-def parameter_sharding(path: str, shape: tuple[int, ...], *, mesh: Mesh):
+def parameter_sharding(
+    path: str,
+    shape: tuple[int, ...],
+    *,
+    dims: tuple[str, ...],
+    mesh: Mesh | AbstractMesh,
+) -> NamedSharding:
     """NamedSharding of one parameter.
+
+    Args:
+      path: of the parameter, for errors.
+      shape: of the parameter.
+      dims: logical name of each dim.
+      mesh: the mesh.
 
     Raises:
       UserError: if a mesh axis does not divide its dim. A parameter is never
         replicated silently instead: that would be an out-of-memory error later.
     """
-    names = parameter_dims(path)
-    for name, size in zip(names, shape, strict=True):
+    for name, size in zip(dims, shape, strict=True):
         shards = num_shards(name, mesh.shape)
         if size % shards:
             axes = " * ".join(f"mesh.{axis}" for axis in RULES[name].axes)
@@ -132,40 +110,54 @@ def parameter_sharding(path: str, shape: tuple[int, ...], *, mesh: Mesh):
                 f"{axes} must divide dim '{name}' of every parameter, got {shards} for "
                 f"{path} with shape {shape}; choose a divisor of {size}."
             )
-    return NamedSharding(mesh, partition_spec(names))
+    return NamedSharding(mesh, partition_spec(dims))
 
 
-def parameter_path(key_path) -> str:
+def parameter_path(key_path: Sequence[Any]) -> str:
     """The dict keys of a pytree path, joined: also inside optimizer states."""
     keys = (k.key for k in key_path if isinstance(k, jax.tree_util.DictKey))
     return "/".join(keys)
 
 
-def state_shardings(abstract_state, *, mesh: Mesh):
+def state_shardings(
+    abstract_state: Any,
+    *,
+    params: Any,
+    dims: Callable[[str], tuple[str, ...]],
+    mesh: Mesh | AbstractMesh,
+) -> Any:
     """Shardings of a train state: EMA and optimizer moments follow their parameter.
 
     Args:
-      abstract_state: pytree of ShapeDtypeStructs. A leaf under dict keys that form a
-        parameter path is laid out like that parameter; any other leaf (step, counts)
-        is replicated.
+      abstract_state: pytree of ShapeDtypeStructs. A leaf under dict keys that end with
+        the path of a parameter, and of its shape, is laid out like that parameter;
+        any other leaf (step, counts, factored moments) is replicated.
+      params: the parameter tree of ShapeDtypeStructs.
+      dims: path of a parameter -> logical names of its dims, `Model.dims`.
       mesh: the mesh.
 
     Returns:
       The same pytree of NamedShardings.
     """
+    shapes = {
+        parameter_path(key_path): leaf.shape
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
 
-    def leaf_sharding(key_path, leaf):
+    def leaf_sharding(key_path: Sequence[Any], leaf: Any) -> NamedSharding:
         path = parameter_path(key_path)
-        if not path:
+        while path and path not in shapes:  # under a label of optax's own
+            path = path.partition("/")[2]
+        if not path or leaf.shape != shapes[path]:
             return NamedSharding(mesh, PartitionSpec())
-        return parameter_sharding(path, leaf.shape, mesh=mesh)
+        return parameter_sharding(path, leaf.shape, dims=dims(path), mesh=mesh)
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract_state)
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """Places activations on a mesh by the logical names of their dims.
+class MeshLayout:
+    """The `Layout` of a mesh: pins activations by the logical names of their dims.
 
     Attributes:
       mesh: the mesh.
@@ -173,7 +165,7 @@ class Layout:
 
     mesh: Mesh
 
-    def __call__(self, array: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    def __call__(self, array: jax.Array, names: DimNames) -> jax.Array:
         """Pins an array's layout."""
         sharding = NamedSharding(self.mesh, partition_spec(names))
         return jax.lax.with_sharding_constraint(array, sharding)
@@ -187,7 +179,9 @@ class Layout:
         """Parts that a dim of this logical name is split into."""
         return num_shards(name, self.mesh.shape)
 
-    def map_shards(self, function, *, in_names, out_names):
+    def map_shards(
+        self, function: Callable, *, in_names: Any, out_names: Any
+    ) -> Callable:
         """Runs a function on each device's shards, for kernels that XLA cannot split.
 
         Args:
@@ -207,15 +201,10 @@ class Layout:
         )
 
 
-def _partition_specs(names):
+def _partition_specs(names: Any) -> Any:
     """`partition_spec` of each tuple of names in a tree of them."""
     return jax.tree.map(
         lambda leaf: partition_spec(leaf),
         names,
         is_leaf=lambda node: all(n is None or isinstance(n, str) for n in node),
     )
-
-
-def make_constrain(mesh: Mesh) -> Layout:
-    """What pins an activation's layout by the names of its dims."""
-    return Layout(mesh)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,9 @@ class EmaConfig:
             )
 
 
-def update_ema(ema_params, params, *, step: jax.Array, config: EmaConfig):
+def update_ema(
+    ema_params: Any, params: Any, *, step: jax.Array, config: EmaConfig
+) -> Any:
     """The average after `step` finished optimizer steps (>= 1), in float32."""
     num_updates = step // config.every_steps
     decay = jnp.asarray(config.decay, jnp.float32)

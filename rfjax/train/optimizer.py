@@ -16,6 +16,7 @@ import jax
 import optax
 
 from rfjax.errors import UserError
+from rfjax.models.base import Model
 from rfjax.train.parameterisation import PARAMETERISATIONS, rescale_init, with_rates
 
 COOLDOWNS = {  # fraction of the cooldown done -> fraction of the peak rate
@@ -105,11 +106,10 @@ class OptimizerConfig:
 def learning_rate(step: int, *, config: OptimizerConfig, num_steps: int) -> float:
     """Rate of the update that follows `step` finished updates (WSD).
 
-    It is computed on the host and handed to the step, so runs of different lengths
-    share one compiled program.
+    It is computed on the host and handed to the step (`with_given_rate`).
 
     Source: Hagele et al. 2024, arXiv:2405.18392: constant rate with a short
-    cooldown replaces one cosine a run length.
+    cooldown replaces one cosine per run length.
     """
     risen = (step + 1) / max(config.warmup_steps, 1)
     cooldown_start = num_steps - config.cooldown_steps
@@ -119,42 +119,70 @@ def learning_rate(step: int, *, config: OptimizerConfig, num_steps: int) -> floa
 
 
 def make_optimizer(
-    config: OptimizerConfig, *, depth: int
-) -> optax.GradientTransformation:
-    """Clip, Adam, decay of kernels; its updates are still to be scaled by the rate.
+    config: OptimizerConfig, *, model: Model
+) -> optax.GradientTransformationExtraArgs:
+    """Clip, Adam, decay of kernels; then times the rate that each update is given.
 
     Args:
       config: of the optimizer.
-      depth: of the model, which "mup" takes the rates from.
+      model: of whose parameters "mup" takes the rates.
     """
 
-    def is_kernel(params):
+    def is_kernel(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
             lambda path, _: path[-1].key == "kernel", params
         )
 
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     if config.parameterisation == "mup":
-        adam = with_rates(adam, depth=depth, base_depth=config.base_depth)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        adam,
-        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
+        adam = with_rates(adam, model=model, base_depth=config.base_depth)
+    return with_given_rate(
+        optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            adam,
+            optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
+        )
     )
 
 
-def make_init(
-    init_params: Callable[[jax.Array], Any], *, config: OptimizerConfig, depth: int
-) -> Callable[[jax.Array], Any]:
-    """The draw of first weights that goes with the rates.
+def with_given_rate(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Descends by the `learning_rate` that each call of `update` is given.
+
+    The rate is an input of the compiled step, so runs of different lengths share one
+    program. The state is that of `inner`.
 
     Args:
-      init_params: key -> parameters, in the standard way (`Network.init`).
+      inner: gradients to updates for a rate of 1, pointing uphill.
+    """
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: Any = None,
+        *,
+        learning_rate: jax.Array,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args
+        updates, state = inner.update(updates, state, params)
+        return jax.tree.map(lambda u: -learning_rate * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def make_init(
+    config: OptimizerConfig, *, model: Model
+) -> Callable[[jax.Array], dict[str, Any]]:
+    """The draw of first weights that goes with the rates: key -> parameters.
+
+    Args:
       config: of the optimizer.
-      depth: of the model.
+      model: whose parameters are drawn.
     """
     if config.parameterisation == "standard":
-        return init_params
+        return model.init
     return lambda key: rescale_init(
-        init_params(key), depth=depth, base_depth=config.base_depth
+        model.init(key), model=model, base_depth=config.base_depth
     )

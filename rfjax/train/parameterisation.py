@@ -2,9 +2,9 @@
 """Learning rates and first weights that let one learning rate serve every depth.
 
 In rfjax the depth names the width too, so a model of depth m * base_depth is m times as
-wide and m times as deep. Each parameter has a role, and the role says how its rate
-follows m. The network is not touched: only rates and the draw of the first weights are,
-so what is exported stays Stable Diffusion 3.
+wide and m times as deep. A backbone gives each parameter a role, and the role says how
+its rate follows m. The network is not touched: only rates and the draw of the first
+weights are, so what is exported stays Stable Diffusion 3.
 
 Width. The rules for Adam of muP, the maximal update parameterisation (Yang et al. 2022,
 arXiv:2203.03466, table 3), which moves every activation by the same amount at every
@@ -36,7 +36,6 @@ depth. Multiplied by 1/m it would vanish in large models.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,22 +44,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rfjax.errors import UserError
-from rfjax.models.mmdit import HEAD_DIM
+from rfjax.models.base import Model
 from rfjax.parallel.sharding import parameter_path
 
 PARAMETERISATIONS = ("standard", "mup")
-
-ROLES = (  # path pattern -> role
-    (r"(patch|context)_embed/kernel", "input"),
-    (r"(timestep|pooled)_embed/hidden/kernel", "input"),
-    (r"(query|key|value|out|mlp_in|mlp_out)/kernel", "hidden"),
-    (r"final/linear/kernel", "output"),
-    (r"modulation/kernel", "modulation"),
-    (r"modulation/bias", "modulation_bias"),
-    (r"(query|key)_norm/scale", "gain"),
-    (r"bias", "bias"),
-)
 
 EXPONENTS = {  # role -> the rate is multiplied by m to this power
     "input": 0,
@@ -74,109 +61,92 @@ EXPONENTS = {  # role -> the rate is multiplied by m to this power
 GATE_EXPONENT = -1  # besides, for the columns of a modulation that make gates
 
 
-def _xavier_input(num_in: int, depth: int, base_depth: int) -> float:
+def _xavier_input(num_in: int, width: float, base_width: float) -> float:
     """Takes the width out of Xavier's variance, 2 / (inputs + width)."""
-    width, base_width = HEAD_DIM * depth, HEAD_DIM * base_depth
     return math.sqrt((num_in + width) / (num_in + base_width))
 
 
-def _fixed_hidden(num_in: int, depth: int, base_depth: int) -> float:
+def _fixed_hidden(num_in: int, width: float, base_width: float) -> float:
     """Puts 1 / width into a variance that knows no width."""
     del num_in
-    return math.sqrt(base_depth / depth)
+    return math.sqrt(base_width / width)
 
 
-INITS = (  # path pattern -> factor to the standard draw; 1 for all others
-    (r"(patch|context)_embed/kernel", _xavier_input),
-    (r"pooled_embed/hidden/kernel", _xavier_input),
-    (r"timestep_embed/out/kernel", _fixed_hidden),
-)
-
-
-def role_of(path: str) -> str:
-    """The role of a parameter, e.g. "hidden" of blocks/image/out/kernel.
-
-    Raises:
-      UserError: if no pattern in `ROLES` ends the path.
-    """
-    role = _first_match(path, ROLES)
-    if role is None:
-        raise UserError(
-            f"parameter {path} has no row in train.parameterisation.ROLES; add one."
-        )
-    return role
+FIRST_WEIGHTS = {  # of a parameter's row -> factor to the standard draw
+    "xavier_input": _xavier_input,
+    "fixed_hidden": _fixed_hidden,
+}
 
 
 def rate_factor(
-    path: str, shape: Sequence[int], *, depth: int, base_depth: int
+    path: str, shape: Sequence[int], *, model: Model, base_depth: int
 ) -> np.ndarray:
     """What the learning rate of one parameter is multiplied by.
 
     Args:
       path: of the parameter: its dict keys, joined by slashes.
       shape: of the parameter.
-      depth: of the model.
+      model: says what role the parameter has.
       base_depth: depth at which the learning rate was tuned.
 
     Returns:
-      float32: a scalar, or one number a column (last dim) of a modulation.
-
-    Raises:
-      UserError: if the parameter has no role.
+      float32: a scalar, or one number per column (last dim) of a modulation.
     """
-    growth = depth / base_depth
-    role = role_of(path)
+    growth = model.config.depth / base_depth
+    role = model.parameter(path).role
     factor = np.float32(growth ** EXPONENTS[role])
     if role not in ("modulation", "modulation_bias"):
         return factor
     # Vectors of the width, in threes: shift, scale, gate. Where a stream ends, and in
     # the final layer, there are but the first two.
-    vector = np.arange(shape[-1]) // (HEAD_DIM * depth)
+    vector = np.arange(shape[-1]) // model.config.width
     return factor * np.where(vector % 3 == 2, growth**GATE_EXPONENT, 1).astype("f4")
 
 
 def with_rates(
-    inner: optax.GradientTransformation, *, depth: int, base_depth: int
+    inner: optax.GradientTransformation, *, model: Model, base_depth: int
 ) -> optax.GradientTransformation:
     """Multiplies each update of `inner` by the rate factor of its parameter.
 
     The state is that of `inner`, so a checkpoint fits with factors and without.
+
+    Args:
+      inner: any transformation.
+      model: says what role each parameter has.
+      base_depth: depth at which the learning rate was tuned.
     """
 
-    def multiply(key_path, update):
+    def multiply(key_path: Sequence[Any], update: jax.Array) -> jax.Array:
         factor = rate_factor(
-            parameter_path(key_path), update.shape, depth=depth, base_depth=base_depth
+            parameter_path(key_path), update.shape, model=model, base_depth=base_depth
         )
         return update * factor.reshape((1,) * (update.ndim - 1) + (-1,))
 
-    def update(updates, state, params=None):
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: Any = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         updates, state = inner.update(updates, state, params)
         return jax.tree_util.tree_map_with_path(multiply, updates), state
 
     return optax.GradientTransformation(inner.init, update)
 
 
-def rescale_init(params: Any, *, depth: int, base_depth: int) -> Any:
+def rescale_init(params: Any, *, model: Model, base_depth: int) -> Any:
     """Gives freshly drawn parameters the scale that their role asks for.
 
     Args:
-      params: as `Network.init` draws them.
-      depth: of the model.
+      params: as `Model.init` draws them.
+      model: says how the draw of each parameter is to be corrected.
       base_depth: depth at which nothing changes.
     """
+    width = model.config.width
+    base_width = width * base_depth / model.config.depth
 
-    def rescale(key_path, param):
-        factor = _first_match(parameter_path(key_path), INITS)
-        if factor is None:
+    def rescale(key_path: Sequence[Any], param: jax.Array) -> jax.Array:
+        rule = model.parameter(parameter_path(key_path)).first_weights
+        if rule is None:
             return param
-        return param * jnp.float32(factor(param.shape[0], depth, base_depth))
+        factor = FIRST_WEIGHTS[rule](param.shape[0], width, base_width)
+        return param * jnp.float32(factor)
 
     return jax.tree_util.tree_map_with_path(rescale, params)
-
-
-def _first_match(path: str, table: Sequence[tuple[str, Any]]) -> Any:
-    """The entry of the first pattern that ends the path, or None."""
-    for pattern, entry in table:
-        if re.search(rf"(^|/){pattern}$", path):
-            return entry
-    return None

@@ -12,7 +12,7 @@ import optax
 
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.objective import example_keys, loss_per_example
-from rfjax.models.mmdit import Network
+from rfjax.models.base import Model
 from rfjax.train.ema import EmaConfig, update_ema
 from rfjax.train.state import TrainState
 from rfjax.types import Batch
@@ -24,7 +24,7 @@ TrainStep = Callable[
 
 
 def make_train_step(
-    network: Network,
+    model: Model,
     *,
     optimizer: optax.GradientTransformation,
     formulation: Formulation,
@@ -39,8 +39,9 @@ def make_train_step(
     not depend on the number of devices, hosts or micro-batches.
 
     Args:
-      network: the model.
-      optimizer: gradients to updates for a rate of 1.
+      model: the model.
+      optimizer: any optax transformation whose updates are to be added. Its `update`
+        is given the rate as `learning_rate`; one with a schedule inside ignores it.
       formulation: path, timestep density and weighting of the loss.
       shift: resolution shift of the timesteps; 1 leaves them alone.
       ema: moving average of the parameters.
@@ -51,19 +52,22 @@ def make_train_step(
       step(state, batch, learning_rate) -> (state, metrics); metrics are float32 scalars
       `loss` (mean over the batch), `grad_norm` (before clipping).
     """
-    mean_loss = make_mean_loss(network, formulation=formulation, shift=shift, seed=seed)
+    optimizer = optax.with_extra_args_support(optimizer)
+    mean_loss = make_mean_loss(model, formulation=formulation, shift=shift, seed=seed)
 
-    def train_step(state: TrainState, batch: Batch, learning_rate: float):
+    def train_step(
+        state: TrainState, batch: Batch, learning_rate: float
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, grads = accumulate_gradients(
             lambda params, part: mean_loss(params, part, state.step),
             state.params,
             batch,
             micro_batches=micro_batches,
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(
-            lambda param, update: param - learning_rate * update, state.params, updates
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, learning_rate=learning_rate
         )
+        params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         state = TrainState(
             step=step,
@@ -77,24 +81,24 @@ def make_train_step(
 
 
 def make_mean_loss(
-    network: Network, *, formulation: Formulation, shift: float, seed: int
+    model: Model, *, formulation: Formulation, shift: float, seed: int
 ) -> Callable[[Any, Batch, jax.Array], jax.Array]:
     """Builds the function that is minimised: (params, batch, step) -> float32 scalar.
 
     Args:
-      network: the model.
+      model: the model.
       formulation: path, timestep density and weighting of the loss.
       shift: resolution shift of the timesteps; 1 leaves them alone.
       seed: of noise and timesteps.
     """
 
-    def mean_loss(params, batch: Batch, step: jax.Array) -> jax.Array:
+    def mean_loss(params: Any, batch: Batch, step: jax.Array) -> jax.Array:
         keys = example_keys(
             jax.random.key(seed), step=step, sample_index=batch.sample_index
         )
         return jnp.mean(
             loss_per_example(
-                network.bind(params),
+                model.bind(params),
                 batch,
                 keys=keys,
                 formulation=formulation,
@@ -105,7 +109,13 @@ def make_mean_loss(
     return mean_loss
 
 
-def accumulate_gradients(loss_fn, params, batch: Batch, *, micro_batches: int):
+def accumulate_gradients(
+    loss_fn: Callable[[Any, Batch], jax.Array],
+    params: Any,
+    batch: Batch,
+    *,
+    micro_batches: int,
+) -> tuple[jax.Array, Any]:
     """Mean loss and gradient over equal parts of the batch, one after the other.
 
     Rows are dealt out in turns (row r goes to part r mod micro_batches), so that every
@@ -119,7 +129,7 @@ def accumulate_gradients(loss_fn, params, batch: Batch, *, micro_batches: int):
         batch,
     )
 
-    def add_part(total, part):
+    def add_part(total: Any, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(
             jnp.add, total, jax.value_and_grad(loss_fn)(params, part)
         ), None

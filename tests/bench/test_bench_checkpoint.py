@@ -9,7 +9,7 @@ from rfjax import commands
 from rfjax import config as configs
 from rfjax.bench.checkpoint import CheckpointReport
 from rfjax.main import load_config_file
-from rfjax.models import flops
+from rfjax.models import make_model
 
 
 def test_all_of_the_state_is_saved(tmp_path):
@@ -31,7 +31,7 @@ def test_all_of_the_state_is_saved(tmp_path):
     assert all(s > t > 0 for s, t in verifying)
     # float32 parameters, average and two moments; step counts besides
     values = json.loads((tmp_path / "a.json").read_text())
-    num_params = flops.num_params(config.model)
+    num_params = make_model(config.model).num_params
     assert 16 * num_params <= values["state_bytes"] < 16 * num_params + 100
     assert len(lines) == 2
     assert sorted(folder.iterdir()) == sorted(theirs)

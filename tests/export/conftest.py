@@ -17,7 +17,7 @@ from flax import traverse_util
 from rfjax import checkpoint
 from rfjax import config as configs
 from rfjax.data.synthetic import SyntheticConfig
-from rfjax.export import names
+from rfjax.models import make_model
 from rfjax.models.mmdit import MMDiTConfig
 from rfjax.train.loop import TrainConfig
 
@@ -40,7 +40,7 @@ def random_leaves(config: MMDiTConfig, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
         path: (rng.standard_normal(shape) * _std(path, shape)).astype(np.float32)
-        for path, shape in names.leaf_shapes(config).items()
+        for path, shape in make_model(config).shapes().items()
     }
 
 

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from rfjax.export import card
-from rfjax.models import flops
+from rfjax.models import make_model
 
 
-def read_card(workdir, *, format="diffusers", weights="ema", step=4):
+def read_card(workdir, *, layout="diffusers", weights="ema", step=4):
     text = card.model_card(
         card.read_run(workdir),
-        format=format,
+        layout=layout,
         weights=weights,
         dtype="float32",
         step=step,
@@ -24,7 +24,7 @@ def test_what_the_card_says(make_config, make_run):
     text = read_card(make_run(config))
     for row in (
         "| depth | 2 |",
-        f"| parameters | {flops.num_params(config):,} |",
+        f"| parameters | {make_model(config).num_params:,} |",
         "| weights | ema, float32, diffusers layout |",
         "| step | 4 |",
         "| samples seen | 1024 |",
@@ -38,7 +38,7 @@ def test_what_the_card_says(make_config, make_run):
 
 
 def test_raw_weights_quote_their_own_loss(make_config, make_run):
-    text = read_card(make_run(make_config()), format="sd3", weights="raw")
+    text = read_card(make_run(make_config()), layout="sd3", weights="raw")
     assert "0.7500 at step 2" in text
     assert "load_file" in text
 
@@ -87,7 +87,7 @@ def test_long_values_are_cut():
 def test_hostile_data_set_name(make_config, make_run):
     workdir = make_run(make_config())
     (workdir / "run.json").write_text(json.dumps({"data": "<b>\n| x | y |"}))
-    choices = {"format": "sd3", "weights": "ema", "dtype": "float32", "step": 4}
+    choices = {"layout": "sd3", "weights": "ema", "dtype": "float32", "step": 4}
     text = card.model_card(card.read_run(workdir), **choices)
     assert "<b>" not in text
     assert "| data set | &#60;b&#62; &#124; x &#124; y &#124; |" in text

@@ -15,7 +15,7 @@ from rfjax import checkpoint, commands, run_folder
 from rfjax import config as configs
 from rfjax.export import load, save
 from rfjax.main import run as command_line
-from rfjax.models.mmdit import Network
+from rfjax.models import make_model
 from rfjax.types import Conditioning
 
 MODEL = "diffusion_pytorch_model.safetensors"
@@ -42,12 +42,12 @@ def weights(make_config, make_leaves, tmp_path):
     """A diffusers folder; depth 2, and the first block has dual attention."""
     config = make_config(depth=2, qk_norm=True, dual_attention_blocks=1, **SIZES)
     leaves, folder = make_leaves(config), tmp_path / "weights"
-    save.write_diffusers(leaves.__getitem__, config, folder)
+    save.write_diffusers(leaves.__getitem__, make_model(config), folder)
     return folder, leaves
 
 
 def stored(workdir, weights, step=None):
-    network = Network(configs.load(workdir).model)
+    network = make_model(configs.load(workdir).model)
     params = checkpoint.restore_params(
         workdir,
         checkpoint.abstract_on_device(network.abstract_params()),
@@ -121,7 +121,9 @@ def test_stored_positions_are_used_and_given_back(weights, tmp_path):
 
     def velocity(model):
         function = jax.jit(
-            lambda params: Network(model).bind(params)(latents, jnp.ones(1) / 2, text),
+            lambda params: make_model(model).bind(params)(
+                latents, jnp.ones(1) / 2, text
+            ),
             compiler_options={"xla_backend_optimization_level": 0},  # compiles faster
         )
         return np.asarray(function(params))

@@ -7,9 +7,10 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from rfjax.export import load, names, save
+from rfjax.export import load, save
+from rfjax.models import make_model
 from rfjax.models.embeddings import position_table
-from rfjax.models.mmdit import MMDiTConfig
+from rfjax.models.mmdit import MMDiTConfig, torch_names
 
 MODEL = "diffusion_pytorch_model.safetensors"
 
@@ -20,7 +21,7 @@ def exported(make_config, make_leaves, tmp_path):
     config = make_config(qk_norm=True)
     folder = tmp_path / "pipeline" / "transformer"
     folder.parent.mkdir()
-    save.write_diffusers(make_leaves(config).__getitem__, config, folder)
+    save.write_diffusers(make_leaves(config).__getitem__, make_model(config), folder)
     return folder
 
 
@@ -36,27 +37,29 @@ def claim(folder, **fields):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("format", names.LAYOUTS)
+@pytest.mark.parametrize("layout", torch_names.LAYOUTS)
 def test_import_then_export_gives_the_same_bytes(
-    make_config, make_leaves, tmp_path, format, dtype
+    make_config, make_leaves, tmp_path, layout, dtype
 ):
     def write(leaves, config, folder):
         folder.mkdir()
-        if format == "diffusers":
+        if layout == "diffusers":
             save.write_diffusers(
-                leaves.__getitem__, config, folder / "model", dtype=dtype
+                leaves.__getitem__, make_model(config), folder / "model", dtype=dtype
             )
             return folder / "model" / MODEL
-        save.write_sd3(leaves.__getitem__, config, folder / "file", dtype=dtype)
+        save.write_sd3(
+            leaves.__getitem__, make_model(config), folder / "file", dtype=dtype
+        )
         return folder / "file"
 
     config = make_config(
         depth=4, qk_norm=True, position_scale=0.5, dual_attention_blocks=2
     )
     first = write(make_leaves(config), config, tmp_path / "first")
-    weights = load.open_weights(first, format=format)
+    weights = load.open_weights(first, layout=layout)
     imported, params = weights.config, weights.read_params()
-    leaves = {path: _at(params, path) for path in names.leaf_shapes(imported)}
+    leaves = {path: _at(params, path) for path in make_model(imported).shapes()}
     second = write(leaves, imported, tmp_path / "second")
     assert first.read_bytes() == second.read_bytes()
     other = write(make_leaves(config, seed=9), config, tmp_path / "other")
@@ -86,7 +89,9 @@ def test_what_is_inferred(make_config, make_leaves, tmp_path):
         max_grid_tokens=8,
         position_scale=0.3,
     )
-    save.write_diffusers(make_leaves(config).__getitem__, config, tmp_path / "model")
+    save.write_diffusers(
+        make_leaves(config).__getitem__, make_model(config), tmp_path / "model"
+    )
     imported = load.open_weights(tmp_path / "model").config
     assert {**vars(imported), "compute_dtype": "float32"} == vars(config)
 
@@ -114,8 +119,10 @@ def test_positions_are_recognised(
         position_scale=scale,
     )
     path = tmp_path / "model.safetensors"
-    save.write_sd3(make_leaves(config).__getitem__, config, path, dtype=dtype)
-    imported = load.open_weights(path, format="sd3").config
+    save.write_sd3(
+        make_leaves(config).__getitem__, make_model(config), path, dtype=dtype
+    )
+    imported = load.open_weights(path, layout="sd3").config
     assert imported.grid_tokens == grid_tokens
     assert imported.max_grid_tokens == max_grid_tokens
     assert imported.position_scale == scale
@@ -126,10 +133,10 @@ def test_other_parts_of_a_single_file_are_left_alone(
 ):
     config = make_config()
     path = tmp_path / "model.safetensors"
-    save.write_sd3(make_leaves(config).__getitem__, config, path)
+    save.write_sd3(make_leaves(config).__getitem__, make_model(config), path)
     tensors = load_file(path) | {"first_stage_model.x": np.zeros(3, np.float32)}
     save_file(tensors, path)
-    assert load.open_weights(path, format="sd3").config.depth == 2
+    assert load.open_weights(path, layout="sd3").config.depth == 2
 
 
 # -- Bad input ---------------------------------------------------------------------
@@ -137,7 +144,7 @@ def test_other_parts_of_a_single_file_are_left_alone(
 
 def test_unknown_format(exported):
     with pytest.raises(ValueError, match="format must be one of diffusers, sd3"):
-        load.open_weights(exported, format="flux")
+        load.open_weights(exported, layout="flux")
 
 
 def test_missing_file(tmp_path):
@@ -149,7 +156,7 @@ def test_missing_file(tmp_path):
 
 def test_the_other_layout(exported):
     with pytest.raises(ValueError, match="use format 'diffusers'"):
-        load.open_weights(exported / MODEL, format="sd3")
+        load.open_weights(exported / MODEL, layout="sd3")
 
 
 def test_no_sd3_model(tmp_path):
@@ -237,7 +244,7 @@ def test_missing_embedding(exported):
 )
 def test_dual_attention_elsewhere(make_config, make_leaves, tmp_path, dual, message):
     config, folder = make_config(depth=3), tmp_path / "model"
-    save.write_diffusers(make_leaves(config).__getitem__, config, folder)
+    save.write_diffusers(make_leaves(config).__getitem__, make_model(config), folder)
 
     def change(tensors):
         for block in dual:
@@ -341,7 +348,7 @@ def test_positions_of_another_kind_are_kept(exported, tmp_path, kind):
     whole = stored.reshape(11, 11, 128)
     np.testing.assert_array_equal(crop.reshape(2, 3, 128), whole[4:6, 4:7])
     params = traverse_util.flatten_dict(weights.read_params(), sep="/")
-    save.write_diffusers(params.__getitem__, config, tmp_path / "again")
+    save.write_diffusers(params.__getitem__, make_model(config), tmp_path / "again")
     again, first = (load_file(f / MODEL) for f in (tmp_path / "again", exported))
     assert again.keys() == first.keys()
     for name, tensor in again.items():

@@ -17,7 +17,7 @@ from flax import traverse_util
 from rfjax import checkpoint
 from rfjax import config as configs
 from rfjax.data.synthetic import SyntheticConfig
-from rfjax.export import names
+from rfjax.models import make_model
 from rfjax.models.mmdit import MMDiTConfig
 from rfjax.train.loop import TrainConfig
 
@@ -54,7 +54,7 @@ def write_run(workdir, depth):
     rng = np.random.default_rng(0)
     leaves = {
         path: 0.02 * rng.standard_normal(shape, np.float32)
-        for path, shape in names.leaf_shapes(config.model).items()
+        for path, shape in make_model(config.model).shapes().items()
     }
     state = EmaOnly(traverse_util.unflatten_dict(leaves, sep="/"))
     checkpoints = checkpoint.Checkpoints(

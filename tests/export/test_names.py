@@ -2,7 +2,9 @@
 import numpy as np
 import pytest
 
-from rfjax.export import names
+from rfjax.export import checks, save
+from rfjax.models import make_model
+from rfjax.models.mmdit import torch_names as names
 
 BOTH_LAYOUTS = pytest.mark.parametrize("layout", names.LAYOUTS)
 
@@ -20,7 +22,7 @@ BOTH_LAYOUTS = pytest.mark.parametrize("layout", names.LAYOUTS)
 )
 def test_number_of_keys_at_depth_3(make_config, layout, qk_norm, dual, num_keys):
     config = make_config(depth=3, qk_norm=qk_norm, dual_attention_blocks=dual)
-    assert len(names.torch_shapes(config, layout=layout)) == num_keys
+    assert len(save.file_shapes(make_model(config), layout=layout)) == num_keys
 
 
 @BOTH_LAYOUTS
@@ -32,7 +34,9 @@ def test_every_leaf_goes_out_and_comes_back(
     config = make_config(depth=depth, qk_norm=qk_norm, dual_attention_blocks=dual)
     leaves = make_leaves(config)
     back = {path: np.full_like(leaf, np.nan) for path, leaf in leaves.items()}
-    for tensor in names.torch_tensors(config, layout=layout):
+    for tensor in names.torch_tensors(
+        config, make_model(config).shapes(), layout=layout
+    ):
         array = tensor.from_leaves([leaves[path] for path in tensor.paths])
         assert array.shape == tensor.shape
         parts = tensor.to_leaves(array)
@@ -46,7 +50,7 @@ def test_every_leaf_goes_out_and_comes_back(
 
 def _tensor(config, name, layout="sd3"):
     name = names.PREFIX.sd3 + name if layout == "sd3" else name
-    tensors = names.torch_tensors(config, layout=layout)
+    tensors = names.torch_tensors(config, make_model(config).shapes(), layout=layout)
     (tensor,) = (tensor for tensor in tensors if tensor.name == name)
     return tensor
 
@@ -85,7 +89,7 @@ def test_order_of_two_way_modulations(make_config, layout, name, halves):
 
 def test_tensors_of_one_stack_follow_each_other(make_config):
     config = make_config(depth=4, dual_attention_blocks=2)
-    tensors = names.torch_tensors(config, layout="sd3")
+    tensors = names.torch_tensors(config, make_model(config).shapes(), layout="sd3")
     runs = [t.paths for i, t in enumerate(tensors) if t.paths != tensors[i - 1].paths]
     assert len(runs) == len(set(runs))
 
@@ -96,4 +100,4 @@ def test_check_shapes_lists_what_is_wrong():
         match=r"F must hold .*missing: a; unexpected: z; "
         r"of the wrong shape: b \(2,\) for \(3,\)",
     ):
-        names.check_shapes({"b": (2,), "z": (1,)}, {"a": (1,), "b": (3,)}, where="F")
+        checks.check_shapes({"b": (2,), "z": (1,)}, {"a": (1,), "b": (3,)}, where="F")

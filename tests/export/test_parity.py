@@ -10,9 +10,10 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from rfjax.export import load, names, save
+from rfjax.export import load, save
 from rfjax.flow.solvers import integrate
-from rfjax.models.mmdit import Network
+from rfjax.models import make_model
+from rfjax.models.mmdit import torch_names
 from rfjax.types import Conditioning
 
 pytestmark = [
@@ -59,7 +60,7 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 @functools.cache
 def forward(config):
-    return jit(lambda params, args: Network(config).bind(params)(*args))
+    return jit(lambda params, args: make_model(config).bind(params)(*args))
 
 
 def ours(config, leaves, args):
@@ -95,7 +96,9 @@ def test_export_to_diffusers(
 ):
     config = make_config(depth=depth, qk_norm=qk_norm, dual_attention_blocks=dual)
     leaves = make_leaves(config)
-    save.write_diffusers(leaves.__getitem__, config, tmp_path / "transformer")
+    save.write_diffusers(
+        leaves.__getitem__, make_model(config), tmp_path / "transformer"
+    )
     model = from_folder(tmp_path / "transformer")
     args = inputs(config, *NON_SQUARE)
     expected = theirs(torch, model, args)
@@ -108,7 +111,9 @@ def test_other_patch_sizes_and_text_widths(torch, make_config, make_leaves, tmp_
         depth=1, patch_size=4, latent_channels=2, context_dim=9, position_scale=0.75
     )
     leaves = make_leaves(config)
-    save.write_diffusers(leaves.__getitem__, config, tmp_path / "transformer")
+    save.write_diffusers(
+        leaves.__getitem__, make_model(config), tmp_path / "transformer"
+    )
     args = inputs(config, 16, 16)
     expected = theirs(torch, from_folder(tmp_path / "transformer"), args)
     assert difference(ours(config, leaves, args), expected) < TOLERANCE
@@ -132,7 +137,7 @@ def test_control_a_broken_export_differs(
     leaves = exported = make_leaves(config)
     exported_config = config
     if broken == "no swap":
-        monkeypatch.setattr(names, "SCALE_FIRST_IN_DIFFUSERS", ())
+        monkeypatch.setattr(torch_names, "SCALE_FIRST_IN_DIFFUSERS", ())
     elif broken == "wrong patch order":
         kernel = leaves["patch_embed/kernel"].reshape(2, 2, 3, -1)
         kernel = kernel.transpose(2, 0, 1, 3).reshape(12, -1)
@@ -154,7 +159,7 @@ def test_control_a_broken_export_differs(
             f"{stream}/key_norm/scale": leaves[f"{stream}/query_norm/scale"]
         }
     save.write_diffusers(
-        exported.__getitem__, exported_config, tmp_path / "transformer"
+        exported.__getitem__, make_model(exported_config), tmp_path / "transformer"
     )
     args = inputs(config, *NON_SQUARE)
     expected = theirs(torch, from_folder(tmp_path / "transformer"), args)
@@ -172,8 +177,12 @@ def test_export_to_the_single_file(
 
     config = make_config(depth=depth, qk_norm=qk_norm, dual_attention_blocks=dual)
     leaves = make_leaves(config)
-    save.write_sd3(leaves.__getitem__, config, tmp_path / "model.safetensors")
-    save.write_diffusers(leaves.__getitem__, config, tmp_path / "transformer")
+    save.write_sd3(
+        leaves.__getitem__, make_model(config), tmp_path / "model.safetensors"
+    )
+    save.write_diffusers(
+        leaves.__getitem__, make_model(config), tmp_path / "transformer"
+    )
     stored = load_file(tmp_path / "model.safetensors")
     converted = convert({name: torch.from_numpy(v) for name, v in stored.items()})
     direct = load_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -231,7 +240,9 @@ def test_the_same_latents_after_20_steps(torch, make_config, make_leaves, tmp_pa
 
     config, shift = make_config(qk_norm=True), 3.0
     leaves = make_leaves(config)
-    save.write_diffusers(leaves.__getitem__, config, tmp_path / "transformer")
+    save.write_diffusers(
+        leaves.__getitem__, make_model(config), tmp_path / "transformer"
+    )
     save.write_scheduler(tmp_path / "scheduler", shift=shift)
     model = from_folder(tmp_path / "transformer")
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "scheduler")
@@ -246,7 +257,7 @@ def test_the_same_latents_after_20_steps(torch, make_config, make_leaves, tmp_pa
             torch.from_numpy(velocity), timestep, latents
         ).prev_sample
 
-    network = Network(config).bind(traverse_util.unflatten_dict(leaves, sep="/"))
+    network = make_model(config).bind(traverse_util.unflatten_dict(leaves, sep="/"))
 
     def solve(grid):
         solver = functools.partial(integrate, network, num_steps=20, grid=grid)

@@ -121,7 +121,7 @@ def test_masked_text_is_refused(config, make_run, parts, tmp_path):
 
 def test_single_file_is_no_pipeline(config, make_run, parts, tmp_path):
     run = make_run(config)
-    refused(run, tmp_path, parts, "format must be diffusers", format="sd3")
+    refused(run, tmp_path, parts, "format must be diffusers", layout="sd3")
 
 
 def test_pickles_are_refused(config, make_run, parts, tmp_path):

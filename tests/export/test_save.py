@@ -8,7 +8,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from rfjax.evaluation.sample import SampleConfig
-from rfjax.export import load, names, save, tensor_file
+from rfjax.export import load, save, tensor_file
+from rfjax.models import make_model
+from rfjax.models.mmdit import torch_names
 
 WEIGHTS_FILE = "transformer/diffusion_pytorch_model.safetensors"
 DIFFUSERS_FILES = (
@@ -49,18 +51,18 @@ def test_diffusers_folder(config, make_run, make_leaves, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("format", "weights", "seed"), [("diffusers", "raw", 0), ("sd3", "ema", 1)]
+    ("layout", "weights", "seed"), [("diffusers", "raw", 0), ("sd3", "ema", 1)]
 )
 def test_export_then_import_is_exact(
-    make_config, make_run, make_leaves, tmp_path, format, weights, seed
+    make_config, make_run, make_leaves, tmp_path, layout, weights, seed
 ):
     config = make_config(
         depth=3, qk_norm=True, position_scale=256 / 768, dual_attention_blocks=1
     )
     workdir = make_run(config)
     out = tmp_path / "export"
-    save.export_run(workdir, out=out, format=format, weights=weights)
-    opened = load.open_weights(out, format=format)
+    save.export_run(workdir, out=out, layout=layout, weights=weights)
+    opened = load.open_weights(out, layout=layout)
     imported, params = opened.config, opened.read_params()
     assert {**vars(imported), "compute_dtype": "float32"} == vars(config)
     leaves, other = make_leaves(config, seed=seed), make_leaves(config, seed=1 - seed)
@@ -77,25 +79,25 @@ def test_export_then_import_is_exact(
 def test_dtypes(config, make_leaves, tmp_path, dtype):
     leaves = make_leaves(config)
     path = tmp_path / "model.safetensors"
-    save.write_sd3(leaves.__getitem__, config, path, dtype=dtype)
+    save.write_sd3(leaves.__getitem__, make_model(config), path, dtype=dtype)
     stored = load_file(path)
     numpy_dtype = {"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)
     assert {tensor.dtype for tensor in stored.values()} == {np.dtype(numpy_dtype)}
     np.testing.assert_array_equal(
-        stored[f"{names.PREFIX.sd3}final_layer.linear.weight"],
+        stored[f"{torch_names.PREFIX.sd3}final_layer.linear.weight"],
         leaves["final/linear/kernel"].T.astype(numpy_dtype),
     )
     assert (
-        load.open_weights(path, format="sd3").config.grid_tokens == config.grid_tokens
+        load.open_weights(path, layout="sd3").config.grid_tokens == config.grid_tokens
     )
 
 
 def test_big_models_are_spread_over_files_with_an_index(config, make_leaves, tmp_path):
     leaves, limit = make_leaves(config), 1_000_000
     save.write_diffusers(
-        leaves.__getitem__, config, tmp_path / "many", shard_bytes=limit
+        leaves.__getitem__, make_model(config), tmp_path / "many", shard_bytes=limit
     )
-    save.write_diffusers(leaves.__getitem__, config, tmp_path / "one")
+    save.write_diffusers(leaves.__getitem__, make_model(config), tmp_path / "one")
     index = json.loads(
         (tmp_path / "many/diffusion_pytorch_model.safetensors.index.json").read_text()
     )
@@ -128,7 +130,7 @@ def test_each_leaf_is_read_once_and_on_demand(make_config, make_leaves, tmp_path
         read.append(path)
         return leaves[path]
 
-    stream = save._stream(read_leaf, config, layout="sd3", dtype="float32")
+    stream = save._stream(read_leaf, make_model(config), layout="sd3", dtype="float32")
     next(stream)
     assert read == []  # the computed positions
     next(stream)
@@ -164,7 +166,7 @@ def test_other_formulations_get_no_scheduler(config, make_run, tmp_path):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"format": "onnx"}, "format must be one of diffusers, sd3, got 'onnx'"),
+        ({"layout": "onnx"}, "format must be one of diffusers, sd3, got 'onnx'"),
         ({"weights": "best"}, "weights must be one of ema, raw, got 'best'"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, .*got 'int8'"),
         ({"step": 3}, r"checkpoint 3 cannot be read.*choose one of the steps \[4\]"),

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfjax.models import flops
-from rfjax.models.mmdit import MMDiTConfig, Network
+from rfjax.models import make_model
+from rfjax.models.mmdit import MMDiTConfig
 from rfjax.types import Conditioning
 
 TIMESTEPS = jnp.linspace(0.1, 0.9, 8)
@@ -27,13 +27,13 @@ def velocity(network, params, batch):
     [(15, 0.496), (18, 0.856), (21, 1.359), (24, 2.028), (30, 3.962), (38, 8.057)],
 )
 def test_parameter_counts_match_the_published_sizes(depth, billions):
-    count = flops.num_params(MMDiTConfig(depth=depth))
+    count = make_model(MMDiTConfig(depth=depth)).num_params
     assert round(count / 1e9, 3) == billions
     # qk-norm: two vectors of 64 in two streams of each block.
-    assert flops.num_params(MMDiTConfig(depth=depth, qk_norm=True)) == (
+    assert make_model(MMDiTConfig(depth=depth, qk_norm=True)).num_params == (
         count + 256 * depth
     )
-    assert flops.num_params(MMDiTConfig(depth=depth), adaln=False) < 0.68 * count
+    assert make_model(MMDiTConfig(depth=depth)).num_params_without_adaln < 0.68 * count
 
 
 def test_depth_one_has_a_last_block_only(tiny_model, random_batch):
@@ -78,7 +78,7 @@ def test_scan_equals_a_loop_over_the_blocks(tiny_model, random_params, random_ba
     scanned = velocity(network, params, batch)
 
     def looped(order):
-        import rfjax.models.mmdit as mmdit
+        import rfjax.models.mmdit.network as mmdit
 
         def loop(self, blocks, image, text, vector, mask):
             graphdef, stacked = mmdit.nnx.split(blocks)
@@ -232,13 +232,13 @@ def test_patches_see_their_position(tiny_model, random_params, random_batch):
 
 
 def test_dual_attention_adds_its_parameters_and_no_others():
-    plain = flops.num_params(MMDiTConfig(depth=24, qk_norm=True))
+    plain = make_model(MMDiTConfig(depth=24, qk_norm=True)).num_params
     dual = MMDiTConfig(depth=24, qk_norm=True, dual_attention_blocks=13)
     width = 24 * 64
     # A block gains qkv and out with biases, two norms, three modulations.
     gained = 4 * (width + 1) * width + 2 * 64 + 3 * (width + 1) * width
-    assert flops.num_params(dual) == plain + 13 * gained
-    shapes = Network(dual).abstract_params()
+    assert make_model(dual).num_params == plain + 13 * gained
+    shapes = make_model(dual).abstract_params()
     assert shapes["dual_blocks"]["image"]["modulation"]["bias"].shape == (13, 9 * width)
     assert shapes["blocks"]["image"]["modulation"]["bias"].shape == (10, 6 * width)
 
@@ -356,7 +356,7 @@ def test_flops_agree_with_a_walk_over_the_jaxpr(depth, dual):
     config = MMDiTConfig(
         depth=depth, dual_attention_blocks=dual, compute_dtype="float32"
     )
-    network = Network(config)
+    network = make_model(config)
     conditioning = Conditioning(
         context=jax.ShapeDtypeStruct((1, 154, 4096), jnp.float32),
         pooled=jax.ShapeDtypeStruct((1, 2048), jnp.float32),
@@ -371,12 +371,12 @@ def test_flops_agree_with_a_walk_over_the_jaxpr(depth, dual):
         network.abstract_params(), latents, timesteps, conditioning
     )
     counted = count_matmul_flops(jaxpr.jaxpr)
-    assert counted == flops.forward_flops_per_sample(
-        config, latent_shape=(32, 24, 16), context_length=154
+    assert counted == network.forward_flops(
+        latent_shape=(32, 24, 16), context_length=154
     )
     # Control: another text length is another count.
-    assert counted != flops.forward_flops_per_sample(
-        config, latent_shape=(32, 24, 16), context_length=153
+    assert counted != network.forward_flops(
+        latent_shape=(32, 24, 16), context_length=153
     )
 
 
@@ -388,7 +388,7 @@ def test_flops_agree_with_a_walk_over_the_jaxpr(depth, dual):
 )
 def test_flops_match_the_published_table(depth, tera_256, tera_1024):
     for side, published in ((32, tera_256), (128, tera_1024)):
-        counted = flops.forward_flops_per_sample(
-            MMDiTConfig(depth=depth), latent_shape=(side, side, 16), context_length=154
+        counted = make_model(MMDiTConfig(depth=depth)).forward_flops(
+            latent_shape=(side, side, 16), context_length=154
         )
         assert counted / 1e12 == pytest.approx(published, rel=6e-3)

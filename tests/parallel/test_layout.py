@@ -19,9 +19,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def make_layout(tiny_model):
     def make(**axes):
-        params = tiny_model().abstract_params()
+        model = tiny_model()
+        params = model.abstract_params()
         state = (jax.ShapeDtypeStruct((), "int32"), params, params)
-        return layout.lay_out(params, state, mesh=meshes.MeshConfig(**axes))
+        return layout.lay_out(
+            params, state, dims=model.dims, mesh=meshes.MeshConfig(**axes)
+        )
 
     return make
 
@@ -34,7 +37,7 @@ def test_layout_equals_that_of_arrays(tiny_model, make_layout):
     shapes = jax.tree.map(
         lambda leaf, sharding: sharding.shard_shape(leaf.shape),
         params,
-        state_shardings(params, mesh=mesh),
+        state_shardings(params, params=params, dims=tiny_model().dims, mesh=mesh),
     )
     is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
     expected = jax.tree.leaves(shapes, is_leaf=is_shape)

@@ -13,7 +13,8 @@ import pytest
 
 from rfjax.models import attention
 from rfjax.parallel import mesh as meshes
-from rfjax.parallel.sharding import make_constrain
+from rfjax.parallel.sharding import MeshLayout
+from rfjax.types import ONE_DEVICE
 
 PLAIN_FORMS = {
     "splash": functools.partial(attention.splash_attention, interpret=True),
@@ -45,15 +46,15 @@ def test_shards_of_a_kernel_equal_the_whole(kernel, axes, masked, monkeypatch):
     streams = draw(), draw(), draw()
     mask = jnp.arange(13)[None, :] < jnp.arange(9, 17)[:, None] if masked else None
 
-    def attend(constrain):
+    def attend(layout):
         return jax.jit(
             lambda *streams: attention.attend_streams(
-                *streams, mask_BS=mask, implementation=kernel, constrain=constrain
+                *streams, mask_BS=mask, implementation=kernel, layout=layout
             )
         )(*streams)
 
-    expected = attend(None)
-    for actual, wanted in zip(attend(make_constrain(mesh)), expected, strict=True):
+    expected = attend(ONE_DEVICE)
+    for actual, wanted in zip(attend(MeshLayout(mesh)), expected, strict=True):
         np.testing.assert_allclose(
             actual.astype(jnp.float32), wanted.astype(jnp.float32), atol=0.02
         )

@@ -10,7 +10,7 @@ import pytest
 
 from rfjax.models import attention
 from rfjax.parallel import mesh as meshes
-from rfjax.parallel.sharding import make_constrain
+from rfjax.parallel.sharding import MeshLayout
 
 AXES = {"slice": 2, "data": 1, "fsdp": 1, "tensor": 2, "sequence": 2}
 
@@ -59,8 +59,8 @@ def test_split_queries_attend_to_all_keys(implementation, num_queries, monkeypat
             queries, keys, values
         )
 
-    constrain = make_constrain(meshes.make_mesh(meshes.MeshConfig(**AXES)))
-    actual = value_and_grad(implementation=implementation, constrain=constrain)
+    layout = MeshLayout(meshes.make_mesh(meshes.MeshConfig(**AXES)))
+    actual = value_and_grad(implementation=implementation, layout=layout)
     monkeypatch.undo()
     expected = value_and_grad()
     jax.tree.map(

@@ -21,7 +21,7 @@ FAMILIES = ("eps/linear", "edm(-1.20,1.20)")
 
 def train(network, params, batch, *, formulation, num_steps):
     """Repeats one batch with fixed noise; returns (first loss, last loss, params)."""
-    optimizer = make_optimizer(OptimizerConfig(), depth=2)
+    optimizer = make_optimizer(OptimizerConfig(), model=network)
     step = jax.jit(
         make_train_step(
             network,

@@ -49,9 +49,9 @@ def train(workdir, *overrides):
 
 
 def params_of(workdir, *, step=None, weights="raw"):
-    from rfjax.models.mmdit import Network
+    from rfjax.models import make_model
 
-    network = Network(configs.load(workdir).model)
+    network = make_model(configs.load(workdir).model)
     return checkpoint.restore_params(
         workdir,
         checkpoint.abstract_on_device(network.abstract_params()),

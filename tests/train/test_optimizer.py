@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from rfjax.models import make_model
+from rfjax.models.mmdit import MMDiTConfig
 from rfjax.parallel.sharding import parameter_path
 from rfjax.train import parameterisation
 from rfjax.train.optimizer import OptimizerConfig, make_init, make_optimizer
@@ -65,8 +67,11 @@ def first_step(*, config, depth=4):
 
     @jax.jit
     def update(grads, params):
-        optimizer = make_optimizer(config, depth=depth)
-        return optimizer.update(grads, optimizer.init(params), params)[0]
+        model = make_model(MMDiTConfig(depth=depth))
+        optimizer = make_optimizer(config, model=model)
+        state = optimizer.init(params)
+        updates, _ = optimizer.update(grads, state, params, learning_rate=-1.0)
+        return updates
 
     grads = {path: np.float32(1e-4) * sign for path, sign in signs.items()}
     return leaves_by_path(update(tree_of(grads), tree_of(params))), signs, params
@@ -107,7 +112,7 @@ def test_gates_of_a_second_attention_are_found(tiny_model):
         "dual_blocks/image/modulation/kernel"
     ].shape
     factor = parameterisation.rate_factor(
-        "dual_blocks/image/modulation/kernel", shape, depth=4, base_depth=1
+        "dual_blocks/image/modulation/kernel", shape, model=network, base_depth=1
     )
     expected = 3 * [1 / 4, 1 / 4, 1 / 16]
     np.testing.assert_allclose(factor.reshape(9, 256), np.outer(expected, np.ones(256)))
@@ -124,7 +129,7 @@ def test_at_the_base_depth_nothing_changes():
 def test_a_checkpoint_fits_either_parameterisation(tiny_model):
     params = tiny_model().abstract_params()
     states = [
-        jax.eval_shape(make_optimizer(config, depth=2).init, params)
+        jax.eval_shape(make_optimizer(config, model=tiny_model()).init, params)
         for config in (STANDARD, MUP)
     ]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
@@ -133,15 +138,15 @@ def test_a_checkpoint_fits_either_parameterisation(tiny_model):
 @pytest.mark.parametrize("fields", [{}, {"qk_norm": True, "dual_attention_blocks": 1}])
 def test_every_parameter_has_one_role(tiny_model, fields):
     network = tiny_model(depth=3, **fields)
-    specific = [row for row in parameterisation.ROLES if row[0] != "bias"]
-    for path in leaves_by_path(network.abstract_params()):
-        rows = [p for p, _ in specific if re.search(rf"(^|/){p}$", path)]
-        assert len(rows) == (
-            0 if path.endswith("bias") and "modulation" not in path else 1
-        ), path
-        assert parameterisation.role_of(path) in parameterisation.EXPONENTS
-    with pytest.raises(ValueError, match=r"parameter blocks/gate/kernel has no row"):
-        parameterisation.role_of("blocks/gate/kernel")
+    specific = [row.pattern for row in network.backbone.parameters]
+    specific.remove("bias")
+    for path in network.shapes():
+        rows = [p for p in specific if re.search(rf"(^|/){p}$", path)]
+        is_plain_bias = network.dims(path)[-1] == "vector" and path.endswith("bias")
+        assert len(rows) == (0 if is_plain_bias else 1), path
+        assert network.parameter(path).role in parameterisation.EXPONENTS
+    with pytest.raises(LookupError, match=r"parameter blocks/gate/kernel has no row"):
+        network.parameter("blocks/gate/kernel")
 
 
 def test_first_weights_keep_their_scale():
@@ -154,8 +159,10 @@ def test_first_weights_keep_their_scale():
     }
 
     def factors(config):
-        draw = make_init(lambda key: tree_of(leaves), config=config, depth=4)
-        scaled = leaves_by_path(draw(None))
+        model = make_model(MMDiTConfig(depth=4))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(model), "init", lambda self, key: tree_of(leaves))
+            scaled = leaves_by_path(make_init(config, model=model)(None))
         return {path: float(leaf.max()) for path, leaf in scaled.items()}
 
     rescaled = factors(dataclasses.replace(MUP, base_depth=1))

@@ -10,8 +10,6 @@ depth grow together.
 
 Gates start closed and the last layer at zero, so the first step moves the last layer
 alone, the second opens gates, and only from the third on does everything move.
-
-Dims: B batch, I image tokens, N heads, K head dim.
 """
 
 from __future__ import annotations
@@ -19,32 +17,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from rfjax.errors import UserError
 from rfjax.flow import path as paths
 from rfjax.flow.formulations import Formulation
-from rfjax.models.mmdit import HEAD_DIM, MMDiTConfig, Network
+from rfjax.models import BackboneConfig, Model, make_model
+from rfjax.models.base import ACTIVATIONS
 from rfjax.train.ema import EmaConfig
 from rfjax.train.optimizer import OptimizerConfig, make_init, make_optimizer
 from rfjax.train.state import init_state
 from rfjax.train.step import make_train_step
 from rfjax.types import Batch
-
-ACTIVATIONS = {  # name -> what it is; of the last block where a block is meant
-    "conditioning": "vector of timestep and pooled text",
-    "embedding": "image tokens before the first block",
-    "modulation": "shifts and scales of the image stream",
-    "logits": "queries times keys of the image tokens",
-    "attention": "what attention would add, before its gate",
-    "mlp": "what the MLP would add, before its gate",
-    "stream": "image tokens after the last block",
-    "velocity": "output of the network",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +61,7 @@ class Coordinate:
 def check_coordinates(
     batch: Batch,
     *,
-    model: MMDiTConfig,
+    model: BackboneConfig,
     optimizer: OptimizerConfig,
     formulation: Formulation,
     shift: float = 1.0,
@@ -108,11 +96,12 @@ def check_coordinates(
         )
     coordinates = []
     for depth in sorted(set(depths)):
+        config = dataclasses.replace(
+            model, depth=depth, compute_dtype="float32", remat="none"
+        )
         traces = _train(
             batch,
-            model=dataclasses.replace(
-                model, depth=depth, compute_dtype="float32", remat="none"
-            ),
+            model=make_model(config),
             optimizer=optimizer,
             formulation=formulation,
             shift=shift,
@@ -123,7 +112,7 @@ def check_coordinates(
             Coordinate(
                 parameterisation=optimizer.parameterisation,
                 depth=depth,
-                width=HEAD_DIM * depth,
+                width=config.width,
                 step=step,
                 activation=name,
                 size=float(np.abs(trace[name]).mean()),
@@ -161,15 +150,21 @@ def _slope(points: Sequence[tuple[float, float]]) -> float:
 
 
 def _train(
-    batch: Batch, *, model, optimizer, formulation, shift, num_steps, seed
+    batch: Batch,
+    *,
+    model: Model,
+    optimizer: OptimizerConfig,
+    formulation: Formulation,
+    shift: float,
+    num_steps: int,
+    seed: int,
 ) -> list[Mapping[str, np.ndarray]]:
     """Activations before the first step and after each."""
-    network = Network(model)
-    transform = make_optimizer(optimizer, depth=model.depth)
-    init = make_init(network.init, config=optimizer, depth=model.depth)
+    transform = make_optimizer(optimizer, model=model)
+    init = make_init(optimizer, model=model)
     step = jax.jit(
         make_train_step(
-            network,
+            model,
             optimizer=transform,
             formulation=formulation,
             shift=shift,
@@ -181,7 +176,7 @@ def _train(
     )
     noise = np.random.default_rng(seed).normal(size=batch.latents.shape)
     noise = noise.astype(np.float32)
-    observe = jax.jit(lambda params: _observe(network, params, batch, noise))
+    observe = jax.jit(lambda params: _observe(model, params, batch, noise))
 
     state = jax.jit(lambda key: init_state(key, init_params=init, optimizer=transform))(
         jax.random.key(seed)
@@ -193,37 +188,11 @@ def _train(
     return traces
 
 
-def _observe(network: Network, params, batch: Batch, noise) -> dict[str, jax.Array]:
-    """Every entry of `ACTIVATIONS`, of noisy latents at evenly spaced timesteps."""
+def _observe(
+    model: Model, params: Mapping[str, Any], batch: Batch, noise: np.ndarray
+) -> dict[str, jax.Array]:
+    """The model's activations, of noisy latents at evenly spaced timesteps."""
     latents = batch.latents.astype(jnp.float32)
     timesteps = (jnp.arange(len(latents)) + 0.5) / len(latents)
     noisy_latents = paths.noisy_latents(paths.RECTIFIED_FLOW, latents, noise, timesteps)
-    model = network.bind(params)
-    embedded, text, vector, mask = model.embed(
-        noisy_latents, timesteps, batch.conditioning
-    )
-    streams = model.apply_stacked(embedded, text, vector, mask)
-    (stream, _), outputs = nnx.capture(
-        model.last_block, nnx.Intermediate, method_outputs=nnx.Intermediate
-    )(*streams, vector, mask)
-    image = nnx.to_pure_dict(outputs)["image"]
-
-    def output_of(layer: str):
-        return image[layer]["__call__"][-1]  # of the layer, not of one it inherits
-
-    def heads_of(layer: str):
-        normed = f"{layer}_norm" if model.config.qk_norm else layer
-        return output_of(normed).reshape(*embedded.shape[:2], -1, HEAD_DIM)
-
-    shift, scale, _, mlp_shift, mlp_scale, *_ = output_of("modulation")
-    logits = jnp.einsum("BINK,BJNK->BNIJ", heads_of("query"), heads_of("key"))
-    return {
-        "conditioning": vector,
-        "embedding": embedded,
-        "modulation": jnp.stack([shift, scale, mlp_shift, mlp_scale]),
-        "logits": logits / math.sqrt(HEAD_DIM),
-        "attention": output_of("out"),
-        "mlp": output_of("mlp_out"),
-        "stream": stream,
-        "velocity": model(noisy_latents, timesteps, batch.conditioning),
-    }
+    return model.activations(params, noisy_latents, timesteps, batch.conditioning)

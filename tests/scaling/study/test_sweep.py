@@ -12,7 +12,7 @@ import pytest
 from rfjax import checkpoint, commands, run_folder, stopping
 from rfjax import config as configs
 from rfjax.main import load_config_file
-from rfjax.models.mmdit import Network
+from rfjax.models import make_model
 from rfjax.scaling.study import runs
 from rfjax.scaling.study.grid import Cell
 from rfjax.scaling.study.sweep import run_locally
@@ -129,7 +129,7 @@ def branched(fields, tmp_path_factory):
 
 def ema_params(workdir):
     config = configs.load(workdir)
-    abstract = Network(config.model).abstract_params()
+    abstract = make_model(config.model).abstract_params()
     return jax.tree.leaves(
         checkpoint.restore_params(workdir, checkpoint.abstract_on_device(abstract))
     )

@@ -4,7 +4,7 @@
 
 Two layouts of the same network: `diffusers` (`SD3Transformer2DModel`) and `sd3`
 (Stability's single file). The tables below name every module in all three trees;
-everything else in this package follows from them. What differs besides names:
+everything else about names follows from them. What differs besides names:
 
 - A torch weight is [out, in], an rfjax kernel [in, out].
 - rfjax flattens an input patch as (row, column, channel); in torch the patch
@@ -18,17 +18,11 @@ everything else in this package follows from them. What differs besides names:
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import types
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import numpy as np
-from flax import traverse_util
-
-from rfjax.errors import UserError
-from rfjax.models.mmdit import MMDiTConfig, Network
+from rfjax.models.mmdit.config import MMDiTConfig
+from rfjax.models.torch_format import TorchTensor
 
 
 class Row(NamedTuple):
@@ -88,51 +82,6 @@ STACKS = ("dual_blocks", "blocks", "last_block")  # where blocks are, in their o
 SCALE_FIRST_IN_DIFFUSERS = ("final/modulation", "last_block/text/modulation")
 
 
-@dataclasses.dataclass(frozen=True)
-class TorchTensor:
-    """One tensor of a PyTorch file, and the rfjax leaves it is made of.
-
-    Attributes:
-      name: key in the file, prefix included.
-      shape: in the file.
-      paths: rfjax leaves ("/"-joined) whose torch rows are stacked, in order.
-      block: index into leaves that are stacked over blocks, else None.
-      patch_size: of the patch embedding's convolution, else None.
-      swap_halves: whether the file has (scale, shift) for our (shift, scale).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    paths: tuple[str, ...]
-    block: int | None = None
-    patch_size: int | None = None
-    swap_halves: bool = False
-
-    def from_leaves(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """Makes the torch tensor from whole rfjax leaves, in the order of `paths`."""
-        parts = [leaf if self.block is None else leaf[self.block] for leaf in leaves]
-        if self.patch_size is not None:
-            (kernel,) = parts
-            patch = (self.patch_size, self.patch_size, -1, kernel.shape[-1])
-            return kernel.reshape(patch).transpose(3, 2, 0, 1)
-        tensor = parts[0].T if len(parts) == 1 else np.concatenate(
-            [part.T for part in parts]
-        )  # fmt: skip
-        return _swap_halves(tensor) if self.swap_halves else tensor
-
-    def to_leaves(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """Inverse of `from_leaves`; leaves of a stack come without their block axis."""
-        if self.patch_size is not None:
-            return [tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])]
-        if self.swap_halves:
-            tensor = _swap_halves(tensor)
-        return [part.T for part in np.split(tensor, len(self.paths))]
-
-
-def _swap_halves(tensor: np.ndarray) -> np.ndarray:
-    return np.roll(tensor, len(tensor) // 2, axis=0)
-
-
 def torch_name(path: str, *, layout: str, block: int | str | None = None) -> str:
     """Key of an rfjax leaf such as "blocks/image/query/kernel" in a PyTorch file.
 
@@ -158,13 +107,19 @@ def positions_name(layout: str) -> str:
     return getattr(PREFIX, layout) + getattr(POSITIONS, layout)
 
 
-def torch_tensors(config: MMDiTConfig, *, layout: str) -> list[TorchTensor]:
+def torch_tensors(
+    config: MMDiTConfig, shapes: Mapping[str, tuple[int, ...]], *, layout: str
+) -> list[TorchTensor]:
     """Every tensor of a model's PyTorch file except the position buffer.
 
     Tensors made of the same rfjax leaves follow each other, so a writer reads each
     stack of blocks once.
+
+    Args:
+      config: of the model.
+      shapes: of its parameters, "/"-joined path -> shape.
+      layout: a name in `LAYOUTS`.
     """
-    shapes = leaf_shapes(config)
     sources = {}  # (name, block) -> paths; a fused tensor collects several
     for path in _table_paths():
         if path not in shapes:  # no qk-norm, dual attention, text past the last one
@@ -176,58 +131,6 @@ def torch_tensors(config: MMDiTConfig, *, layout: str) -> list[TorchTensor]:
         _torch_tensor(name, paths, stack_index, shapes, config, layout)
         for (name, stack_index), paths in sources.items()
     ]
-
-
-def torch_shapes(config: MMDiTConfig, *, layout: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of all a file holds: the position buffer, then `torch_tensors`."""
-    positions = (1, config.max_grid_tokens**2, config.width)
-    tensors = torch_tensors(config, layout=layout)
-    return {
-        positions_name(layout): positions,
-        **{tensor.name: tensor.shape for tensor in tensors},
-    }
-
-
-@functools.cache  # tracing the network takes a while, and it is asked for often
-def leaf_shapes(config: MMDiTConfig) -> Mapping[str, tuple[int, ...]]:
-    """The rfjax parameter tree as "/"-joined path -> shape."""
-    params = traverse_util.flatten_dict(Network(config).abstract_params(), sep="/")
-    return types.MappingProxyType({path: leaf.shape for path, leaf in params.items()})
-
-
-def check_choice(field: str, value: str, choices: Collection[str]) -> None:
-    """Raises UserError unless `value` is one of the choices."""
-    if value not in choices:
-        raise UserError(f"{field} must be one of {', '.join(choices)}, got {value!r}.")
-
-
-def check_shapes(
-    found: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, tuple[int, ...]],
-    *,
-    where: str,
-) -> None:
-    """Raises UserError listing missing, unexpected and misshapen tensors, if any."""
-    both = expected.keys() & found.keys()
-    problems = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of the wrong shape": [
-            f"{name} {found[name]} for {expected[name]}"
-            for name in sorted(both)
-            if found[name] != expected[name]
-        ],
-    }
-    lists = [f"{kind}: {_shorten(items)}" for kind, items in problems.items() if items]
-    if lists:
-        raise UserError(
-            f"{where} must hold exactly the tensors of its model; {'; '.join(lists)}."
-        )
-
-
-def _shorten(items: list[str], most: int = 20) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
 
 
 def _table_paths() -> Iterator[str]:
@@ -247,7 +150,14 @@ def _blocks_of(path: str, config: MMDiTConfig) -> list[tuple[int | None, int | N
     return [(last if path.startswith("last_block/") else None, None)]
 
 
-def _torch_tensor(name, paths, stack_index, shapes, config, layout) -> TorchTensor:
+def _torch_tensor(
+    name: str,
+    paths: list[str],
+    stack_index: int | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: MMDiTConfig,
+    layout: str,
+) -> TorchTensor:
     leaf_shape = shapes[paths[0]][0 if stack_index is None else 1 :]
     *rest, rows = leaf_shape  # torch has the outputs first
     shape = (len(paths) * rows, *rest)

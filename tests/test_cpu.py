@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rfjax import huge_pages
+from rfjax import cpu
 
 KERNEL = "always [madvise] never\n"
 
@@ -26,12 +26,12 @@ KERNEL = "always [madvise] never\n"
     ],
 )
 def test_nothing_is_started_anew_where_it_would_not_help(environ, libc, kernel_setting):
-    changed = huge_pages._environment(environ, libc=libc, kernel_setting=kernel_setting)
+    changed = cpu._environment(environ, libc=libc, kernel_setting=kernel_setting)
     assert changed is None
 
 
 def test_other_tunables_and_variables_stay():
-    changed = huge_pages._environment(
+    changed = cpu._environment(
         {"A": "1", "GLIBC_TUNABLES": "glibc.malloc.check=1"},
         libc=("glibc", "2.35"),
         kernel_setting=KERNEL,
@@ -43,8 +43,8 @@ def test_other_tunables_and_variables_stay():
 
 
 @pytest.mark.skipif(
-    huge_pages._environment(
-        {}, libc=platform.libc_ver(), kernel_setting=huge_pages._read_kernel_setting()
+    cpu._environment(
+        {}, libc=platform.libc_ver(), kernel_setting=cpu._read_kernel_setting()
     )
     is None,
     reason="this machine has no large pages to ask for",
@@ -53,8 +53,8 @@ def test_a_restarted_process_has_large_pages_and_its_arguments():
     """Memory of 2**28 bytes, touched; control: the same without the restart."""
     code = (
         "import sys, numpy as np\n"
-        "from rfjax import huge_pages\n"
-        "if 'restart' in sys.argv: huge_pages.restart_with_huge_pages()\n"
+        "from rfjax import cpu\n"
+        "if 'restart' in sys.argv: cpu.restart_with_huge_pages()\n"
         "kept = np.empty(2**28, np.uint8); kept[::4096] = 1\n"
         "import re; text = open('/proc/self/smaps_rollup').read()\n"
         "print(sys.argv[1:], re.search(r'AnonHugePages: +(\\d+)', text)[1])\n"

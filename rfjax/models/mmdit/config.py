@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shape and numerics of an MMDiT: d blocks, width 64 d, d heads of 64, MLP 256 d."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rfjax.errors import UserError
+from rfjax.models import attention
+from rfjax.models.base import HEAD_DIM, check_sizes
+from rfjax.models.numerics import COMPUTE_DTYPES, REMAT_POLICIES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MMDiTConfig:
+    """Shape and numerics of an MMDiT.
+
+    Attributes:
+      depth: number of blocks; also the number of heads, and 1/64 of the width.
+      patch_size: latent pixels a side of one image token.
+      latent_channels: C.
+      context_dim: features of a text token.
+      pooled_dim: features of the pooled text vector.
+      qk_norm: RMSNorm on queries and keys, per head and stream (SD3 section 5.3.2).
+      dual_attention_blocks: first blocks with a second, image-only attention (SD3.5
+        medium: 13); fewer than `depth`.
+      grid_tokens: tokens a side of a square image of the target resolution.
+      max_grid_tokens: tokens a side of the full position table.
+      position_scale: distance of neighbouring positions; 256 / S at S px.
+      position_file: .npy file of another full table, [max_grid_tokens**2, width], that
+        came with imported weights; None for the computed one.
+      compute_dtype: of activations and matrix products.
+      remat: a name in `numerics.REMAT_POLICIES`.
+      attention: a name in `attention.IMPLEMENTATIONS`.
+      unroll: blocks in one turn of the loop over blocks. 1 compiles in the same time at
+        any depth; all of them saves a CPU a tenth of the step, and compiles slowly.
+    """
+
+    depth: int
+    patch_size: int = 2
+    latent_channels: int = 16
+    context_dim: int = 4096
+    pooled_dim: int = 2048
+    qk_norm: bool = False
+    dual_attention_blocks: int = 0
+    grid_tokens: int = 16
+    max_grid_tokens: int = 192
+    position_scale: float = 1.0
+    position_file: str | None = None
+    compute_dtype: str = "bfloat16"
+    remat: str = "none"
+    attention: str = "xla"
+    unroll: int = 1
+
+    def __post_init__(self):
+        for field in ("depth", "patch_size", "latent_channels", "context_dim",
+                      "pooled_dim", "grid_tokens", "max_grid_tokens",
+                      "unroll"):  # fmt: skip
+            if getattr(self, field) < 1:
+                raise UserError(
+                    f"model.{field} must be at least 1, got {getattr(self, field)}; "
+                    "give a positive whole number."
+                )
+        if not 0 <= self.dual_attention_blocks < self.depth:
+            raise UserError(
+                "model.dual_attention_blocks must be at least 0 and less than "
+                f"model.depth = {self.depth}, got {self.dual_attention_blocks}; 0 "
+                "switches the second attention off."
+            )
+        if not self.position_scale > 0:
+            raise UserError(
+                f"model.position_scale must be positive, got {self.position_scale}; "
+                "use 1.0, or 256 / S to continue a 256 px model at S px."
+            )
+        for field, table in (
+            ("compute_dtype", COMPUTE_DTYPES),
+            ("remat", REMAT_POLICIES),
+            ("attention", attention.IMPLEMENTATIONS),
+        ):
+            if getattr(self, field) not in table:
+                raise UserError(
+                    f"model.{field} must be one of {', '.join(table)}, "
+                    f"got {getattr(self, field)!r}."
+                )
+
+    @property
+    def width(self) -> int:
+        """D = 64 depth."""
+        return HEAD_DIM * self.depth
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of 64."""
+        return self.depth
+
+    @property
+    def num_plain_blocks(self) -> int:
+        """Blocks with one attention, the last block left out."""
+        return self.depth - 1 - self.dual_attention_blocks
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one patch."""
+        return self.patch_size**2 * self.latent_channels
+
+    def check_latents(self, height: int, width: int) -> None:
+        """Raises UserError if latents of this size cannot be cut into patches."""
+        if height % self.patch_size or width % self.patch_size:
+            raise UserError(
+                f"model.patch_size must divide the latents, got {self.patch_size} for "
+                f"latents of {height} x {width}; choose a divisor of both sides."
+            )
+
+    def check_data(
+        self,
+        *,
+        name: str,
+        latent_shape: tuple[int, int, int],
+        context_dim: int,
+        pooled_dim: int,
+    ) -> None:
+        """Raises UserError, naming the field, if data of these sizes do not fit."""
+        height, width, channels = latent_shape
+        self.check_latents(height, width)
+        needed = {
+            "latent_channels": channels,
+            "context_dim": context_dim,
+            "pooled_dim": pooled_dim,
+        }
+        check_sizes(self, needed, name=name)
+        tokens = max(height, width) // self.patch_size
+        if self.max_grid_tokens < tokens:
+            raise UserError(
+                f"model.max_grid_tokens must be at least {tokens} for latents of "
+                f"{height} x {width}, got {self.max_grid_tokens}."
+            )
+
+    def num_image_tokens(self, latent_shape: tuple[int, int, int]) -> int:
+        """Tokens of one image with latents (H, W, C)."""
+        height, width, _ = latent_shape
+        return (height // self.patch_size) * (width // self.patch_size)
