@@ -18,6 +18,7 @@ from rfjax import schema
 from rfjax.checkpoint import CheckpointConfig
 from rfjax.data import DATA_CONFIGS, DataConfig, SyntheticConfig
 from rfjax.errors import MissingFileError, UserError
+from rfjax.evaluation import EVALUATORS, EvaluatorConfig
 from rfjax.evaluation.sample import SampleConfig
 from rfjax.evaluation.validation import ValidationConfig
 from rfjax.flow import formulations
@@ -26,6 +27,7 @@ from rfjax.parallel.mesh import MeshConfig
 from rfjax.run_folder import CONFIG_FILE
 from rfjax.train.ema import EmaConfig
 from rfjax.train.loop import TrainConfig
+from rfjax.train.metric_writers import METRIC_WRITERS, MetricWriterConfig
 from rfjax.train.optimizer import OptimizerConfig
 
 
@@ -45,7 +47,9 @@ class Config:
       train: length and size of the run.
       checkpoint: when to save and what to keep.
       validation: when to validate and on how much.
+      evaluators: what else is measured in training, beside the validation loss.
       sample: how pictures are drawn.
+      metric_writers: where metrics go, beside metrics.jsonl.
     """
 
     seed: int = 0
@@ -59,7 +63,11 @@ class Config:
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
+    evaluators: tuple[EvaluatorConfig, ...] = schema.many_of(EVALUATORS)
     sample: SampleConfig = SampleConfig()
+    metric_writers: tuple[MetricWriterConfig, ...] = schema.many_of(
+        METRIC_WRITERS, default=("tensorboard",)
+    )
 
     def __post_init__(self):
         formulations.parse(self.objective)

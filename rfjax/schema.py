@@ -2,7 +2,8 @@
 """From plain values to config dataclasses and back: wrong names and types are errors.
 
 A field that holds one of several configs, such as a data source, is declared with
-`one_of(TABLE)`; its section says which by `kind`.
+`one_of(TABLE)`, one that holds several with `many_of(TABLE)`; a section says which it
+is by `kind`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rfjax.errors import UserError
@@ -43,12 +44,7 @@ def build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
         **{
             name: _convert(value, hints[name], name=prefix + name)
             if _KINDS not in fields[name].metadata
-            else build_kind(
-                fields[name].metadata[_KINDS],
-                value,
-                name=prefix + name,
-                default=fields[name].metadata[_DEFAULT_KIND],
-            )
+            else _build_kinds(value, fields[name].metadata, name=prefix + name)
             for name, value in values.items()
         }
     )
@@ -74,6 +70,21 @@ def one_of(
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(
         default_factory=lambda: _config_class(table[default])(), metadata=metadata
+    )
+
+
+def many_of(table: Mapping[str, Any], *, default: Sequence[str] = ()) -> Any:
+    """A dataclass field that holds a tuple of configs of a table; see `one_of`.
+
+    In a config file it is a list of sections.
+
+    Args:
+      table: as in `one_of`.
+      default: kinds of a field that is left out, each with its defaults.
+    """
+    return dataclasses.field(
+        default_factory=lambda: tuple(_config_class(table[kind])() for kind in default),
+        metadata={_KINDS: table, _IS_LIST: True},
     )
 
 
@@ -106,6 +117,19 @@ def build_kind(
     return build(_config_class(table[kind]), fields, prefix=f"{name}.")
 
 
+def _build_kinds(value: Any, metadata: Mapping[str, Any], *, name: str) -> Any:
+    """The config, or the tuple of them, of a field declared by a table."""
+    table = metadata[_KINDS]
+    if _IS_LIST not in metadata:
+        return build_kind(table, value, name=name, default=metadata[_DEFAULT_KIND])
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{name} must be a list of sections, got {value!r}.")
+    return tuple(
+        build_kind(table, section, name=f"{name}[{i}]")
+        for i, section in enumerate(value)
+    )
+
+
 def _config_class(row: Any) -> type:
     return row if isinstance(row, type) else row.config
 
@@ -118,7 +142,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
-_KINDS, _DEFAULT_KIND = "kinds", "default_kind"  # in the metadata of a field
+_KINDS, _DEFAULT_KIND, _IS_LIST = "kinds", "default_kind", "is_list"  # field metadata
 
 
 def _plain(value: Any, metadata: Mapping[str, Any]) -> Any:
@@ -128,7 +152,7 @@ def _plain(value: Any, metadata: Mapping[str, Any]) -> Any:
         kinds = {_config_class(row): kind for kind, row in metadata[_KINDS].items()}
         return {"kind": kinds[type(value)], **to_dict(value)}
     if isinstance(value, list | tuple):
-        return [_plain(element, {}) for element in value]
+        return [_plain(element, metadata) for element in value]
     return value
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 from rfjax import checkpoint, run_folder
 from rfjax import config as configs
-from rfjax.commands.job import make_validation, with_sharding
+from rfjax.commands.job import (
+    abstract_params_on,
+    make_evaluators,
+    make_reading_mesh,
+)
 from rfjax.evaluation import validation
 from rfjax.evaluation.curves import draw_curves
 from rfjax.models import make_model
-from rfjax.parallel import mesh as meshes
 from rfjax.parallel.sharding import MeshLayout
 
 
@@ -38,20 +41,23 @@ def evaluate(
             config,
             validation=dataclasses.replace(config.validation, num_samples=num_samples),
         )
-    # Any devices will do: the number does not depend on them.
-    mesh = meshes.make_mesh(meshes.MeshConfig())
+    mesh = make_reading_mesh(config)
     model = make_model(config.model, layout=MeshLayout(mesh))
-    validate = make_validation(config, model=model, mesh=mesh)
+    evaluators = make_evaluators(config, model=model, mesh=mesh)
     metrics: dict[str, Any] = {"protocol": validation.PROTOCOL, "step": step}
-    for prefix, weights in (("val", "raw"), ("val_ema", "ema")):
+    for suffix, weights in (("", "raw"), ("_ema", "ema")):
         params = checkpoint.restore_params(
             workdir,
-            with_sharding(model.abstract_params(), meshes.replicated(mesh)),
+            abstract_params_on(model, mesh=mesh),
             weights=weights,
             step=step,
             check=weights == "raw",  # the first of the two
         )
-        metrics |= {f"{prefix}/{k}": v for k, v in validate(params).items()}
+        metrics |= {
+            f"{evaluator.name}{suffix}/{name}": value
+            for evaluator in evaluators
+            for name, value in evaluator(params).items()
+        }
     return metrics
 
 

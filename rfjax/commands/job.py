@@ -23,8 +23,7 @@ from rfjax.config import Config
 from rfjax.data import shards
 from rfjax.data.shards import Manifest
 from rfjax.errors import UserError
-from rfjax.evaluation import validation
-from rfjax.evaluation.validation import Validation
+from rfjax.evaluation import Evaluator, Subject, validation
 from rfjax.flow import formulations
 from rfjax.models import Model, make_model
 from rfjax.parallel import mesh as meshes
@@ -63,6 +62,21 @@ def make_mesh_for(config: Config) -> Mesh:
     return meshes.make_mesh(sizes)
 
 
+def make_reading_mesh(config: Config) -> Mesh:
+    """The mesh that a finished run is evaluated and sampled on, of all devices."""
+    sizes = meshes.fit_sizes(
+        config.mesh, num_devices=jax.device_count(), width=config.model.width
+    )
+    return meshes.make_mesh(sizes)
+
+
+def abstract_params_on(model: Model, *, mesh: Mesh) -> Any:
+    """The parameters as ShapeDtypeStructs in the layout that they have in training."""
+    shapes = model.abstract_params()
+    shardings = state_shardings(shapes, params=shapes, dims=model.dims, mesh=mesh)
+    return with_sharding(shapes, shardings)
+
+
 def make_stream(config: Config, *, mesh: Mesh | None = None) -> loop.DataStream:
     """The training batches from the first on: this process's share, or all rows."""
     index, count = (0, 1) if mesh is None else meshes.reading_share(mesh)
@@ -88,11 +102,7 @@ def make_job(
     )
     model = make_model(config.model, layout=MeshLayout(mesh))
     optimizer = make_optimizer(config.optimizer, model=model)
-    init = functools.partial(
-        init_state,
-        init_params=make_init(config.optimizer, model=model),
-        optimizer=optimizer,
-    )
+    init = make_init_state(config, model=model)
     init_key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, init_key)
     shardings = state_shardings(
@@ -107,17 +117,7 @@ def make_job(
         seed=config.seed,
         micro_batches=config.train.micro_batches,
     )
-    validate = make_validation(config, model=model, mesh=mesh)
-
-    def evaluate_state(
-        state: TrainState, check_in: Callable[[], None]
-    ) -> dict[str, float]:
-        return {
-            f"{prefix}/{name}": value
-            for prefix, params in (("val", state.params), ("val_ema", state.ema_params))
-            for name, value in validate(params, check_in=check_in).items()
-        }
-
+    evaluators = make_evaluators(config, model=model, mesh=mesh)
     return loop.Job(
         config=config.train,
         checkpoint=config.checkpoint,
@@ -134,10 +134,20 @@ def make_job(
         learning_rate=functools.partial(
             learning_rate, config=config.optimizer, num_steps=config.train.num_steps
         ),
-        evaluate=evaluate_state,
-        compile_evaluation=lambda state: validate.compile(state.params),
-        evaluate_every_steps=config.validation.every_steps,
+        evaluators=evaluators,
+        metric_writers=config.metric_writers,
         flops_per_sample=flops_per_sample(config, manifest),
+    )
+
+
+def make_init_state(
+    config: Config, *, model: Model
+) -> Callable[[jax.Array], TrainState]:
+    """Key -> fresh train state; under `jax.eval_shape` it says what there will be."""
+    return functools.partial(
+        init_state,
+        init_params=make_init(config.optimizer, model=model),
+        optimizer=make_optimizer(config.optimizer, model=model),
     )
 
 
@@ -149,27 +159,15 @@ def make_job_here(config: Config) -> tuple[loop.Job, Manifest]:
     return make_job(config, mesh=mesh, stream=stream, manifest=manifest), manifest
 
 
-def make_validation(config: Config, *, model: Model, mesh: Mesh) -> Validation:
-    """The evaluator of the run's held-out samples, checked at once."""
-    batch_size = config.validation.batch_size
-    # Rounded up to what the mesh divides: the number does not depend on it.
-    batch_size += -batch_size % meshes.num_batch_shards(mesh)
-    index, count = meshes.reading_share(mesh)
-    batches = functools.partial(
-        data.validation_batches,
-        config.data,
-        batch_size=batch_size,
-        num_samples=config.validation.num_samples,
-        process_index=index,
-        process_count=count,
-    )
-    batches()  # raises now, not after hours, if the split is missing or too small
-    return validation.make_validation(
-        model,
+def make_evaluators(config: Config, *, model: Model, mesh: Mesh) -> list[Evaluator]:
+    """The validation loss and the run's other evaluators, checked at once."""
+    subject = Subject(
+        model=model,
         formulation=formulations.parse(config.objective),
         mesh=mesh,
-        batches=batches,
+        data=config.data,
     )
+    return [each.make(subject) for each in (config.validation, *config.evaluators)]
 
 
 def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import jax
@@ -14,6 +13,7 @@ from rfjax import whole_files
 from rfjax.commands.job import (
     Report,
     digest,
+    make_init_state,
     make_job,
     make_stream,
     read_manifest,
@@ -29,8 +29,6 @@ from rfjax.plan import search as plan_search
 from rfjax.plan.report import Plan
 from rfjax.plan.step import plan_step
 from rfjax.plan.topology import check_compiler, make_devices, parse_topology
-from rfjax.train.optimizer import make_optimizer
-from rfjax.train.state import init_state
 
 
 def layout(
@@ -66,12 +64,7 @@ def layout(
     described = layouts.lay_out(
         model.abstract_params(),
         jax.eval_shape(
-            functools.partial(
-                init_state,
-                init_params=model.init,
-                optimizer=make_optimizer(config.optimizer, model=model),
-            ),
-            jax.random.key(config.seed),
+            make_init_state(config, model=model), jax.random.key(config.seed)
         ),
         dims=model.dims,
         mesh=sizes,
@@ -182,12 +175,15 @@ def search_plans(
         if json is not None:
             plan_search.write_json(outcomes, json, key=key)
 
+    state = jax.eval_shape(
+        make_init_state(config, model=make_model(config.model)), jax.random.key(0)
+    )
     per_chip = config.train.global_batch_size // slices.num_devices
     candidates = plan_search.options(
         topology=slices,
         width=config.model.width,
         num_heads=config.model.num_heads,
-        num_params=make_model(config.model).num_params,
+        state_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
         per_chip_batch_size=max(1, per_chip),
     )
     report(f"{len(candidates)} options on {slices}, {len(done)} known already")

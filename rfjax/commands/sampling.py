@@ -13,13 +13,15 @@ import numpy as np
 
 from rfjax import checkpoint, data
 from rfjax import config as configs
+from rfjax.commands.job import abstract_params_on, make_reading_mesh
 from rfjax.config import Config
 from rfjax.data import shards, sheet
 from rfjax.errors import UserError
 from rfjax.evaluation import captions
-from rfjax.evaluation.sample import SampleConfig, sample_latents, sample_noise
+from rfjax.evaluation.sample import SampleConfig, sample_in_batches, sample_noise
 from rfjax.flow import formulations
 from rfjax.models import make_model
+from rfjax.parallel.sharding import MeshLayout
 from rfjax.types import Conditioning
 
 
@@ -137,15 +139,16 @@ def _draw(
     settings: Mapping[str, Any],
 ) -> np.ndarray:
     """Samples with a checkpoint and decodes: [B, height, width, 3] uint8."""
-    model = make_model(config.model)
+    mesh = make_reading_mesh(config)
+    model = make_model(config.model, layout=MeshLayout(mesh))
     codec = shards.read_codec(config.data.path)
     params = checkpoint.restore_params(
         workdir,
-        checkpoint.abstract_on_device(model.abstract_params()),
+        abstract_params_on(model, mesh=mesh),
         weights=weights,
         step=step,
     )
-    solution = sample_latents(
+    latents = sample_in_batches(
         model,
         params,
         sample_noise(
@@ -157,8 +160,9 @@ def _draw(
         unconditional=captions.empty_caption(config.data),
         formulation=formulations.parse(config.objective),
         config=_sample_config(config, settings),
+        mesh=mesh,
     )
-    return codec.decode(np.asarray(solution.latents))
+    return codec.decode(latents)
 
 
 def _sample_config(config: Config, settings: Mapping[str, Any]) -> SampleConfig:

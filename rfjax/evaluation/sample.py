@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from rfjax.errors import UserError
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.guidance import guided
 from rfjax.flow.solvers import SOLVERS, Solution, integrate
 from rfjax.models.base import Model
+from rfjax.parallel.mesh import num_batch_shards, put_whole, replicated
 from rfjax.types import Conditioning
 
 
@@ -26,18 +29,21 @@ class SampleConfig:
       solver: a name in `flow.solvers.SOLVERS`.
       guidance_scale: 1 is unguided; more follows the text more closely.
       shift: resolution shift of the step grid; 3 at 1024 px.
+      batch_size: examples at a time over all devices, to save memory.
     """
 
     num_steps: int = 50
     solver: str = "euler"
     guidance_scale: float = 5.0
     shift: float = 1.0
+    batch_size: int = 64
 
     def __post_init__(self):
-        if self.num_steps < 1:
-            raise UserError(
-                f"sample.num_steps must be at least 1, got {self.num_steps}."
-            )
+        for field in ("num_steps", "batch_size"):
+            if getattr(self, field) < 1:
+                raise UserError(
+                    f"sample.{field} must be at least 1, got {getattr(self, field)}."
+                )
         if self.solver not in SOLVERS:
             raise UserError(
                 f"sample.solver must be one of {', '.join(SOLVERS)}, "
@@ -52,10 +58,12 @@ class SampleConfig:
             raise UserError(f"sample.shift must be positive, got {self.shift}.")
 
 
-def sample_noise(seed: int, *, num_samples: int, latent_shape: tuple[int, int, int]):
-    """Noise of each sample from (seed, its index): [B, H, W, C] float32.
+def sample_noise(
+    seed: int, *, num_samples: int, latent_shape: tuple[int, int, int]
+) -> jax.Array:
+    """Noise of each example from (seed, its index): [B, H, W, C] float32.
 
-    The first samples stay the same when more are asked for.
+    The first examples stay the same when more are asked for.
     """
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(
         jnp.arange(num_samples)
@@ -87,9 +95,67 @@ def sample_latents(
     Returns:
       Latents [B, H, W, C] float32 and the length of each path.
     """
+    solve = _make_solver(model, formulation=formulation, config=config)
+    return solve(params, noise, conditioning, unconditional)
+
+
+def sample_in_batches(
+    model: Model,
+    params: Mapping,
+    noise: jax.Array,
+    conditioning: Conditioning,
+    *,
+    unconditional: Conditioning,
+    formulation: Formulation,
+    config: SampleConfig,
+    mesh: Mesh,
+) -> np.ndarray:
+    """`sample_latents` with the examples spread over a mesh, some at a time.
+
+    Args:
+      model: in the layout of the mesh.
+      params: in the layout of the mesh.
+      noise: [B, H, W, C] float32, any B.
+      conditioning: of the B examples, host arrays.
+      unconditional: of the empty caption, one row.
+      formulation: what the model was trained as.
+      config: steps, solver, guidance, shift, and how many at a time.
+      mesh: where they are drawn.
+
+    Returns:
+      Latents [B, H, W, C] float32 on the host.
+    """
+    num_examples = len(noise)
+    shards = num_batch_shards(mesh)
+    batch_size = min(config.batch_size, num_examples)
+    batch_size += -batch_size % shards
+    # Replicated, so that every process can read all latents.
+    solve = jax.jit(
+        _make_solver(model, formulation=formulation, config=config),
+        out_shardings=replicated(mesh),
+    )
+    drawn = []
+    for start in range(0, num_examples, batch_size):
+        # The last batch is filled up with its last example.
+        rows = np.minimum(np.arange(start, start + batch_size), num_examples - 1)
+        batch = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], (noise, conditioning))  # noqa: B023
+        solution = solve(params, *put_whole(batch, mesh=mesh), unconditional)
+        drawn.append(np.asarray(solution.latents))
+    return np.concatenate(drawn)[:num_examples]
+
+
+def _make_solver(
+    model: Model, *, formulation: Formulation, config: SampleConfig
+) -> Callable[..., Solution]:
+    """(params, noise, conditioning, unconditional) -> Solution, compiled."""
 
     @jax.jit
-    def solve(params, noise, conditioning, unconditional):
+    def solve(
+        params: Mapping,
+        noise: jax.Array,
+        conditioning: Conditioning,
+        unconditional: Conditioning,
+    ) -> Solution:
         velocity_fn = formulation.velocity_fn(model.bind(params))
         return integrate(
             guided(
@@ -105,4 +171,4 @@ def sample_latents(
             formulation=formulation,
         )
 
-    return solve(params, noise, conditioning, unconditional)
+    return solve

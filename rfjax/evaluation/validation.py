@@ -2,7 +2,7 @@
 """The validation loss, protocol `val_v1`: one number that can be compared.
 
 Held-out samples; t = k / 8 for k = 0 .. 7; the noise of each pair (sample, k) is
-fixed for ever; everything in float32. The loss is the mean over k = 1 .. 7 of the
+fixed forever; everything in float32. The loss is the mean over k = 1 .. 7 of the
 mean over samples; k = 0, where the target cannot be known, is reported but not
 averaged. The number depends on the parameters and the samples alone: not on batch
 size, devices, hosts or the step.
@@ -13,6 +13,7 @@ Source of the levels: Esser et al. 2024, arXiv:2403.03206, sections 5.3.3 and B.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -20,11 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rfjax import data
 from rfjax.errors import UserError
+from rfjax.evaluation.base import Subject
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.objective import loss_at_timesteps
 from rfjax.models.base import Model
-from rfjax.parallel.mesh import put_batch, replicated
+from rfjax.parallel.mesh import (
+    num_batch_shards,
+    put_batch,
+    reading_share,
+    replicated,
+)
 from rfjax.types import Batch
 
 PROTOCOL = "val_v1"
@@ -34,7 +42,7 @@ NOISE_SEED = 0x5D3  # part of the protocol: another seed is another metric
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """When and on how much to validate.
+    """The validation loss: when, and on how many examples.
 
     Attributes:
       every_steps: optimizer steps between validations; the last step is always one.
@@ -52,6 +60,33 @@ class ValidationConfig:
             if value is not None and value < 1:
                 raise UserError(f"validation.{field} must be at least 1, got {value}.")
 
+    def make(self, subject: Subject) -> Validation:
+        """The evaluator of the run's held-out examples, checked at once.
+
+        Raises:
+          UserError: the validation split is missing or too small.
+        """
+        # Rounded up to what the mesh divides: the number does not depend on it.
+        batch_size = self.batch_size
+        batch_size += -batch_size % num_batch_shards(subject.mesh)
+        index, count = reading_share(subject.mesh)
+        batches = functools.partial(
+            data.validation_batches,
+            subject.data,
+            batch_size=batch_size,
+            num_samples=self.num_samples,
+            process_index=index,
+            process_count=count,
+        )
+        batches()  # raises now, not after hours
+        return make_validation(
+            subject.model,
+            formulation=subject.formulation,
+            mesh=subject.mesh,
+            batches=batches,
+            every_steps=self.every_steps,
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Validation:
@@ -61,11 +96,15 @@ class Validation:
       level_losses: jitted (params, batch, valid) -> (losses [B, 8], valid [B]).
       batches: () -> one pass over the held-out samples.
       mesh: where batches go.
+      every_steps: optimizer steps between validations.
+      name: of the metrics.
     """
 
     level_losses: Callable[..., tuple[jax.Array, jax.Array]]
     batches: Callable[[], Iterable[tuple[Batch, np.ndarray]]]
     mesh: Mesh
+    every_steps: int = 1
+    name: str = "val"
 
     def __call__(
         self, params: Mapping, *, check_in: Callable[[], None] = lambda: None
@@ -102,6 +141,7 @@ def make_validation(
     formulation: Formulation,
     mesh: Mesh,
     batches: Callable[[], Iterable[tuple[Batch, np.ndarray]]],
+    every_steps: int = 1,
 ) -> Validation:
     """Builds the evaluator of one set of parameters.
 
@@ -111,18 +151,21 @@ def make_validation(
       mesh: its batch axes must divide the batches.
       batches: () -> (host-local Batch, valid [B / hosts] bool) pairs, one pass over the
         held-out samples; `sample_index` is the record's place in the split.
+      every_steps: optimizer steps between validations.
     """
     float32_model = model.in_float32()
 
     # Replicated, so that every host can read all losses.
     @jax.jit(out_shardings=replicated(mesh))
     def level_losses(params, batch: Batch, valid: jax.Array):
-        # A TPU would multiply float32 in bfloat16 passes unless told not to.
+        # A TPU would multiply float32 in bfloat16 passes by default.
         with jax.default_matmul_precision("float32"):
             losses = losses_at_levels(float32_model, params, batch, formulation)
         return losses, valid
 
-    return Validation(level_losses=level_losses, batches=batches, mesh=mesh)
+    return Validation(
+        level_losses=level_losses, batches=batches, mesh=mesh, every_steps=every_steps
+    )
 
 
 def losses_at_levels(
@@ -148,7 +191,7 @@ def protocol_noise(batch: Batch, *, level: jax.Array) -> jax.Array:
     """The noise that belongs to (sample, level): [B, H, W, C] float32."""
     level_key = jax.random.fold_in(jax.random.key(NOISE_SEED), level)
 
-    def sample_noise(sample_index):
+    def sample_noise(sample_index: jax.Array) -> jax.Array:
         key = jax.random.fold_in(level_key, sample_index)
         return jax.random.normal(key, batch.latents.shape[1:], jnp.float32)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -155,6 +156,24 @@ def check_slices(slice_axis: int, num_slices: int) -> None:
         )
 
 
+def fit_sizes(config: MeshConfig, *, num_devices: int, width: int) -> MeshConfig:
+    """Sizes for reading a run back on other devices than it was trained on.
+
+    The run's own where they fit; else parameters in as many shards as divide the
+    width, so that a large model finds room on whatever devices there are.
+
+    Args:
+      config: the mesh of the run.
+      num_devices: that are visible.
+      width: of the model.
+    """
+    try:
+        return config.resolve(num_devices)
+    except UserError:
+        fsdp = math.gcd(num_devices, width)
+        return MeshConfig(data=num_devices // fsdp, fsdp=fsdp)
+
+
 def num_batch_shards(mesh: Mesh) -> int:
     """Parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -208,3 +227,24 @@ def put_batch(batch, *, mesh: Mesh):
         lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)),
         batch,
     )
+
+
+def put_whole(batch: Any, *, mesh: Mesh) -> Any:
+    """Global arrays of a batch that every process holds whole.
+
+    Args:
+      batch: pytree of host arrays [B, ...], the same on all processes.
+      mesh: the mesh; its batch axes must divide B.
+
+    Returns:
+      The same pytree of jax.Arrays [B, ...], split over `BATCH_AXES`.
+    """
+    sharding = batch_sharding(mesh)
+
+    def put(rows: Any) -> jax.Array:
+        rows = np.asarray(rows)
+        return jax.make_array_from_callback(
+            rows.shape, sharding, lambda index: rows[index]
+        )
+
+    return jax.tree.map(put, batch)

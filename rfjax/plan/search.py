@@ -2,7 +2,7 @@
 """Tries meshes, batches and remat policies for a config, one compilation each.
 
 The most promising come first, each is reported as it completes, and what is known from
-the results so far is used: memory grows linearly with the examples a chip, so a batch
+the results so far is used: memory grows linearly with the examples per chip, so a batch
 that cannot fit is not compiled.
 """
 
@@ -22,7 +22,6 @@ from rfjax.plan.report import NOTE, Plan
 from rfjax.plan.topology import Topology
 
 TILE_ROWS = 8  # a shard with fewer rows is padded, and gathered by other means
-STATE_BYTES = 16  # a parameter: float32 weight, average and two moments
 STATE_SHARE = 0.5  # of memory at most for the train state: activations need room
 HEADROOM = 0.1  # of memory that the best option leaves free
 MARGIN = 1.05  # by how much a prediction must exceed memory before it is believed
@@ -50,17 +49,17 @@ class Option:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of an option.
+    """What an option led to.
 
     Attributes:
       option: what was tried.
-      hbm_bytes: a chip would use.
-      hbm_limit: a chip has.
-      state_bytes: of them train state and batch.
+      hbm_bytes: what a chip would use.
+      hbm_limit: what a chip has.
+      state_bytes: of `hbm_bytes`, train state and batch.
       share_hidden: of peak with collectives hidden; None if it does not fit.
       share_exposed: of peak with collectives exposed; None if it does not fit.
-      predicted: whether `hbm_bytes` was extrapolated and nothing compiled.
-      seconds: compiling took.
+      predicted: whether `hbm_bytes` was extrapolated, and nothing compiled.
+      seconds: that compiling took.
     """
 
     option: Option
@@ -100,22 +99,22 @@ def options(
     topology: Topology,
     width: int,
     num_heads: int,
-    num_params: int,
+    state_bytes: int,
     per_chip_batch_size: int,
 ) -> list[Option]:
     """What is worth trying, the most promising first.
 
     Meshes: `fsdp` as small as the train state allows (copies by `data` then need fewer
     collectives), with shards that fill tiles; `tensor` 1, and 2 where heads divide.
-    Remat: keep what linear layers give, or nothing. Batches: the config's a chip, half
-    and a quarter of it, and half as much again.
+    Remat: keep what linear layers give, or nothing. Batches: the config's per chip,
+    half and a quarter of it, and half as much again.
 
     Args:
       topology: the chips.
       width: of the model.
       num_heads: of the model.
-      num_params: of the model.
-      per_chip_batch_size: examples a chip as the config has it.
+      state_bytes: of the whole train state: weights, average, optimizer.
+      per_chip_batch_size: examples per chip as the config has it.
     """
     slices = topology.num_slices
     devices = topology.num_devices // slices
@@ -129,7 +128,7 @@ def options(
             for fsdp in range(1, devices // tensor + 1)
             if devices % (fsdp * tensor) == 0
             and width % (fsdp * TILE_ROWS) == 0
-            and STATE_BYTES * num_params / (fsdp * tensor) < room
+            and state_bytes / (fsdp * tensor) < room
         ]
         for fsdp in shards[: 3 if tensor == 1 else 1]:
             mesh = {"data": devices // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
@@ -167,7 +166,7 @@ def search(
       plan: compiles one; raises `DoesNotFit` if memory is exceeded.
       limit: compilations at most; 0: no limit.
       done: outcomes of an earlier search, which are not tried again.
-      report: told each outcome at once, with progress.
+      report: receives each outcome at once, with progress.
       save: given all outcomes so far after each.
 
     Returns:
@@ -258,7 +257,7 @@ def describe(outcomes: Sequence[Outcome]) -> str:
         batch = chosen.option.per_chip_batch_size
         lines += [
             "",
-            f"best: {batch} examples a chip by {' '.join(flags)} "
+            f"best: {batch} examples per chip by {' '.join(flags)} "
             f"--config.model.remat={chosen.option.remat}",
         ]
     lines += [f"no fit: {outcome}" for outcome in outcomes if not outcome.fits]
@@ -344,4 +343,4 @@ def _progress(seconds: float, compiled: int, remaining: int) -> str:
     if not compiled:
         return ""
     left = seconds / compiled * remaining / 60
-    return f"  [{compiled / seconds * 60:.2f} a minute, at most {left:.0f} min left]"
+    return f"  [{compiled / seconds * 60:.2f} per minute, at most {left:.0f} min left]"

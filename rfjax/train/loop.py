@@ -7,7 +7,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from rfjax.checkpoint import CheckpointConfig, Checkpoints
 from rfjax.errors import UserError
 from rfjax.parallel import processes
 from rfjax.parallel.mesh import put_batch
-from rfjax.train.metrics import MetricsWriter
+from rfjax.train.metric_writers import AllWriters, MetricWriterConfig
 from rfjax.train.state import TrainState
 from rfjax.train.step import TrainStep
 from rfjax.types import Batch
@@ -33,8 +33,8 @@ class TrainConfig:
 
     Attributes:
       num_steps: optimizer steps.
-      global_batch_size: examples a step, over all devices and hosts.
-      micro_batches: equal parts a batch is worked through in, to save memory.
+      global_batch_size: examples per step, over all devices and hosts.
+      micro_batches: equal parts that a batch is worked through in, to save memory.
       log_every_steps: steps between lines of metrics.
     """
 
@@ -54,6 +54,26 @@ class TrainConfig:
 
 class TrainingDiverged(UserError):
     """The loss is no longer a number."""
+
+
+class Evaluator(Protocol):
+    """Measures one set of parameters; the loop knows none by name.
+
+    Attributes:
+      name: its metrics are called NAME/..., those of the EMA weights NAME_ema/...
+      every_steps: steps between evaluations; the last step always has one.
+    """
+
+    name: str
+    every_steps: int
+
+    def __call__(
+        self, params: Any, *, check_in: Callable[[], None]
+    ) -> Mapping[str, float]:
+        """The metrics; check_in is called now and then, and what it raises ends it."""
+
+    def compile(self, params: Any) -> None:
+        """Compiles ahead of the first call."""
 
 
 class DataStream(Protocol):
@@ -82,10 +102,8 @@ class Job:
       train_step: jitted step, the state donated.
       stream: training batches.
       learning_rate: finished steps -> rate of the next update.
-      evaluate: (state, check_in) -> metrics; check_in is called before each batch, and
-        what it raises ends the evaluation. None: there is none.
-      compile_evaluation: (state) -> None; compiles ahead of the first evaluation.
-      evaluate_every_steps: steps between evaluations; the last step always has one.
+      evaluators: what is measured now and then, of raw and EMA weights.
+      metric_writers: where metrics go, beside metrics.jsonl.
       flops_per_sample: model FLOPs of forward and backward for one example.
     """
 
@@ -97,16 +115,16 @@ class Job:
     train_step: TrainStep
     stream: DataStream
     learning_rate: Callable[[int], float]
-    evaluate: Callable[[TrainState, Callable[[], None]], Mapping[str, float]] | None
-    compile_evaluation: Callable[[TrainState], None]
-    evaluate_every_steps: int
+    evaluators: Sequence[Evaluator]
+    metric_writers: Sequence[MetricWriterConfig]
     flops_per_sample: int
 
-    def evaluates_at(self, step: int) -> bool:
-        """Whether the state after this many steps is evaluated."""
-        if self.evaluate is None or step == 0:
-            return False
-        return step == self.config.num_steps or step % self.evaluate_every_steps == 0
+    def evaluators_at(self, step: int) -> list[Evaluator]:
+        """Those that measure the state after this many steps."""
+        if step == 0:
+            return []
+        is_last = step == self.config.num_steps
+        return [e for e in self.evaluators if is_last or step % e.every_steps == 0]
 
 
 def run(job: Job, *, workdir: Path) -> TrainState:
@@ -137,7 +155,7 @@ def _run(job: Job, workdir: Path, stop: stopping.StopSignals) -> TrainState:
     """Trains between the beginning and the end of the run's record."""
     checkpoints = Checkpoints(workdir, config=job.checkpoint)
     state = start_state(job, checkpoints)
-    record = _Record(workdir, step=int(state.step))
+    record = _Record(workdir, step=int(state.step), writers=job.metric_writers)
     with (
         stop.last_words(
             lambda: record.update(
@@ -186,15 +204,15 @@ def _train(
             raise stopping.Stopped(stop.requested or signal.SIGTERM)
 
     # What a signal has cut short is made up for.
-    owed = job.evaluates_at(step) and not record.holds_evaluation(step)
-    if job.evaluate is not None and (owed or step < job.config.num_steps):
-        # Now, while nothing is lost if a signal ends the compilation.
-        job.compile_evaluation(state)
+    owed = [e for e in job.evaluators_at(step) if not record.holds(e.name, step)]
+    # Now, while nothing is lost if a signal ends the compilation.
+    for evaluator in job.evaluators if step < job.config.num_steps else owed:
+        evaluator.compile(state.params)
     if stop.unsaved:  # several processes, none of which was interrupted so far
         check_in()
     log = IntervalLog(job, first_step=step, write=record.write_metrics)
     if owed:
-        log.evaluate(state, step, check_in)
+        log.evaluate(owed, state, step, check_in)
     while step < job.config.num_steps:
         wait_start = time.perf_counter()
         batch = put_batch(next(job.stream), mesh=job.mesh)
@@ -208,10 +226,11 @@ def _train(
         record.note_saved(checkpoints.newly_saved())
 
         stopped = ballot.answer(question, now=stop.requested is not None)
-        if job.evaluates_at(step) and not stopped:
+        due = job.evaluators_at(step)
+        if due and not stopped:
             log.flush()
             try:
-                log.evaluate(state, step, check_in)
+                log.evaluate(due, state, step, check_in)
             except stopping.Stopped:
                 stopped = True
         if stopped or step == job.config.num_steps or job.checkpoint.is_due(step):
@@ -252,19 +271,22 @@ class _Record:
       step: the newest that is saved, or being saved.
     """
 
-    def __init__(self, workdir: Path, *, step: int):
+    def __init__(
+        self, workdir: Path, *, step: int, writers: Sequence[MetricWriterConfig]
+    ):
         self.step = step
         self._workdir = workdir
-        self._writer = None
+        self._writers = writers
+        self._writer: AllWriters | None = None
 
     def open(self) -> None:
-        """Drops the metrics of steps to be repeated, and says that the run is on."""
+        """Drops the metrics of steps to be repeated, marks the run as running."""
         if processes.is_first():
             run_folder.trim_metrics(self._workdir, last_step=self.step)
             self.update(
                 status="running", saved_step=checkpoint.newest_step(self._workdir)
             )
-            self._writer = MetricsWriter(self._workdir)
+            self._writer = AllWriters(self._workdir, self._writers)
 
     @property
     def write_metrics(self) -> Callable[[int, Mapping[str, float]], None] | None:
@@ -281,16 +303,17 @@ class _Record:
         if step is not None:
             self.update(saved_step=step)
 
-    def holds_evaluation(self, step: int) -> bool:
-        """Whether the metrics have one of this step; all processes get one answer."""
+    def holds(self, evaluator: str, step: int) -> bool:
+        """Whether an evaluator has measured a step; all processes get one answer."""
         found = processes.is_first() and any(
-            line["step"] == step and "val/loss" in line
+            line["step"] == step
+            and any(key.startswith(f"{evaluator}/") for key in line)
             for line in run_folder.read_metrics(self._workdir)
         )
         return processes.any_of_them(found)
 
     def close(self, *, status: str, saved_step: int | None) -> None:
-        """Ends the record with the fate of the run."""
+        """Ends the record with the outcome of the run."""
         self.note_saved(saved_step)
         if self._writer is not None:
             self._writer.close()
@@ -300,7 +323,13 @@ class _Record:
 class IntervalLog:
     """Collects device metrics and writes their means, one step behind the device."""
 
-    def __init__(self, job: Job, *, first_step: int, write):
+    def __init__(
+        self,
+        job: Job,
+        *,
+        first_step: int,
+        write: Callable[[int, Mapping[str, float]], None] | None,
+    ):
         self._job = job
         self._write = write
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
@@ -309,7 +338,7 @@ class IntervalLog:
         self._paused_seconds = self._waited_seconds = 0.0
 
     def add_wait(self, seconds: float) -> None:
-        """Counts time that the loop stood waiting for data."""
+        """Counts time spent waiting for data."""
         self._waited_seconds += seconds
 
     def add(self, step: int, metrics: dict[str, jax.Array], *, bar: tqdm) -> None:
@@ -372,18 +401,27 @@ class IntervalLog:
         return means["train/loss"]
 
     def evaluate(
-        self, state: TrainState, step: int, check_in: Callable[[], None]
+        self,
+        evaluators: Sequence[Evaluator],
+        state: TrainState,
+        step: int,
+        check_in: Callable[[], None],
     ) -> None:
-        """Runs the evaluators and writes their metrics; training time stands still."""
+        """Runs evaluators and writes their metrics, outside the training time."""
         start = time.perf_counter()
-        metrics = self._job.evaluate(state, check_in)
+        metrics = {
+            f"{evaluator.name}{weights}/{name}": value
+            for evaluator in evaluators
+            for weights, params in (("", state.params), ("_ema", state.ema_params))
+            for name, value in evaluator(params, check_in=check_in).items()
+        }
         if self._write is not None:
             samples = step * self._job.config.global_batch_size
             self._write(step, {"samples": samples, **metrics})
         self._paused_seconds += time.perf_counter() - start
 
 
-def progress_bar(job: Job, step: int) -> Iterator[tqdm]:
+def progress_bar(job: Job, step: int) -> tqdm:
     """Rate, loss and ETA on the console of the first host."""
     return tqdm(
         total=job.config.num_steps,

@@ -433,3 +433,58 @@ def test_fresh_state_has_its_own_copy_of_the_parameters(tiny_model):
     for param, average in pairs:
         np.testing.assert_array_equal(param, average)
         assert param.unsafe_buffer_pointer() != average.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adamw(optax.linear_schedule(0.0, 1e-2, 2)),
+        optax.lion(1e-3),
+        optax.adafactor(1e-2),
+        optax.contrib.schedule_free_adamw(1e-2),
+        optax.contrib.muon(1e-2),
+    ],
+    ids=["adamw", "lion", "adafactor", "schedule_free", "muon"],
+)
+def test_any_optax_transformation_drops_in(tiny_model, random_batch, optimizer):
+    """One with a schedule inside ignores the given rate, and is laid out on a mesh."""
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2), devices=jax.devices()[:4])
+    model = tiny_model(layout=MeshLayout(mesh))
+
+    def init(key):
+        return init_state(key, init_params=model.init, optimizer=optimizer)
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = state_shardings(
+        shapes, params=shapes.params, dims=model.dims, mesh=mesh
+    )
+    moments = [
+        spec.spec
+        for spec, leaf in zip(
+            jax.tree.leaves(shardings.opt_state),
+            jax.tree.leaves(shapes.opt_state),
+            strict=True,
+        )
+        if leaf.shape == (1, 128, 512)  # of the scanned block
+    ]
+    assert set(moments) <= {PartitionSpec(None, ("fsdp",), ("tensor",))}
+    step = make_train_step(
+        model,
+        optimizer=optimizer,
+        formulation=parse("rf/lognorm(0.00,1.00)"),
+        shift=1.0,
+        ema=EmaConfig(),
+        seed=0,
+        micro_batches=1,
+    )
+    batch = random_batch(8)
+    before, rates = init(jax.random.key(0)), (1.0, 2.0)
+    for _ in range(2):
+        after = [step(before, batch, rate)[0] for rate in rates]
+        for one, other in zip(*map(jax.tree.leaves, after), strict=True):
+            np.testing.assert_array_equal(one, other)
+        moved = jax.tree.map(
+            lambda old, new: np.abs(old - new).max(), before.params, after[0].params
+        )
+        before = after[0]
+    assert max(jax.tree.leaves(moved)) > 1e-4
