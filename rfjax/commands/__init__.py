@@ -5,14 +5,19 @@
 `rfjax.export.save.export_run`.
 """
 
-from rfjax.commands.benching import bench_checkpoint, bench_data, bench_step
-from rfjax.commands.encoding import encode
-from rfjax.commands.evaluating import draw_run, evaluate
-from rfjax.commands.planning import layout, plan, search_plans
-from rfjax.commands.sampling import sample, sample_sheet
-from rfjax.commands.studying import coordinates, sweep
-from rfjax.commands.training import import_run, train
-from rfjax.commands.verifying import verify_run
+from rfjax.commands.bench.checkpoint import bench_checkpoint
+from rfjax.commands.bench.data import bench_data
+from rfjax.commands.bench.step import bench_step
+from rfjax.commands.coordinates import coordinates
+from rfjax.commands.encode import encode
+from rfjax.commands.evaluate import draw_run, evaluate
+from rfjax.commands.import_weights import import_run
+from rfjax.commands.layout import layout
+from rfjax.commands.plan import plan, search_plans
+from rfjax.commands.sample import sample, sample_sheet
+from rfjax.commands.sweep import sweep
+from rfjax.commands.train import train
+from rfjax.commands.verify import verify_run
 
 __all__ = [
     "bench_checkpoint",

@@ -1,37 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a run folder, resumes it, branches from it, or fills it from PyTorch."""
+"""Trains a run folder, resumes it, or branches from another run."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
 from clu import parameter_overview
-from jax.sharding import Mesh
 
-from rfjax import checkpoint, checksums, run_folder, stopping, whole_files
+from rfjax import checkpoint, run_folder, stopping
 from rfjax import config as configs
 from rfjax.commands.job import (
     Report,
     describe_run,
     make_job_here,
-    make_mesh_for,
-    make_stream,
-    read_manifest,
 )
 from rfjax.config import Config
 from rfjax.errors import UserError
-from rfjax.export.load import merge_model_fields, open_weights
 from rfjax.parallel import processes
-from rfjax.parallel.sharding import state_shardings
 from rfjax.train import loop
-from rfjax.train.optimizer import make_optimizer
-from rfjax.train.state import TrainState, init_state
 
 
 def train(
@@ -136,69 +123,3 @@ def _branch(workdir: Path, config: Config, *, source: Path) -> None:
     # Before the checkpoint: killed in between, the next call does both again.
     run_folder.inherit_metrics(workdir, source=source, last_step=usable[-1])
     checkpoint.inherit(workdir, source=source, step=usable[-1])
-
-
-def import_run(
-    source: Path | str,
-    *,
-    fields: Mapping[str, Any],
-    workdir: Path | str,
-    format: str = "diffusers",
-) -> Config:
-    """Makes a run folder of PyTorch weights, to be trained on, evaluated and sampled.
-
-    The run stands at step 0 with a fresh optimizer; the weights are its parameters and
-    their moving average alike.
-
-    Args:
-      source: file or folder of weights, as `export.load.open_weights` takes it.
-      fields: of a run config; what its model section leaves out the weights decide.
-      workdir: run folder to make; must be new or empty, and appears only when
-        complete.
-      format: "diffusers" or "sd3".
-
-    Returns:
-      The resolved config of the run.
-
-    Raises:
-      UserError: weights, config and data do not fit together.
-      MissingFileError: the weights or the data are missing.
-    """
-    workdir = Path(workdir)
-    weights = open_weights(source, format=format)
-    model_fields = merge_model_fields(
-        weights,
-        fields.get("model", {}),
-        position_file=workdir / run_folder.POSITION_FILE,
-    )
-    config = configs.from_config_dict({**fields, "model": model_fields})
-    mesh = make_mesh_for(config)
-    manifest = read_manifest(config)
-    whole_files.check_free(workdir, field="workdir")
-    with whole_files.new_folder(workdir) as folder:
-        run_folder.claim(folder, configs.to_dict(config))
-        describe_run(folder, config, manifest)
-        run_folder.update_run(
-            folder, imported_from=str(source), status="imported", saved_step=0
-        )
-        if weights.positions is not None:
-            positions = folder / run_folder.POSITION_FILE
-            np.save(positions, weights.positions)
-            checksums.write(folder, checksums.compute(folder, [positions]))
-        state = _imported_state(config, weights.read_params(), mesh=mesh)
-        checkpoints = checkpoint.Checkpoints(folder, config=config.checkpoint)
-        checkpoints.save(0, state, data_position=make_stream(config).get_state())
-        checkpoints.close()
-    return config
-
-
-def _imported_state(config: Config, params: Any, *, mesh: Mesh) -> TrainState:
-    """A fresh state around given parameters, laid out as in training."""
-    init = functools.partial(
-        init_state,
-        init_params=lambda params: params,
-        optimizer=make_optimizer(config.optimizer, depth=config.model.depth),
-    )
-    shardings = state_shardings(jax.eval_shape(init, params), mesh=mesh)
-    params = jax.device_put(params, shardings.params)
-    return jax.jit(init, out_shardings=shardings)(params)

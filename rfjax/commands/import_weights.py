@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run folder made of PyTorch weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rfjax import checkpoint, checksums, run_folder, whole_files
+from rfjax import config as configs
+from rfjax.commands.job import (
+    describe_run,
+    make_mesh_for,
+    make_stream,
+    read_manifest,
+)
+from rfjax.config import Config
+from rfjax.export.load import merge_model_fields, open_weights
+from rfjax.parallel.sharding import state_shardings
+from rfjax.train.optimizer import make_optimizer
+from rfjax.train.state import TrainState, init_state
+
+
+def import_run(
+    source: Path | str,
+    *,
+    fields: Mapping[str, Any],
+    workdir: Path | str,
+    format: str = "diffusers",
+) -> Config:
+    """Makes a run folder of PyTorch weights, to be trained on, evaluated and sampled.
+
+    The run stands at step 0 with a fresh optimizer; the weights are its parameters and
+    their moving average alike.
+
+    Args:
+      source: file or folder of weights, as `export.load.open_weights` takes it.
+      fields: of a run config; what its model section leaves out the weights decide.
+      workdir: run folder to make; must be new or empty, and appears only when
+        complete.
+      format: "diffusers" or "sd3".
+
+    Returns:
+      The resolved config of the run.
+
+    Raises:
+      UserError: weights, config and data do not fit together.
+      MissingFileError: the weights or the data are missing.
+    """
+    workdir = Path(workdir)
+    weights = open_weights(source, format=format)
+    model_fields = merge_model_fields(
+        weights,
+        fields.get("model", {}),
+        position_file=workdir / run_folder.POSITION_FILE,
+    )
+    config = configs.from_config_dict({**fields, "model": model_fields})
+    mesh = make_mesh_for(config)
+    manifest = read_manifest(config)
+    whole_files.check_free(workdir, field="workdir")
+    with whole_files.new_folder(workdir) as folder:
+        run_folder.claim(folder, configs.to_dict(config))
+        describe_run(folder, config, manifest)
+        run_folder.update_run(
+            folder, imported_from=str(source), status="imported", saved_step=0
+        )
+        if weights.positions is not None:
+            positions = folder / run_folder.POSITION_FILE
+            np.save(positions, weights.positions)
+            checksums.write(folder, checksums.compute(folder, [positions]))
+        state = _imported_state(config, weights.read_params(), mesh=mesh)
+        checkpoints = checkpoint.Checkpoints(folder, config=config.checkpoint)
+        checkpoints.save(0, state, data_position=make_stream(config).get_state())
+        checkpoints.close()
+    return config
+
+
+def _imported_state(config: Config, params: Any, *, mesh: Mesh) -> TrainState:
+    """A fresh state around given parameters, laid out as in training."""
+    init = functools.partial(
+        init_state,
+        init_params=lambda params: params,
+        optimizer=make_optimizer(config.optimizer, depth=config.model.depth),
+    )
+    shardings = state_shardings(jax.eval_shape(init, params), mesh=mesh)
+    params = jax.device_put(params, shardings.params)
+    return jax.jit(init, out_shardings=shardings)(params)
