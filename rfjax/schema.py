@@ -11,8 +11,10 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import docstring_parser
 
 from rfjax.errors import UserError
 
@@ -75,6 +77,104 @@ def to_dict(config: Any) -> dict[str, Any]:
         field.name: _plain(getattr(config, field.name), field.metadata)
         for field in dataclasses.fields(config)
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldInfo:
+    """One field of a config, for a reader.
+
+    Attributes:
+      name: with its sections, as "model.depth".
+      text: its line in the docstring of its dataclass.
+      value: in this config; `MISSING` if it must be set and is not.
+      default: `MISSING` if it must be set.
+      type: as it is annotated; for a section the kinds it may be of, or "section".
+      is_section: whether it holds further fields, which follow it.
+    """
+
+    name: str
+    text: str
+    value: Any
+    default: Any
+    type: str
+    is_section: bool
+
+
+MISSING = dataclasses.MISSING
+
+
+def describe(
+    cls: type, values: Mapping[str, Any], *, prefix: str = ""
+) -> Iterator[FieldInfo]:
+    """All fields of a config dataclass with their values, sections before their fields.
+
+    Args:
+      cls: as for `build`.
+      values: as for `build`; may be incomplete, and only its names are checked.
+      prefix: as for `build`.
+
+    Raises:
+      UserError: a field is unknown.
+    """
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            raise UserError(_unknown_field(prefix + name, prefix, known))
+    hints = typing.get_type_hints(cls)
+    texts = docstring_parser.parse(cls.__doc__).params
+    texts = {p.arg_name: " ".join((p.description or "").split()) for p in texts}
+    for field in dataclasses.fields(cls):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        value = values.get(field.name, default)
+        info = FieldInfo(
+            name=prefix + field.name,
+            text=texts.get(field.name, ""),
+            value=value,
+            default=default,
+            type=_type_name(hints[field.name]),
+            is_section=False,
+        )
+        section, kinds = _section_of(field, hints[field.name], value)
+        if section is None and not kinds:
+            yield info
+            continue
+        yield dataclasses.replace(info, type=kinds or "section", is_section=True)
+        if section is not None:
+            fields = value if isinstance(value, Mapping) else {}
+            if dataclasses.is_dataclass(value):
+                fields = to_dict(value)
+            if _KINDS in field.metadata:
+                fields = {name: v for name, v in fields.items() if name != "kind"}
+            yield from describe(section, fields, prefix=f"{prefix}{field.name}.")
+
+
+def _section_of(
+    field: dataclasses.Field, hint: Any, value: Any
+) -> tuple[type | None, str]:
+    """The config dataclass of a section, and the kinds that it may be of."""
+    if _KINDS in field.metadata:
+        table = field.metadata[_KINDS]
+        kind = field.metadata[_DEFAULT_KIND]
+        if isinstance(value, Mapping):
+            kind = value.get("kind", kind)
+        for name, cls in table.items():
+            if isinstance(value, cls):
+                kind = name
+        return table.get(kind), f"kind {kind}, one of {', '.join(table)}"
+    for option in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(option):
+            names = {f.name for f in dataclasses.fields(option)}
+            if not isinstance(value, Mapping) or set(value) <= names:
+                return option, ""
+    return None, ""
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is None and isinstance(hint, type):
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("| None", "or None")
 
 
 _KINDS, _DEFAULT_KIND = "kinds", "default_kind"  # in the metadata of a field

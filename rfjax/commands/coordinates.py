@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from rfjax import whole_files
+from rfjax.commands.flags import RunConfig
 from rfjax.commands.job import (
     make_stream,
     read_manifest,
 )
-from rfjax.config import Config
 from rfjax.errors import UserError
 from rfjax.flow import formulations
 from rfjax.scaling.transfer.coordinates import check_coordinates, fit_slopes
@@ -22,31 +26,63 @@ from rfjax.train.parameterisation import PARAMETERISATIONS
 COORDINATES_FILE = "coordinates.json"
 
 
-def coordinates(
-    config: Config,
-    *,
-    depths: Sequence[int],
-    num_steps: int,
-    parameterisation: str,
-    out: Path | str,
-) -> dict[str, dict[str, float]]:
-    """Checks whether training steps move activations alike at every depth.
+def _read_depths(_: type, tokens: Sequence[Any]) -> list[int]:
+    text = tokens[0].value
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"--depths must be numbers as in 1,2,4, got {text!r}.")
+    return [int(depth) for depth in text.split(",")]
 
-    Writes `coordinates.json` and `coordinates.png`.
+
+_DEPTHS = Parameter(
+    converter=_read_depths, n_tokens=1, accepts_keys=False, metavar="INT,INT,..."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """How far training steps move activations, depth by depth.
+
+    Attributes:
+      slopes: parameterisation -> activation -> slope of log change over log width.
+      picture: file with the changes behind the slopes.
+    """
+
+    slopes: Mapping[str, Mapping[str, float]]
+    picture: Path
+
+    def __str__(self) -> str:
+        slopes = self.slopes
+        lines = [f"{'slope over width':<18}" + "".join(f"{n:>10}" for n in slopes)]
+        for activation in next(iter(slopes.values())):
+            row = (f"{by_name[activation]:>10.2f}" for by_name in slopes.values())
+            lines.append(f"{activation:<18}" + "".join(row))
+        return "\n".join([*lines, f"figure: {self.picture}"])
+
+
+def coordinates(
+    config: RunConfig,
+    *,
+    depths: Annotated[Sequence[int], _DEPTHS] = (1, 2, 4),
+    num_steps: Annotated[int, Parameter(name="--steps")] = 4,
+    parameterisation: str = "both",
+    out: Path | str,
+) -> Coordinates:
+    """Checks whether training steps move activations alike at every depth.
 
     Args:
       config: the resolved config; its depth is replaced, its peak rate is used.
-      depths: of the models; the smallest is the base depth if the config has none.
+      depths: at least two, separated by commas; the smallest is the base depth if the
+        config has none.
       num_steps: training steps, on the run's first batch.
-      parameterisation: "standard", "mup", or "both" to compare them.
-      out: folder to write into; made if missing.
-
-    Returns:
-      parameterisation -> activation -> slope of log change over log width.
+      parameterisation: standard, mup, or both to compare them.
+      out: folder to write coordinates.json and coordinates.png into; made if missing.
 
     Raises:
       UserError: a wrong setting, or a file of somebody else's in the place of the
         result, before anything is computed.
+
+    Example:
+      rfjax coordinates --config=configs/debug.py --depths=1,2,4 --out=reports/rates
     """
     from rfjax.scaling.transfer import coordinate_figure
 
@@ -86,9 +122,10 @@ def coordinates(
         "points": [dataclasses.asdict(point) for point in points],
     }
     whole_files.write_json(Path(out) / COORDINATES_FILE, result)
-    with whole_files.replacing(Path(out) / "coordinates.png") as partial:
+    picture = Path(out) / "coordinates.png"
+    with whole_files.replacing(picture) as partial:
         coordinate_figure.draw_coordinates(points).savefig(partial)
-    return slopes
+    return Coordinates(slopes, picture)
 
 
 def _check_replaceable(path: Path) -> None:

@@ -8,27 +8,69 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rfjax import checkpoint, run_folder
+from rfjax import checkpoint, run_folder, whole_files
 from rfjax import config as configs
+from rfjax.commands.flags import JsonFile
 from rfjax.commands.job import make_validation, with_sharding
+from rfjax.config import Config
 from rfjax.evaluation import validation
 from rfjax.evaluation.curves import draw_curves
 from rfjax.models.mmdit import Network
 from rfjax.parallel import mesh as meshes
+from rfjax.parallel import processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The validation losses of a checkpoint.
+
+    Attributes:
+      metrics: {"protocol", "step", "val/loss", "val/loss_t0", .., "val_ema/loss", ..}.
+      picture: file with the run's curves and these losses.
+    """
+
+    metrics: dict[str, Any]
+    picture: Path
+
+    def __str__(self) -> str:
+        metrics = self.metrics
+        lines = [
+            f"{metrics['protocol']}, step {metrics['step']}",
+            f"{'t':>5}  {'raw':>8}  {'ema':>8}",
+        ]
+        for level in range(8):
+            raw, ema = (metrics[f"{v}/loss_t{level}"] for v in ("val", "val_ema"))
+            lines.append(f"{level / 8:5.3f}  {raw:8.4f}  {ema:8.4f}")
+        raw, ema = metrics["val/loss"], metrics["val_ema/loss"]
+        lines += [
+            f" mean  {raw:8.4f}  {ema:8.4f}   (t = 1/8 .. 7/8)",
+            f"curves: {self.picture}",
+        ]
+        return "\n".join(lines)
 
 
 def evaluate(
-    workdir: Path | str, *, step: int | None = None, num_samples: int | None = None
-) -> dict[str, Any]:
-    """Validation loss (`val_v1`) of a checkpoint, EMA and raw weights.
+    workdir: Path | str,
+    *,
+    step: int | None = None,
+    num_samples: int | None = None,
+    json_file: JsonFile = None,
+) -> Evaluation:
+    """Measures the validation loss `val_v1` of a checkpoint, EMA and raw weights.
+
+    Draws it beside the run's curves, into figures/loss.png of the run folder.
 
     Args:
       workdir: run folder.
-      step: which checkpoint; the newest by default.
-      num_samples: held-out examples; by default as many as the config says.
+      step: checkpoint to read; the newest if absent.
+      num_samples: held-out examples; the run's number if absent.
+      json_file: file to write the losses to.
 
-    Returns:
-      {"protocol", "step", "val/loss", "val/loss_t0", .., "val_ema/loss", ..}.
+    Raises:
+      MissingFileError: `workdir` is not a run folder, or its data is missing.
+
+    Example:
+      rfjax evaluate --workdir=runs/emoji --json=runs/emoji/evaluation.json
     """
     config = configs.load(workdir)
     step = checkpoint.choose_step(workdir, step)
@@ -51,13 +93,18 @@ def evaluate(
             check=weights == "raw",  # the first of the two
         )
         metrics |= {f"{prefix}/{k}": v for k, v in validate(params).items()}
-    return metrics
+    picture = Path(workdir) / "figures" / "loss.png"
+    if processes.is_first():
+        _draw_run(workdir, metrics, config=config, out=picture)
+        if json_file is not None:
+            whole_files.write_json(json_file, metrics)
+    return Evaluation(metrics, picture)
 
 
-def draw_run(workdir: Path | str, evaluation: Mapping[str, Any]) -> Path:
-    """Draws the run's losses and one evaluation into its `figures/loss.png`."""
-    config = configs.load(workdir)
-    out = Path(workdir) / "figures" / "loss.png"
+def _draw_run(
+    workdir: Path | str, evaluation: Mapping[str, Any], *, config: Config, out: Path
+) -> None:
+    """Draws the run's losses and one evaluation."""
     draw_curves(
         run_folder.read_metrics(Path(workdir)),
         evaluation,
@@ -65,4 +112,3 @@ def draw_run(workdir: Path | str, evaluation: Mapping[str, Any]) -> Path:
         f"{config.objective}, step {evaluation['step']:,}",
         out=out,
     )
-    return out

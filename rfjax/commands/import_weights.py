@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+from cyclopts import Parameter
 from jax.sharding import Mesh
 
 from rfjax import checkpoint, checksums, run_folder, whole_files
 from rfjax import config as configs
+from rfjax.commands.flags import RunFields
 from rfjax.commands.job import (
     describe_run,
     make_mesh_for,
@@ -27,34 +29,54 @@ from rfjax.train.optimizer import make_optimizer
 from rfjax.train.state import TrainState, init_state
 
 
-def import_run(
-    source: Path | str,
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A run folder that `import_weights` made.
+
+    Attributes:
+      config: the resolved config of the run.
+      workdir: the folder.
+    """
+
+    config: Config
+    workdir: Path
+
+    def __str__(self) -> str:
+        return (
+            f"imported a model of depth {self.config.model.depth} into {self.workdir}\n"
+            f"resume: rfjax train --config={self.workdir}/config.json "
+            f"--workdir={self.workdir}"
+        )
+
+
+def import_weights(
+    source: Annotated[Path | str, Parameter(name="--from")],
     *,
-    fields: Mapping[str, Any],
+    fields: RunFields,
     workdir: Path | str,
-    format: str = "diffusers",
-) -> Config:
+    layout: Annotated[str, Parameter(name="--format")] = "diffusers",
+) -> Imported:
     """Makes a run folder of PyTorch weights, to be trained on, evaluated and sampled.
 
     The run stands at step 0 with a fresh optimizer; the weights are its parameters and
     their moving average alike.
 
     Args:
-      source: file or folder of weights, as `export.load.open_weights` takes it.
+      source: safetensors file, or folder with one.
       fields: of a run config; what its model section leaves out the weights decide.
       workdir: run folder to make; must be new or empty, and appears only when
         complete.
-      format: "diffusers" or "sd3".
-
-    Returns:
-      The resolved config of the run.
+      layout: of the weights, diffusers or sd3.
 
     Raises:
       UserError: weights, config and data do not fit together.
       MissingFileError: the weights or the data are missing.
+
+    Example:
+      rfjax import --from=export/emoji --config=configs/emoji.py --workdir=runs/imported
     """
     workdir = Path(workdir)
-    weights = open_weights(source, format=format)
+    weights = open_weights(source, format=layout)
     model_fields = merge_model_fields(
         weights,
         fields.get("model", {}),
@@ -78,7 +100,7 @@ def import_run(
         checkpoints = checkpoint.Checkpoints(folder, config=config.checkpoint)
         checkpoints.save(0, state, data_position=make_stream(config).get_state())
         checkpoints.close()
-    return config
+    return Imported(config, workdir)
 
 
 def _imported_state(config: Config, params: Any, *, mesh: Mesh) -> TrainState:

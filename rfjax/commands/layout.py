@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Annotated
 
 import jax
+from cyclopts import Parameter
 
 from rfjax import whole_files
-from rfjax.config import Config
+from rfjax.commands.flags import JsonFile, Report, RunConfig
 from rfjax.errors import UserError
 from rfjax.models.mmdit import Network
 from rfjax.parallel import layout as layouts
@@ -20,24 +22,31 @@ from rfjax.train.state import init_state
 
 
 def layout(
-    config: Config,
+    config: RunConfig,
     *,
-    num_devices: int | None = None,
+    num_devices: Annotated[int | None, Parameter(name="--devices")] = None,
     topology: str | None = None,
-    json: Path | str | None = None,
+    json_file: JsonFile = None,
     picture: Path | str | None = None,
+    report: Report = lambda line: None,
 ) -> layouts.StateLayout:
-    """Who holds what of a config's train state; no device is needed.
+    """Shows which device holds which parameter on a mesh, and why.
+
+    No device is needed.
 
     Args:
       config: the resolved config.
-      num_devices: of the mesh; or give the topology. By default those that are there.
-      topology: chips, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16.
-      json: file to write the figures to.
-      picture: file to draw the bytes of each parameter into.
+      num_devices: devices of the mesh; those of this machine if absent.
+      topology: chips instead, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16.
+      json_file: file to write the figures to.
+      picture: file to draw the bytes of each parameter into, as layout.png.
+      report: receives where the picture is.
 
     Raises:
       UserError: the mesh fits neither the devices nor the model.
+
+    Example:
+      rfjax layout --config=configs/sd3.py:24 --topology=v5e:16x16 --picture=layout.png
     """
     if num_devices is not None and topology is not None:
         raise UserError("give either --devices or --topology, not both.")
@@ -61,8 +70,9 @@ def layout(
         ),
         mesh=sizes,
     )
-    if json is not None:
-        whole_files.write_json(json, described.to_json())
+    if json_file is not None:
+        whole_files.write_json(json_file, described.to_json())
     if picture is not None:
         layouts.draw(described, picture)
+        report(f"picture: {picture}")
     return described

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from rfjax.commands.flags import JsonFile, Report, RunConfig
 from rfjax.commands.job import (
-    Report,
     digest,
     make_job,
     make_stream,
@@ -27,30 +28,64 @@ from rfjax.plan.step import plan_step
 from rfjax.plan.topology import check_compiler, make_devices, parse_topology
 
 
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What `plan` found on several meshes, batches and remat policies.
+
+    Attributes:
+      outcomes: one for each that was compiled.
+    """
+
+    outcomes: Sequence[plan_search.Outcome]
+
+    def __str__(self) -> str:
+        return plan_search.describe(self.outcomes)
+
+
 def plan(
-    config: Config,
+    config: RunConfig,
     *,
     topology: str,
     num_images: int | None = None,
-    json: Path | str | None = None,
+    json_file: JsonFile = None,
     summary: Path | str | None = None,
     picture: Path | str | None = None,
-) -> Plan:
-    """What the TPU compiler says about a config; no TPU is needed.
+    search: bool = False,
+    limit: int = 0,
+    report: Report = lambda line: None,
+) -> Plan | Search:
+    """Predicts memory and speed on TPUs from the compiler alone; no TPU is needed.
 
     Args:
       config: the resolved config.
       topology: chips, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16.
-      num_images: training budget; by default as many as the config trains on.
-      json: file to write all figures to.
+      num_images: training budget; the config's if absent.
+      json_file: file to write all figures to. A search writes its outcomes after each,
+        and compiles none again that the file holds already.
       summary: file to write the headline figures to, as configs/plans keeps them.
-      picture: file to draw time by class and memory into.
+      picture: file to draw time by class and memory into, as plan.png.
+      search: try meshes, batches and remat policies, minutes each.
+      limit: compilations of a search at most; 0: no limit.
+      report: receives where the picture is, and the progress of a search.
 
     Raises:
       UserError: no such topology, a mesh or batch that does not fit it, or a step
         that does not fit the memory of a chip.
       MissingPackageError: the TPU compiler is not installed.
+
+    Example:
+      rfjax plan --config=configs/sd3.py:24 --topology=v5e:16x16 --picture=plan.png
     """
+    if search:
+        return Search(
+            search_plans(
+                config,
+                topology=topology,
+                limit=limit,
+                json_file=json_file,
+                report=report,
+            )
+        )
     slices = parse_topology(topology)
     sizes = config.mesh.resolve(slices.num_devices)
     sizes.check_batch(
@@ -74,12 +109,13 @@ def plan(
         num_images=num_images
         or config.train.num_steps * config.train.global_batch_size,
     )
-    if json is not None:
-        plan_report.write_json(planned, json)
+    if json_file is not None:
+        plan_report.write_json(planned, json_file)
     if summary is not None:
         plan_report.write_json(planned, summary, headline=True)
     if picture is not None:
         plan_report.draw(planned, picture)
+        report(f"picture: {picture}")
     return planned
 
 
@@ -88,8 +124,8 @@ def search_plans(
     *,
     topology: str,
     limit: int = 0,
-    json: Path | str | None = None,
-    report: Report = print,
+    json_file: Path | str | None = None,
+    report: Report = lambda line: None,
 ) -> list[plan_search.Outcome]:
     """Plans a config on several meshes, batches and remat policies.
 
@@ -97,9 +133,9 @@ def search_plans(
       config: the resolved config; its batch is the middle of those tried.
       topology: as for `plan`.
       limit: compilations at most; 0: no limit.
-      json: file to write the outcomes to after each; those it holds already from an
-        earlier search of the same model and topology are not compiled again.
-      report: told each outcome and the progress.
+      json_file: file to write the outcomes to after each; those it holds already from
+        an earlier search of the same model and topology are not compiled again.
+      report: receives each outcome and the progress.
 
     Raises:
       UserError: no such topology.
@@ -110,7 +146,7 @@ def search_plans(
     # What the options leave alone; with another model, old outcomes do not count.
     fixed = dataclasses.replace(config.model, remat="none"), config.data
     key = f"{slices} {digest(repr((*fixed, config.train.micro_batches)))}"
-    done = plan_search.read_json(json, key=key) if json is not None else []
+    done = plan_search.read_json(json_file, key=key) if json_file is not None else []
 
     def plan_option(option: plan_search.Option) -> Plan:
         batch_size = option.per_chip_batch_size * slices.num_devices
@@ -123,8 +159,8 @@ def search_plans(
         return plan(changed, topology=topology)
 
     def save(outcomes: list[plan_search.Outcome]) -> None:
-        if json is not None:
-            plan_search.write_json(outcomes, json, key=key)
+        if json_file is not None:
+            plan_search.write_json(outcomes, json_file, key=key)
 
     per_chip = config.train.global_batch_size // slices.num_devices
     candidates = plan_search.options(

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rfjax import config as configs
 from rfjax import schema
+from rfjax.commands.flags import Report, SweepFields
 from rfjax.commands.job import (
-    Report,
     flops_per_sample,
     make_mesh_for,
     read_manifest,
@@ -25,29 +26,48 @@ from rfjax.scaling.study.grid import Cell, GridConfig, make_cells
 from rfjax.scaling.study.sweep import run_locally
 
 
+@dataclasses.dataclass(frozen=True)
+class Swept:
+    """How a sweep ended.
+
+    Attributes:
+      failed: names of the cells that failed.
+    """
+
+    failed: Sequence[str] = ()
+
+    @property
+    def exit_status(self) -> int:
+        """1 if a cell failed."""
+        return int(bool(self.failed))
+
+    def __str__(self) -> str:
+        return f"failed: {', '.join(self.failed)}" if self.failed else ""
+
+
 def sweep(
-    fields: Mapping[str, Any],
+    fields: SweepFields,
     *,
     workdir: Path | str,
     dry_run: bool = False,
-    report: Report,
-) -> list[str]:
-    """Trains every cell of a depth study, one after the other; resumes if killed.
+    report: Report = lambda line: None,
+) -> Swept:
+    """Trains the cells of a depth study one after the other, or resumes it.
 
     Args:
       fields: {"base": fields of a run config, "grid": fields of `GridConfig`,
         "forecast": fields of `ForecastConfig`, may be left out}.
       workdir: sweep folder; holds one run folder a cell and `runs.csv`.
-      dry_run: report the table of cells with their cost and stop.
+      dry_run: print the table of cells with their cost and stop.
       report: receives the table and a line for each event.
-
-    Returns:
-      Names of the cells that failed.
 
     Raises:
       Stopped: a signal asked to stop; the cell under way is saved.
       UserError: if the grid or any cell's config is wrong, or by the pilot's law an
         optimum would lie on the edge of the grid; nothing was trained then.
+
+    Example:
+      rfjax sweep --config=configs/sweeps/emoji_depth.py --workdir=runs/depth --dry-run
     """
     for section in ("base", "grid"):
         if section not in fields:
@@ -75,7 +95,7 @@ def sweep(
     }
     report(budget.describe(costs, seconds=seconds, forecast=expected, pilot=pilot))
     if dry_run:
-        return []
+        return Swept()
 
     def train_cell(cell: Cell, folder: Path) -> None:
         train(
@@ -85,12 +105,14 @@ def sweep(
             report=lambda line: None,
         )
 
-    return run_locally(
-        cells,
-        workdir=workdir,
-        train_cell=train_cell,
-        flops_of_cell={cost.name: cost.new_flops for cost in costs},
-        report=report,
+    return Swept(
+        run_locally(
+            cells,
+            workdir=workdir,
+            train_cell=train_cell,
+            flops_of_cell={cost.name: cost.new_flops for cost in costs},
+            report=report,
+        )
     )
 
 

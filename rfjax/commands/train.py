@@ -10,8 +10,8 @@ from clu import parameter_overview
 
 from rfjax import checkpoint, run_folder, stopping
 from rfjax import config as configs
+from rfjax.commands.flags import Report, RunConfig
 from rfjax.commands.job import (
-    Report,
     describe_run,
     make_job_here,
 )
@@ -22,26 +22,29 @@ from rfjax.train import loop
 
 
 def train(
-    config: Config,
+    config: RunConfig,
     *,
     workdir: Path | str,
-    report: Report,
     branch_from: Path | str | None = None,
+    report: Report = lambda line: None,
 ) -> None:
-    """Trains to the last step; resumes where an earlier call was stopped or killed.
+    """Trains a run to its last step, or resumes it where it was stopped or killed.
 
     Args:
       config: the resolved config.
       workdir: run folder; made if missing.
-      report: receives the parameter table and a line for each event.
       branch_from: run folder of a run at constant rate with otherwise the same config.
         A fresh run starts from its newest checkpoint before the own cooldown, and is
         to the bit what it would have been from scratch.
+      report: receives the parameter table and a line for each event.
 
     Raises:
       Stopped: a signal asked to stop; what was trained is saved.
       UserError: config, data, mesh and folder do not fit together.
       MissingFileError: the data is missing.
+
+    Example:
+      rfjax train --config=configs/emoji.py --workdir=runs/emoji --config.seed=1
     """
     workdir = Path(workdir)
     job, manifest = make_job_here(config)

@@ -16,7 +16,7 @@ import pytest
 
 from rfjax import checkpoint, commands, run_folder
 from rfjax import config as configs
-from rfjax.main import apply_overrides, load_config_file
+from rfjax.config_files import apply_overrides, load_config_file
 from rfjax.parallel import mesh as meshes
 from rfjax.parallel import processes
 

@@ -8,32 +8,35 @@ from pathlib import Path
 
 from rfjax import whole_files
 from rfjax.bench.checkpoint import CheckpointReport, measure_saving
-from rfjax.commands.job import Report, make_job_here
-from rfjax.config import Config
+from rfjax.commands.flags import JsonFile, Report, RunConfig
+from rfjax.commands.job import make_job_here
 from rfjax.errors import UserError
 from rfjax.parallel import mesh as meshes
 
 
 def bench_checkpoint(
-    config: Config,
+    config: RunConfig,
     *,
     folder: Path | str | None = None,
     rounds: int = 5,
-    json: Path | str | None = None,
+    json_file: JsonFile = None,
     report: Report = lambda line: None,
 ) -> CheckpointReport:
     """Times how long a checkpoint holds training up, beside bare writes.
 
     Args:
       config: the resolved config; checkpoint.every_steps says how often it saves.
-      folder: on the disk to measure; a new folder in it is written and removed. By
-        default where the system keeps temporary files.
+      folder: on the disk to measure, that of temporary files if absent; a new folder
+        in it is written and removed.
       rounds: how often everything is timed, in turns.
-      json: file to write the figures to.
+      json_file: file to write the figures to.
       report: receives a line for each round.
 
     Raises:
       UserError: a wrong setting.
+
+    Example:
+      rfjax bench checkpoint --config=configs/bench.py --folder=/mnt/disk
     """
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"--folder must be an existing folder, got {folder}.")
@@ -52,6 +55,6 @@ def bench_checkpoint(
             rounds=rounds,
             report=report,
         )
-    if json is not None:
-        whole_files.write_json(json, measured.to_json())
+    if json_file is not None:
+        whole_files.write_json(json_file, measured.to_json())
     return measured

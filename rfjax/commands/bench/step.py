@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 
 from rfjax import whole_files
 from rfjax.bench.diffusers_peer import make_step
 from rfjax.bench.step import StepReport, time_in_turns
-from rfjax.commands.job import Report, make_job_here
+from rfjax.commands.flags import JsonFile, Report, RunConfig
+from rfjax.commands.job import make_job_here
 from rfjax.config import Config
 from rfjax.errors import UserError
 from rfjax.export.save import diffusers_config
@@ -28,25 +28,28 @@ from rfjax.types import Batch
 
 
 def bench_step(
-    config: Config,
+    config: RunConfig,
     *,
     rounds: int = 5,
     peer: str | None = None,
-    json: Path | str | None = None,
+    json_file: JsonFile = None,
     report: Report = lambda line: None,
 ) -> StepReport:
-    """Times the train step of a config on the devices that are there.
+    """Times a train step on the devices that are there, beside that of a peer.
 
     Args:
       config: the resolved config.
       rounds: how often everything is timed, in turns.
-      peer: "diffusers" to time the same step in PyTorch, on the CPU in float32.
-      json: file to write the figures to.
+      peer: diffusers, to time the same step in PyTorch, on the CPU in float32.
+      json_file: file to write the figures to.
       report: receives a line for each round.
 
     Raises:
       UserError: a wrong setting, or a peer that cannot do the same work.
       MissingPackageError: the peer is not installed.
+
+    Example:
+      rfjax bench step --config=configs/bench.py --peer=diffusers
     """
     if rounds < 1:
         raise UserError(f"--rounds must be at least 1, got {rounds}.")
@@ -95,8 +98,8 @@ def bench_step(
         peer=tuple(seconds.pop(peer, ())),
         parts={name: tuple(times) for name, times in seconds.items()},
     )
-    if json is not None:
-        whole_files.write_json(json, measured.to_json())
+    if json_file is not None:
+        whole_files.write_json(json_file, measured.to_json())
     return measured
 
 
