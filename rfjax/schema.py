@@ -125,7 +125,7 @@ def describe(
     texts = {p.arg_name: " ".join((p.description or "").split()) for p in texts}
     for field in dataclasses.fields(cls):
         default = field.default
-        if field.default_factory is not dataclasses.MISSING:
+        if field.default_factory is not MISSING and _KINDS not in field.metadata:
             default = field.default_factory()
         value = values.get(field.name, default)
         info = FieldInfo(
@@ -163,12 +163,8 @@ def _section_of(
             if isinstance(value, cls):
                 kind = name
         return table.get(kind), f"kind {kind}, one of {', '.join(table)}"
-    for option in (hint, *typing.get_args(hint)):
-        if dataclasses.is_dataclass(option):
-            names = {f.name for f in dataclasses.fields(option)}
-            if not isinstance(value, Mapping) or set(value) <= names:
-                return option, ""
-    return None, ""
+    section = hint if dataclasses.is_dataclass(hint) else None
+    return section, ""
 
 
 def _type_name(hint: Any) -> str:

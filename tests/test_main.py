@@ -146,22 +146,22 @@ DATA_SET = f"--config={ROOT}/configs/data/emoji.py"
         (
             ["train", SWEEP, "--workdir=w"],
             1,
-            r"is that of a sweep; `rfjax sweep` takes",
+            r"is that of a sweep; `rfjax sweep`",
         ),
         (
             ["plan", DATA_SET, "--topology=v5e:2x2"],
             1,
-            r"that of a data set; `rfjax enc",
+            r"that of a data set; `rfjax",
         ),
         (
             ["sweep", DEBUG, "--workdir=w"],
             1,
-            r"config of a sweep, and is that of a run",
+            r"of a sweep, and is that of a run",
         ),
         (
             ["encode", DEBUG, "--out=o"],
             1,
-            r"config of a data set, and is that of a run",
+            r"of a data set, and is that of a",
         ),
         (["import", SWEEP, "--workdir=w", "--from=f"], 1, r"is that of a sweep"),
         (["config", "no.py"], 1, r"no\.py does not exist"),
@@ -186,7 +186,7 @@ DATA_SET = f"--config={ROOT}/configs/data/emoji.py"
         (
             ["fit", "--out=o", "--table=t", "--columns=N"],
             1,
-            r"as in params=N,samples=D",
+            r"as in params=N,samples=",
         ),
         (
             ["train", SD3_OF_7, "--workdir=w"],
@@ -226,9 +226,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, capsys):
         lines = capsys.readouterr().err.splitlines()
         assert lines[0].startswith("Traceback")
         assert name in lines[-2]
-        assert re.match(
-            r"rfjax verify: this is a bug in rfjax .*: rfjax verify", lines[-1]
-        )
+        assert re.match(r"rfjax verify: this is a bug in rfjax .*: rfjax v", lines[-1])
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
@@ -246,7 +244,8 @@ def test_a_file_where_a_folder_must_be(tmp_path, capsys):
     out = tmp_path / "file" / "out"
     args = ["encode", DATA_SET, f"--out={out}", "--config.source.max_emoji=4"]
     assert main.run(args) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("rfjax encode: Not a directory: ")
 
 
 def call_of(*args):
@@ -319,7 +318,9 @@ def test_every_field_of_a_shipped_config_is_explained(path, capsys):
     )
     assert expected in text.splitlines()[0]
     # The line under a value says what the field is, and not only of which type.
-    unexplained = re.findall(r"^(\S+) = .*\n    \(", text, re.M)
+    unexplained = re.findall(
+        r"^(\S+) = .*\n    \((?:int|str|float|bool|tuple)", text, re.M
+    )
     assert not unexplained
     sections = re.findall(r"^(\S+): +(?:\(|$)", text, re.M)
     assert not sections

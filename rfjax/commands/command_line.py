@@ -69,7 +69,9 @@ def make_app() -> cyclopts.App:
         version_flags=(),
         console=rich.console.Console(width=WIDTH),
         default_parameter=cyclopts.Parameter(
-            allow_repeating=True, negative_iterable=(), show_choices=False
+            allow_repeating=True,
+            negative_iterable=(),
+            show_choices=False,
         ),
     )
     groups = {None: app}
@@ -166,7 +168,9 @@ def _one_line(error: cyclopts.CycloptsError, name: str) -> str:
         for flag in argument.names
         if argument.parse
     }
-    unused = error.unused_tokens or []
+    unused = list(error.unused_tokens or ())
+    if isinstance(error, cyclopts.UnknownOptionError):
+        unused.append(error.token.keyword or error.token.value)
     if isinstance(error, cyclopts.MissingArgumentError) and error.keyword:
         return f"{error.keyword} needs a value; {see}"
     for token in unused:  # before what is missing: that may be what was mistyped
@@ -190,7 +194,9 @@ def _print_rows(console: Any, options: Any, panel: HelpPanel) -> None:
         return
     rows = []
     for entry in panel.entries:
-        form = ", ".join(entry.all_options)
+        form = ", ".join((*entry.positive_names, *entry.positive_shorts))
+        if entry.default == "True":
+            form += f", {entry.negative_names[0]}"
         if panel.format == "parameter" and entry.metavar:
             form += f"={entry.metavar.partition('|')[0]}"
         words = "".join(part.text for part in console.render(entry.description or ""))

@@ -87,7 +87,9 @@ def fit(
     size_measure: Annotated[str, _flag("--size")] = "params",
     loss: str | None = None,
     num_bootstraps: Annotated[int, _flag("--bootstraps")] = 1000,
-    holdout: bool = True,
+    holdout: Annotated[
+        bool, Parameter(negative=("--no-holdout", "--noholdout"))
+    ] = True,
     mid_run: bool = False,
     where: str | None = None,
     budgets: Annotated[
