@@ -12,8 +12,10 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import docstring_parser
 
 from rfjax.errors import UserError
 
@@ -143,6 +145,120 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 _KINDS, _DEFAULT_KIND, _IS_LIST = "kinds", "default_kind", "is_list"  # field metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldInfo:
+    """One field of a config, for a reader.
+
+    Attributes:
+      name: with its sections, as "model.depth".
+      text: its line in the docstring of its dataclass.
+      value: in this config; `MISSING` if it must be set and is not.
+      default: `MISSING` if it must be set.
+      type: as it is annotated; for a section the kinds it may be of, or "section".
+      is_section: whether it holds further fields, which follow it.
+    """
+
+    name: str
+    text: str
+    value: Any
+    default: Any
+    type: str
+    is_section: bool
+
+
+MISSING = dataclasses.MISSING
+
+
+def describe(
+    cls: type, values: Mapping[str, Any], *, prefix: str = ""
+) -> Iterator[FieldInfo]:
+    """All fields of a config dataclass with their values, sections before their fields.
+
+    Args:
+      cls: as for `build`.
+      values: as for `build`; may be incomplete, and only its names are checked.
+      prefix: as for `build`.
+
+    Raises:
+      UserError: a field is unknown.
+    """
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            raise UserError(_unknown_field(prefix + name, prefix, known))
+    hints = typing.get_type_hints(cls)
+    texts = docstring_parser.parse(cls.__doc__).params
+    texts = {p.arg_name: " ".join((p.description or "").split()) for p in texts}
+    for field in dataclasses.fields(cls):
+        default = field.default
+        if field.default_factory is not MISSING and _KINDS not in field.metadata:
+            default = field.default_factory()
+        value = values.get(field.name, default)
+        info = FieldInfo(
+            name=prefix + field.name,
+            text=texts.get(field.name, ""),
+            value=value,
+            default=default,
+            type=_type_name(hints[field.name]),
+            is_section=False,
+        )
+        section, kinds = _section_of(field, hints[field.name], value)
+        if section is None and not kinds:
+            yield info
+            continue
+        yield dataclasses.replace(info, type=kinds or "section", is_section=True)
+        if section is not None:
+            fields = value if isinstance(value, Mapping) else {}
+            if dataclasses.is_dataclass(value):
+                fields = to_dict(value)
+            if _KINDS in field.metadata:
+                fields = {name: v for name, v in fields.items() if name != "kind"}
+            yield from describe(section, fields, prefix=f"{prefix}{field.name}.")
+
+
+def _section_of(
+    field: dataclasses.Field, hint: Any, value: Any
+) -> tuple[type | None, str]:
+    """The config dataclass of a section, and the kinds that it may be of."""
+    if _KINDS in field.metadata:
+        table = field.metadata[_KINDS]
+        kind = field.metadata[_DEFAULT_KIND]
+        if isinstance(value, Mapping):
+            kind = value.get("kind", kind)
+        for name, cls in table.items():
+            if isinstance(value, cls):
+                kind = name
+        return table.get(kind), f"kind {kind}, one of {', '.join(table)}"
+    section = hint if dataclasses.is_dataclass(hint) else None
+    return section, ""
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is None and isinstance(hint, type):
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("| None", "or None")
+
+
+_KINDS, _DEFAULT_KIND = "kinds", "default_kind"  # in the metadata of a field
+
+
+def _build_one_of(value: Any, metadata: Mapping[str, Any], *, name: str) -> Any:
+    table = metadata[_KINDS]
+    if isinstance(value, tuple(table.values())):
+        return value
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name} must be a section of fields, got {value!r}.")
+    kind = value.get("kind", metadata[_DEFAULT_KIND])
+    if kind not in table:
+        near = difflib.get_close_matches(str(kind), table, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(
+            f"{name}.kind must be one of {', '.join(table)}, got {kind!r}{hint}"
+        )
+    fields = {field: entry for field, entry in value.items() if field != "kind"}
+    return build(table[kind], fields, prefix=f"{name}.")
 
 
 def _plain(value: Any, metadata: Mapping[str, Any]) -> Any:

@@ -35,8 +35,9 @@ RANKS = {
     "plan": 5,
     "bench": 5,
     "config": 6,
-    "commands": 7,
-    "main": 8,
+    "config_files": 7,
+    "commands": 8,
+    "main": 9,
 }
 # The only places that may name these packages, outside of functions or inside.
 HEAVY = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rfjax import config as configs
-from rfjax.main import apply_overrides, load_config_file
+from rfjax.config_files import apply_overrides, load_config_file
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"

@@ -15,7 +15,7 @@ import pytest
 
 from rfjax import checkpoint, checksums, commands, run_folder, whole_files
 from rfjax import config as configs
-from rfjax.main import load_config_file
+from rfjax.config_files import load_config_file
 from rfjax.scaling.study import sweep
 
 ROOT = Path(__file__).parents[1]

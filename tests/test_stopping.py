@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signals: what they ask for, what they interrupt, and the exit status they leave."""
 
+import importlib
 import os
 import pty
 import signal
@@ -12,6 +13,9 @@ import time
 import pytest
 
 from rfjax import checkpoint, main, stopping
+
+# The file whose function `rfjax verify` calls.
+VERIFY = importlib.import_module("rfjax.commands.verify")
 
 HEADER = """
 import hashlib, os, signal, sys, time
@@ -187,7 +191,7 @@ def test_a_signal_after_the_end_changes_nothing(monkeypatch):
                 signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(stopping, "StopSignals", Late)
-    monkeypatch.setitem(main.COMMANDS, "verify", main.Command(lambda v: 0, "", {}))
+    monkeypatch.setattr(VERIFY, "verify", lambda: None)
     assert main.run(["verify"]) == 0
 
 
@@ -195,12 +199,13 @@ def test_a_terminal_that_is_gone_is_a_hangup(tmp_path):
     """Nothing can be printed then, and the status is still that of SIGHUP."""
     script = """
 import signal, sys, time
+from importlib import import_module
 from rfjax import main
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-def wait(values):
+def wait():
     print("ready", flush=True)
     time.sleep(30)
-main.COMMANDS["verify"] = main.Command(wait, "", {})
+import_module("rfjax.commands.verify").verify = wait
 sys.argv = ["rfjax", "verify"]
 sys.exit(main.run())
 """
@@ -225,21 +230,21 @@ def test_what_a_library_makes_of_a_stop_is_no_error_of_its_own(
 ):
     """An interrupted read must not look like a damaged checkpoint."""
 
-    def read(values):
+    def read():
         with checkpoint._readable(tmp_path, 3):
             try:
                 signal.raise_signal(signal.SIGTERM)
             except KeyboardInterrupt as stopped:
                 raise RuntimeError("error while reading array index") from stopped
 
-    def fail(values):
+    def fail():
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
             raise OSError("the loop is closed")
 
     for run in (read, fail):
-        monkeypatch.setitem(main.COMMANDS, "verify", main.Command(run, "", {}))
+        monkeypatch.setattr(VERIFY, "verify", run)
         assert main.run(["verify"]) == 143
         assert capsys.readouterr().err == "rfjax verify: stopped by SIGTERM\n"
     with pytest.raises(checkpoint.CheckpointError), checkpoint._readable(tmp_path, 3):
@@ -248,10 +253,10 @@ def test_what_a_library_makes_of_a_stop_is_no_error_of_its_own(
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)
 def test_every_command_ends_with_the_status_of_its_signal(number, monkeypatch, capsys):
-    def wait(values):
+    def wait():
         signal.raise_signal(number)
 
-    monkeypatch.setitem(main.COMMANDS, "verify", main.Command(wait, "", {}))
+    monkeypatch.setattr(VERIFY, "verify", wait)
     # The tests themselves may run under nohup.
     previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:

@@ -1,34 +1,106 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands as functions: what a notebook calls, and `rfjax NAME` after its flags.
+"""The commands: one file and one function each, for the shell and a notebook alike.
 
-`fit` and `export` live beside their parts: `rfjax.scaling.report.folder.run_fit` and
-`rfjax.export.save.export_run`.
+    rfjax evaluate --workdir=runs/emoji          in a shell
+    commands.evaluate("runs/emoji")              in a notebook
+
+The command line is read off a function: flags and types off its signature, help off its
+docstring, whose `Example:` section ends the help. What it returns is printed; if that
+has an `exit_status`, the process ends with it. A new command is a file with a function
+here, and an entry in `COMMANDS`.
 """
 
-from rfjax.commands.benching import bench_checkpoint, bench_data, bench_step
-from rfjax.commands.encoding import encode
-from rfjax.commands.evaluating import draw_run, evaluate
-from rfjax.commands.planning import layout, plan, search_plans
-from rfjax.commands.sampling import sample, sample_sheet
-from rfjax.commands.studying import coordinates, sweep
-from rfjax.commands.training import import_run, train
-from rfjax.commands.verifying import verify_run
+from __future__ import annotations
 
-__all__ = [
-    "bench_checkpoint",
-    "bench_data",
-    "bench_step",
-    "coordinates",
-    "draw_run",
-    "encode",
-    "evaluate",
-    "import_run",
-    "layout",
-    "plan",
-    "sample",
-    "sample_sheet",
-    "search_plans",
-    "sweep",
-    "train",
-    "verify_run",
-]
+import dataclasses
+import importlib
+import os
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What a word after `rfjax` calls, and what must hold before JAX is imported.
+
+    Attributes:
+      function: "FILE:FUNCTION" in this folder; imported only when it is called, so that
+        `rfjax --help` is quick.
+      computes: most of its time goes into the model, which large memory pages make
+        faster on a CPU.
+      joins: it runs in all processes of a job at once.
+      environment: variables that it sets; JAX reads them when it is imported.
+      only_with: flags of which one must be given for that; empty: always.
+    """
+
+    function: str
+    computes: bool = False
+    joins: bool = False
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    only_with: tuple[str, ...] = ()
+
+    def prepare(self, args: Sequence[str]) -> None:
+        """Sets the variables for a call with these arguments."""
+        given = {arg.partition("=")[0] for arg in args}
+        if not self.only_with or given & set(self.only_with):
+            os.environ.update(self.environment)
+
+
+# Nothing runs: no accelerator of this machine is to be claimed.
+_CPU = {"JAX_PLATFORMS": "cpu"}
+
+COMMANDS = {
+    "encode": Command("encode:encode"),
+    "verify": Command("verify:verify"),
+    "config": Command("config:describe_config"),
+    "train": Command("train:train", computes=True, joins=True),
+    "evaluate": Command("evaluate:evaluate", computes=True, joins=True),
+    "sample": Command("sample:sample", computes=True),
+    "layout": Command(
+        "layout:layout", environment=_CPU, only_with=("--devices", "--topology")
+    ),
+    "plan": Command(
+        "plan:plan",
+        # A program for absent devices cannot be read back from JAX's cache.
+        environment=_CPU | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+    ),
+    "bench step": Command("bench.step:bench_step", computes=True),
+    "bench checkpoint": Command("bench.checkpoint:bench_checkpoint", computes=True),
+    "bench data": Command("bench.data:bench_data"),
+    "sweep": Command("sweep:sweep", computes=True),
+    "coordinates": Command("coordinates:coordinates", computes=True),
+    "fit": Command("fit:fit"),
+    "export": Command("export:export"),
+    "import": Command("import_weights:import_weights"),
+    "completion": Command("completion:completion"),
+}
+
+_FILES = {
+    function: f"{__name__}.{file}"
+    for file, function in (c.function.split(":") for c in COMMANDS.values())
+}
+
+__all__ = ["COMMANDS", "Command", *_FILES]
+
+
+class _Commands(types.ModuleType):
+    """This package: `commands.train` is the function, not the file of that name.
+
+    The function's file is imported at its first use. Python then makes the file an
+    attribute of this package; here the function takes its place.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _FILES:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_FILES[name]), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FILES and isinstance(value, types.ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Commands

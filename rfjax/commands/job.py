@@ -34,8 +34,6 @@ from rfjax.train.optimizer import learning_rate, make_init, make_optimizer
 from rfjax.train.state import TrainState, init_state
 from rfjax.train.step import make_train_step
 
-Report = Callable[[str], None]  # where a command says what it does
-
 
 def read_manifest(config: Config) -> Manifest:
     """What the data is, checked against the model that is to learn it.

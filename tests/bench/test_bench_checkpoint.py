@@ -8,7 +8,7 @@ import pytest
 from rfjax import commands
 from rfjax import config as configs
 from rfjax.bench.checkpoint import CheckpointReport
-from rfjax.main import load_config_file
+from rfjax.config_files import load_config_file
 from rfjax.models import make_model
 
 
@@ -20,7 +20,11 @@ def test_all_of_the_state_is_saved(tmp_path):
     for path in theirs:
         path.write_text("kept")
     measured = commands.bench_checkpoint(
-        config, folder=folder, rounds=2, json=tmp_path / "a.json", report=lines.append
+        config,
+        folder=folder,
+        rounds=2,
+        json_file=tmp_path / "a.json",
+        report=lines.append,
     )
     for times in (measured.step, measured.stall, measured.restore, measured.raw):
         assert len(times) == 2

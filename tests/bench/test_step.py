@@ -11,7 +11,7 @@ import pytest
 from rfjax import commands
 from rfjax import config as configs
 from rfjax.bench.step import StepReport, time_in_turns
-from rfjax.main import load_config_file
+from rfjax.config_files import load_config_file
 
 
 def test_actions_are_timed_in_turns_after_a_first_call():
@@ -68,7 +68,7 @@ def config():
 def test_a_step_is_timed_beside_pytorch(config, tmp_path):
     pytest.importorskip("diffusers")
     measured = commands.bench_step(
-        config, rounds=1, peer="diffusers", json=tmp_path / "step.json"
+        config, rounds=1, peer="diffusers", json_file=tmp_path / "step.json"
     )
     assert list(measured.parts) == ["forward", "forward and backward", "step"]
     assert measured.num_devices == jax.device_count()

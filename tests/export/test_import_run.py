@@ -60,7 +60,7 @@ def stored(workdir, weights, step=None):
 def test_import_then_export_gives_the_same_bytes(weights, tmp_path):
     source, leaves = weights
     workdir = tmp_path / "run"
-    config = commands.import_run(source, fields=FIELDS, workdir=workdir)
+    config = commands.import_weights(source, fields=FIELDS, workdir=workdir).config
     assert config == configs.load(workdir)
     assert (config.model.depth, config.model.dual_attention_blocks) == (2, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "weights"]
@@ -81,8 +81,8 @@ def test_import_then_export_gives_the_same_bytes(weights, tmp_path):
 def test_an_imported_run_is_evaluated_and_trained(weights, tmp_path):
     source, leaves = weights
     workdir = tmp_path / "run"
-    config = commands.import_run(source, fields=FIELDS, workdir=workdir)
-    metrics = commands.evaluate(workdir)
+    config = commands.import_weights(source, fields=FIELDS, workdir=workdir).config
+    metrics = commands.evaluate(workdir).metrics
     assert metrics["step"] == 0
     assert metrics["val/loss"] == metrics["val_ema/loss"] > 0
 
@@ -104,7 +104,7 @@ def test_stored_positions_are_used_and_given_back(weights, tmp_path):
     save_file(tensors, source / MODEL, metadata={"format": "pt"})
 
     workdir = tmp_path / "run"
-    config = commands.import_run(source, fields=FIELDS, workdir=workdir)
+    config = commands.import_weights(source, fields=FIELDS, workdir=workdir).config
     assert config.model.position_file == str(workdir / run_folder.POSITION_FILE)
     save.export_run(workdir, out=tmp_path / "again")
     again = load_file(tmp_path / "again" / "transformer" / MODEL)
@@ -138,7 +138,7 @@ def test_stored_positions_are_used_and_given_back(weights, tmp_path):
     path.write_bytes(flipped)
     with pytest.raises(ValueError, match=r"positions\.npy is damaged .* its checksum"):
         save.export_run(workdir, out=tmp_path / "not")
-    assert commands.verify_run(workdir, report=print)["position table"]
+    assert commands.verify(workdir=workdir).damage["position table"]
     assert not (tmp_path / "not").exists()
 
 
@@ -162,7 +162,7 @@ def test_command(weights, tmp_path, capsys):
 def test_data_of_another_size(weights, tmp_path):
     data = FIELDS["data"] | {"pooled_dim": 7}
     with pytest.raises(ValueError, match="model.pooled_dim must be 7 for data set"):
-        commands.import_run(
+        commands.import_weights(
             weights[0], fields=FIELDS | {"data": data}, workdir=tmp_path / "run"
         )
     assert not (tmp_path / "run").exists()
@@ -175,5 +175,5 @@ def test_nothing_is_left_of_a_failed_import(weights, tmp_path):
     save_file(tensors, source / MODEL, metadata={"format": "pt"})
     load.open_weights(source)  # nothing is wrong with names and shapes
     with pytest.raises(ValueError, match="NaN or infinity in proj_out.bias"):
-        commands.import_run(source, fields=FIELDS, workdir=tmp_path / "run")
+        commands.import_weights(source, fields=FIELDS, workdir=tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]

@@ -10,7 +10,7 @@ import pytest
 
 from rfjax import commands
 from rfjax import config as configs
-from rfjax.main import apply_overrides, load_config_file
+from rfjax.config_files import apply_overrides, load_config_file
 from rfjax.plan.traced_flops import traced_flops
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def test_a_small_config_is_compiled_for_a_real_topology(topology, tmp_path):
     plan = commands.plan(
         config,
         topology=topology,
-        json=tmp_path / "plan.json",
+        json_file=tmp_path / "plan.json",
         picture=tmp_path / "plan.png",
     )
     assert plan.flops_seen_ratio == pytest.approx(1.0, abs=0.05)
@@ -92,9 +92,15 @@ def test_a_search_reports_each_option_and_goes_on_from_its_file(tmp_path):
     path, lines = tmp_path / "search.json", []
 
     def run():
-        return commands.search_plans(
-            config, topology="v5e:2x2", limit=1, json=path, report=lines.append
+        found = commands.plan(
+            config,
+            topology="v5e:2x2",
+            search=True,
+            limit=1,
+            json_file=path,
+            report=lines.append,
         )
+        return found.outcomes
 
     first, second = run(), run()
     assert len(first) == 1

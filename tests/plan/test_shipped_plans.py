@@ -10,7 +10,7 @@ import pytest
 
 from rfjax import commands
 from rfjax import config as configs
-from rfjax.main import load_config_file
+from rfjax.config_files import load_config_file
 from rfjax.plan.topology import parse_topology
 
 ROOT = Path(__file__).parents[2]

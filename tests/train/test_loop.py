@@ -17,7 +17,7 @@ import pytest
 
 from rfjax import checkpoint, commands, main, run_folder, stopping
 from rfjax import config as configs
-from rfjax.main import apply_overrides, load_config_file
+from rfjax.config_files import apply_overrides, load_config_file
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -259,13 +259,13 @@ def test_a_finished_run_is_left_alone(uninterrupted):
 
 
 def test_evaluate_repeats_the_last_validation(uninterrupted):
-    metrics = commands.evaluate(uninterrupted)
+    metrics = commands.evaluate(uninterrupted).metrics
     logged = [
         line for line in run_folder.read_metrics(uninterrupted) if "val/loss" in line
     ][-1]
     for name in ("val/loss", "val_ema/loss", "val_ema/loss_t3"):
         assert metrics[name] == pytest.approx(logged[name], rel=1e-6)
-    older = commands.evaluate(uninterrupted, step=16)
+    older = commands.evaluate(uninterrupted, step=16).metrics
     assert older["val/loss"] != pytest.approx(metrics["val/loss"], rel=1e-5)
 
 
@@ -414,20 +414,20 @@ def test_verify_names_the_damaged_files_of_every_checkpoint(uninterrupted, tmp_p
     shutil.copytree(uninterrupted, workdir)
     (workdir / "checkpoints" / "16" / "data" / "metadata").unlink()
     lines = []
-    found = commands.verify_run(workdir, report=lines.append)
+    found = commands.verify(workdir=workdir, report=lines.append)
     missing = "data/metadata cannot be read (No such file or directory)"
-    assert found == {"checkpoint 16": [missing], "checkpoint 24": []}
+    assert found.damage == {"checkpoint 16": [missing], "checkpoint 24": []}
     assert "checkpoint 16: DAMAGED: data/metadata" in lines[0]
     assert lines[1].startswith("checkpoint 24: verified, ")
     assert main.run(["verify", f"--workdir={workdir}"]) == 1
     assert main.run(["verify", f"--workdir={workdir}", "--step=24"]) == 0
     (workdir / "checkpoints" / "24" / "checksums.json").unlink()
-    found = commands.verify_run(workdir, step=24, report=lines.append)
-    assert found == {"checkpoint 24": ["checksums.json is missing"]}
+    found = commands.verify(workdir=workdir, step=24, report=lines.append)
+    assert found.damage == {"checkpoint 24": ["checksums.json is missing"]}
     for step in (16, 24):
         as_an_older_rfjax_saved_it(workdir / "checkpoints" / str(step))
     lines.clear()
-    assert not any(commands.verify_run(workdir, report=lines.append).values())
+    assert commands.verify(workdir=workdir, report=lines.append).exit_status == 0
     assert all("saved without checksums, cannot be verified" in line for line in lines)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from rfjax import checkpoint, commands, run_folder, stopping
 from rfjax import config as configs
-from rfjax.main import load_config_file
+from rfjax.config_files import load_config_file
 from rfjax.models import make_model
 from rfjax.scaling.study import runs
 from rfjax.scaling.study.grid import Cell
@@ -123,7 +123,7 @@ def fields():
 @pytest.fixture(scope="module")
 def branched(fields, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("sweep") / "branched"
-    assert commands.sweep(fields, workdir=workdir, report=lambda line: None) == []
+    assert not commands.sweep(fields, workdir=workdir).failed
     return workdir
 
 
@@ -142,7 +142,7 @@ def equal(left, right):
 def test_a_dry_run_writes_nothing(fields, tmp_path):
     lines = []
     options = {"workdir": tmp_path / "sweep", "report": lines.append}
-    assert commands.sweep(fields, dry_run=True, **options) == []
+    assert not commands.sweep(fields, dry_run=True, **options).failed
     assert "d01-n192-seed0" in lines[0]
     assert not (tmp_path / "sweep").exists()
     bad = fields | {"grid": {"depths": [1], "num_samples": [128], "dephts": 3}}
@@ -163,7 +163,7 @@ def test_a_sweep_becomes_a_runs_table(branched):
 
 def test_a_branch_is_the_run_from_scratch_to_the_bit(branched, fields, tmp_path):
     alone = fields | {"grid": fields["grid"] | {"schedule": "independent"}}
-    assert commands.sweep(alone, workdir=tmp_path, report=lambda line: None) == []
+    assert not commands.sweep(alone, workdir=tmp_path).failed
     name = "d01-n192-seed0"
     scratch = ema_params(tmp_path / name)
     assert equal(ema_params(branched / name), scratch)
@@ -175,7 +175,7 @@ def test_a_branch_is_the_run_from_scratch_to_the_bit(branched, fields, tmp_path)
 def test_lengths_can_be_added_later(branched, fields):
     longer = fields | {"grid": fields["grid"] | {"num_samples": [128, 192, 256]}}
     lines = []
-    assert commands.sweep(longer, workdir=branched, report=lines.append) == []
+    assert not commands.sweep(longer, workdir=branched, report=lines.append).failed
     assert sum("finished before" in line for line in lines) == 2
     ends = runs.load_runs(branched).query("cooldown_end")
     assert sorted(ends["samples"]) == [128, 192, 256]

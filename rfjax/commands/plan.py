@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a config needs and how fast it is, on devices that are not there."""
+"""What a config needs and how fast it is, on TPUs that are not there."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from rfjax import whole_files
+from rfjax.commands.flags import JsonFile, Report, RunConfig
 from rfjax.commands.job import (
-    Report,
     digest,
     make_init_state,
     make_job,
@@ -20,9 +20,7 @@ from rfjax.commands.job import (
     with_sharding,
 )
 from rfjax.config import Config
-from rfjax.errors import UserError
 from rfjax.models import make_model
-from rfjax.parallel import layout as layouts
 from rfjax.parallel import mesh as meshes
 from rfjax.plan import report as plan_report
 from rfjax.plan import search as plan_search
@@ -31,75 +29,64 @@ from rfjax.plan.step import plan_step
 from rfjax.plan.topology import check_compiler, make_devices, parse_topology
 
 
-def layout(
-    config: Config,
-    *,
-    num_devices: int | None = None,
-    topology: str | None = None,
-    json: Path | str | None = None,
-    picture: Path | str | None = None,
-) -> layouts.StateLayout:
-    """Who holds what of a config's train state; no device is needed.
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What `plan` found on several meshes, batches and remat policies.
 
-    Args:
-      config: the resolved config.
-      num_devices: of the mesh; or give the topology. By default those that are there.
-      topology: chips, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16.
-      json: file to write the figures to.
-      picture: file to draw the bytes of each parameter into.
-
-    Raises:
-      UserError: the mesh fits neither the devices nor the model.
+    Attributes:
+      outcomes: one for each that was compiled.
     """
-    if num_devices is not None and topology is not None:
-        raise UserError("give either --devices or --topology, not both.")
-    if num_devices is not None and num_devices < 1:
-        raise UserError(f"--devices must be at least 1, got {num_devices}.")
-    if topology is not None:
-        chips = parse_topology(topology)
-        num_devices = chips.num_devices
-        meshes.check_slices(config.mesh.slice, chips.num_slices)
-    sizes = config.mesh.resolve(num_devices or jax.device_count())
-    model = make_model(config.model)
-    described = layouts.lay_out(
-        model.abstract_params(),
-        jax.eval_shape(
-            make_init_state(config, model=model), jax.random.key(config.seed)
-        ),
-        dims=model.dims,
-        mesh=sizes,
-    )
-    if json is not None:
-        whole_files.write_json(json, described.to_json())
-    if picture is not None:
-        layouts.draw(described, picture)
-    return described
+
+    outcomes: Sequence[plan_search.Outcome]
+
+    def __str__(self) -> str:
+        return plan_search.describe(self.outcomes)
 
 
 def plan(
-    config: Config,
+    config: RunConfig,
     *,
     topology: str,
     num_images: int | None = None,
-    json: Path | str | None = None,
+    json_file: JsonFile = None,
     summary: Path | str | None = None,
     picture: Path | str | None = None,
-) -> Plan:
-    """What the TPU compiler says about a config; no TPU is needed.
+    search: bool = False,
+    limit: int = 0,
+    report: Report = lambda line: None,
+) -> Plan | Search:
+    """Predicts memory and speed on TPUs from the compiler alone; no TPU is needed.
 
     Args:
       config: the resolved config.
       topology: chips, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16.
-      num_images: training budget; by default as many as the config trains on.
-      json: file to write all figures to.
+      num_images: training budget; the config's if absent.
+      json_file: file to write all figures to. A search writes its outcomes after each,
+        and compiles none again that the file holds already.
       summary: file to write the headline figures to, as configs/plans keeps them.
-      picture: file to draw time by class and memory into.
+      picture: file to draw time by class and memory into, as plan.png.
+      search: try meshes, batches and remat policies, minutes each.
+      limit: compilations of a search at most; 0: no limit.
+      report: receives where the picture is, and the progress of a search.
 
     Raises:
       UserError: no such topology, a mesh or batch that does not fit it, or a step
         that does not fit the memory of a chip.
       MissingPackageError: the TPU compiler is not installed.
+
+    Example:
+      rfjax plan --config=configs/sd3.py:24 --topology=v5e:16x16 --picture=plan.png
     """
+    if search:
+        return Search(
+            search_plans(
+                config,
+                topology=topology,
+                limit=limit,
+                json_file=json_file,
+                report=report,
+            )
+        )
     slices = parse_topology(topology)
     sizes = config.mesh.resolve(slices.num_devices)
     sizes.check_batch(
@@ -123,12 +110,13 @@ def plan(
         num_images=num_images
         or config.train.num_steps * config.train.global_batch_size,
     )
-    if json is not None:
-        plan_report.write_json(planned, json)
+    if json_file is not None:
+        plan_report.write_json(planned, json_file)
     if summary is not None:
         plan_report.write_json(planned, summary, headline=True)
     if picture is not None:
         plan_report.draw(planned, picture)
+        report(f"picture: {picture}")
     return planned
 
 
@@ -137,8 +125,8 @@ def search_plans(
     *,
     topology: str,
     limit: int = 0,
-    json: Path | str | None = None,
-    report: Report = print,
+    json_file: Path | str | None = None,
+    report: Report = lambda line: None,
 ) -> list[plan_search.Outcome]:
     """Plans a config on several meshes, batches and remat policies.
 
@@ -146,9 +134,9 @@ def search_plans(
       config: the resolved config; its batch is the middle of those tried.
       topology: as for `plan`.
       limit: compilations at most; 0: no limit.
-      json: file to write the outcomes to after each; those it holds already from an
-        earlier search of the same model and topology are not compiled again.
-      report: told each outcome and the progress.
+      json_file: file to write the outcomes to after each; those it holds already from
+        an earlier search of the same model and topology are not compiled again.
+      report: receives each outcome and the progress.
 
     Raises:
       UserError: no such topology.
@@ -159,7 +147,7 @@ def search_plans(
     # What the options leave alone; with another model, old outcomes do not count.
     fixed = dataclasses.replace(config.model, remat="none"), config.data
     key = f"{slices} {digest(repr((*fixed, config.train.micro_batches)))}"
-    done = plan_search.read_json(json, key=key) if json is not None else []
+    done = plan_search.read_json(json_file, key=key) if json_file is not None else []
 
     def plan_option(option: plan_search.Option) -> Plan:
         batch_size = option.per_chip_batch_size * slices.num_devices
@@ -172,8 +160,8 @@ def search_plans(
         return plan(changed, topology=topology)
 
     def save(outcomes: list[plan_search.Outcome]) -> None:
-        if json is not None:
-            plan_search.write_json(outcomes, json, key=key)
+        if json_file is not None:
+            plan_search.write_json(outcomes, json_file, key=key)
 
     state = jax.eval_shape(
         make_init_state(config, model=make_model(config.model)), jax.random.key(0)

@@ -6,12 +6,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+from cyclopts import Parameter
 
-from rfjax import checkpoint, data
+from rfjax import checkpoint, data, whole_files
 from rfjax import config as configs
 from rfjax.commands.job import abstract_params_on, make_reading_mesh
 from rfjax.config import Config
@@ -25,7 +26,79 @@ from rfjax.parallel.sharding import MeshLayout
 from rfjax.types import Conditioning
 
 
+@dataclasses.dataclass(frozen=True)
+class PictureFile:
+    """A picture that was drawn.
+
+    Attributes:
+      path: its file.
+    """
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"wrote {self.path}"
+
+
 def sample(
+    workdir: Path | str,
+    *,
+    prompts: Annotated[Sequence[str], Parameter(name="--prompt")] = (),
+    of_data: Annotated[bool, Parameter(name="--sheet")] = False,
+    out: Path | str | None = None,
+    step: int | None = None,
+    weights: str = "ema",
+    seed: int = 0,
+    num_steps: int | None = None,
+    solver: str | None = None,
+    guidance_scale: float | None = None,
+) -> PictureFile:
+    """Draws pictures of prompts, or a sheet of seen and held-out captions.
+
+    Args:
+      workdir: run folder; its data set gives the text encoder and the codec.
+      prompts: caption to draw; may be given several times.
+      of_data: draw captions of the data set instead.
+      out: picture to write; if absent, sample.png or sample-2.png for prompts, and
+        samples/STEP.png in the run folder for a sheet.
+      step: checkpoint to read; the newest if absent.
+      weights: ema or raw.
+      seed: of the noise.
+      num_steps: solver steps; the run's number if absent.
+      solver: euler, heun or adams_bashforth; the run's if absent.
+      guidance_scale: 1 is unguided; the run's if absent.
+
+    Raises:
+      UserError: a wrong setting, a prompt that is too long, or data without pictures.
+      MissingPackageError: the text encoder's packages are not installed.
+
+    Example:
+      rfjax sample --workdir=runs/emoji --prompt="a fox" --prompt=cactus --seed=1
+    """
+    settings = {
+        "step": step,
+        "weights": weights,
+        "seed": seed,
+        "num_steps": num_steps,
+        "solver": solver,
+        "guidance_scale": guidance_scale,
+    }
+    if of_data == bool(prompts):
+        raise UserError("give either --sheet or at least one --prompt=TEXT.")
+    if of_data:
+        return PictureFile(sample_sheet(workdir, out=out, **settings))
+    images = sample_prompts(workdir, prompts, **settings)
+    out = Path(out or whole_files.unused("sample.png"))
+    picture = sheet.draw_sheet(
+        [sheet.Section("", images, prompts)],
+        title=Path(workdir).name,
+        columns=min(len(prompts), 8),
+    )
+    sheet.save_picture(picture, out)
+    return PictureFile(out)
+
+
+def sample_prompts(
     workdir: Path | str,
     prompts: Sequence[str],
     *,

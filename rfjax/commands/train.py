@@ -1,61 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a run folder, resumes it, branches from it, or fills it from PyTorch."""
+"""Trains a run folder, resumes it, or branches from another run."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
 from clu import parameter_overview
-from jax.sharding import Mesh
 
-from rfjax import checkpoint, checksums, run_folder, stopping, whole_files
+from rfjax import checkpoint, run_folder, stopping
 from rfjax import config as configs
+from rfjax.commands.flags import Report, RunConfig
 from rfjax.commands.job import (
-    Report,
     describe_run,
     make_job_here,
-    make_mesh_for,
-    make_stream,
-    read_manifest,
 )
 from rfjax.config import Config
 from rfjax.errors import UserError
-from rfjax.export.load import merge_model_fields, open_weights
-from rfjax.models import make_model
 from rfjax.parallel import processes
-from rfjax.parallel.sharding import state_shardings
 from rfjax.train import loop
-from rfjax.train.optimizer import make_optimizer
-from rfjax.train.state import TrainState, init_state
 
 
 def train(
-    config: Config,
+    config: RunConfig,
     *,
     workdir: Path | str,
-    report: Report,
     branch_from: Path | str | None = None,
+    report: Report = lambda line: None,
 ) -> None:
-    """Trains to the last step; resumes where an earlier call was stopped or killed.
+    """Trains a run to its last step, or resumes it where it was stopped or killed.
 
     Args:
       config: the resolved config.
       workdir: run folder; made if missing.
-      report: receives the parameter table and a line for each event.
       branch_from: run folder of a run at constant rate with otherwise the same config.
         A fresh run starts from its newest checkpoint before the own cooldown, and is
         to the bit what it would have been from scratch.
+      report: receives the parameter table and a line for each event.
 
     Raises:
       Stopped: a signal asked to stop; what was trained is saved.
       UserError: config, data, mesh and folder do not fit together.
       MissingFileError: the data is missing.
+
+    Example:
+      rfjax train --config=configs/emoji.py --workdir=runs/emoji --config.seed=1
     """
     workdir = Path(workdir)
     job, manifest = make_job_here(config)
@@ -137,74 +126,3 @@ def _branch(workdir: Path, config: Config, *, source: Path) -> None:
     # Before the checkpoint: killed in between, the next call does both again.
     run_folder.inherit_metrics(workdir, source=source, last_step=usable[-1])
     checkpoint.inherit(workdir, source=source, step=usable[-1])
-
-
-def import_run(
-    source: Path | str,
-    *,
-    fields: Mapping[str, Any],
-    workdir: Path | str,
-    format: str = "diffusers",
-) -> Config:
-    """Makes a run folder of PyTorch weights, to be trained on, evaluated and sampled.
-
-    The run stands at step 0 with a fresh optimizer; the weights are its parameters and
-    their moving average alike.
-
-    Args:
-      source: file or folder of weights, as `export.load.open_weights` takes it.
-      fields: of a run config; what its model section leaves out the weights decide.
-      workdir: run folder to make; must be new or empty, and appears only when
-        complete.
-      format: "diffusers" or "sd3".
-
-    Returns:
-      The resolved config of the run.
-
-    Raises:
-      UserError: weights, config and data do not fit together.
-      MissingFileError: the weights or the data are missing.
-    """
-    workdir = Path(workdir)
-    kind = fields.get("model", {}).get("kind", "mmdit")
-    weights = open_weights(source, layout=format, kind=kind)
-    model_fields = merge_model_fields(
-        weights,
-        fields.get("model", {}),
-        position_file=workdir / run_folder.POSITION_FILE,
-    )
-    config = configs.from_config_dict({**fields, "model": model_fields})
-    mesh = make_mesh_for(config)
-    manifest = read_manifest(config)
-    whole_files.check_free(workdir, field="workdir")
-    with whole_files.new_folder(workdir) as folder:
-        run_folder.claim(folder, configs.to_dict(config))
-        describe_run(folder, config, manifest)
-        run_folder.update_run(
-            folder, imported_from=str(source), status="imported", saved_step=0
-        )
-        if weights.positions is not None:
-            positions = folder / run_folder.POSITION_FILE
-            np.save(positions, weights.positions)
-            checksums.write(folder, checksums.compute(folder, [positions]))
-        state = _imported_state(config, weights.read_params(), mesh=mesh)
-        checkpoints = checkpoint.Checkpoints(folder, config=config.checkpoint)
-        checkpoints.save(0, state, data_position=make_stream(config).get_state())
-        checkpoints.close()
-    return config
-
-
-def _imported_state(config: Config, params: Any, *, mesh: Mesh) -> TrainState:
-    """A fresh state around given parameters, laid out as in training."""
-    model = make_model(config.model)
-    init = functools.partial(
-        init_state,
-        init_params=lambda params: params,
-        optimizer=make_optimizer(config.optimizer, model=model),
-    )
-    shapes = jax.eval_shape(init, params)
-    shardings = state_shardings(
-        shapes, params=shapes.params, dims=model.dims, mesh=mesh
-    )
-    params = jax.device_put(params, shardings.params)
-    return jax.jit(init, out_shardings=shardings)(params)

@@ -3,25 +3,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from rfjax.commands.flags import DataSetFields, Progress
 from rfjax.data.encode import encode_dataset, make_encode_config
 from rfjax.data.shards import Manifest
 
 
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A data set that `encode` wrote.
+
+    Attributes:
+      manifest: what is in it.
+      out: its folder.
+    """
+
+    manifest: Manifest
+    out: Path | str
+
+    def __str__(self) -> str:
+        counts = ", ".join(
+            f"{n:,} {split}" for split, n in self.manifest.splits.items()
+        )
+        return f"encoded {self.manifest.name}: {counts} examples in {self.out}"
+
+
 def encode(
-    fields: Mapping[str, Any], *, out: Path | str, progress: bool = True
-) -> Manifest:
+    fields: DataSetFields, *, out: Path | str, progress: Progress = True
+) -> Encoded:
     """Encodes pictures and captions into a data set folder.
 
     Args:
       fields: what configs/data/NAME.py returns, as a dict.
       out: folder to write; must be new or empty, and appears only when complete.
       progress: show a progress bar.
+
+    Example:
+      rfjax encode --config=configs/data/emoji.py --out=data/emoji
     """
     config = make_encode_config(fields)
     with tqdm(
@@ -32,4 +54,4 @@ def encode(
             bar.total = total
             bar.update(done - bar.n)
 
-        return encode_dataset(config, out=out, progress=update)
+        return Encoded(encode_dataset(config, out=out, progress=update), out)

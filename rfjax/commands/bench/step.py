@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a config does on the devices that are there, beside a peer."""
+"""How long a train step takes on the devices that are there, beside a peer's."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 
 from rfjax import whole_files
-from rfjax.bench.checkpoint import CheckpointReport, measure_saving
-from rfjax.bench.data import ReadingReport, measure_reading, write_random_dataset
 from rfjax.bench.diffusers_peer import make_step
 from rfjax.bench.step import StepReport, time_in_turns
-from rfjax.commands.job import Report, make_job_here
+from rfjax.commands.flags import JsonFile, Report, RunConfig
+from rfjax.commands.job import make_job_here
 from rfjax.config import Config
 from rfjax.errors import UserError
 from rfjax.flow import formulations
@@ -25,33 +21,37 @@ from rfjax.parallel import mesh as meshes
 from rfjax.parallel.compiler import compiler_options
 from rfjax.parallel.sharding import MeshLayout
 from rfjax.plan.topology import CHIPS, chip_name_of
-from rfjax.train.loop import Job
 from rfjax.train.step import make_mean_loss
 from rfjax.types import Batch
 
 
 def bench_step(
-    config: Config,
+    config: RunConfig,
     *,
     rounds: int = 5,
     peer: str | None = None,
-    json: Path | str | None = None,
+    json_file: JsonFile = None,
     report: Report = lambda line: None,
 ) -> StepReport:
-    """Times the train step of a config on the devices that are there.
+    """Times a train step on the devices that are there, beside that of a peer.
 
     Args:
       config: the resolved config.
       rounds: how often everything is timed, in turns.
-      peer: "diffusers" to time the same step in PyTorch, on the CPU in float32.
-      json: file to write the figures to.
+      peer: diffusers, to time the same step in PyTorch, on the CPU in float32.
+      json_file: file to write the figures to.
       report: receives a line for each round.
 
     Raises:
       UserError: a wrong setting, or a peer that cannot do the same work.
       MissingPackageError: the peer is not installed.
+
+    Example:
+      rfjax bench step --config=configs/bench.py --peer=diffusers
     """
-    job = _make_job(config, rounds=rounds)
+    if rounds < 1:
+        raise UserError(f"--rounds must be at least 1, got {rounds}.")
+    job, _ = make_job_here(config)
     mesh = job.mesh
     host_batch = next(job.stream)
     actions = {}
@@ -96,16 +96,9 @@ def bench_step(
         peer=tuple(seconds.pop(peer, ())),
         parts={name: tuple(times) for name, times in seconds.items()},
     )
-    if json is not None:
-        whole_files.write_json(json, measured.to_json())
+    if json_file is not None:
+        whole_files.write_json(json_file, measured.to_json())
     return measured
-
-
-def _make_job(config: Config, *, rounds: int) -> Job:
-    """Everything checked before anything is compiled."""
-    if rounds < 1:
-        raise UserError(f"--rounds must be at least 1, got {rounds}.")
-    return make_job_here(config)[0]
 
 
 def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]:
@@ -139,65 +132,3 @@ def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]
         ema_every_steps=config.ema.every_steps,
         num_params=make_model(config.model).num_params,
     )
-
-
-def bench_checkpoint(
-    config: Config,
-    *,
-    folder: Path | str | None = None,
-    rounds: int = 5,
-    json: Path | str | None = None,
-    report: Report = lambda line: None,
-) -> CheckpointReport:
-    """Times how long a checkpoint holds training up, beside bare writes.
-
-    Args:
-      config: the resolved config; checkpoint.every_steps says how often it saves.
-      folder: on the disk to measure; a new folder in it is written and removed. By
-        default where the system keeps temporary files.
-      rounds: how often everything is timed, in turns.
-      json: file to write the figures to.
-      report: receives a line for each round.
-
-    Raises:
-      UserError: a wrong setting.
-    """
-    if folder is not None and not Path(folder).is_dir():
-        raise UserError(f"--folder must be an existing folder, got {folder}.")
-    job = _make_job(config, rounds=rounds)
-    batch = meshes.put_batch(next(job.stream), mesh=job.mesh)
-    rate = config.optimizer.learning_rate
-    with tempfile.TemporaryDirectory(dir=folder) as own_folder:
-        measured = measure_saving(
-            job.init_state(),
-            job.abstract_state,
-            train_step=lambda state: job.train_step(state, batch, rate)[0],
-            config=config.checkpoint,
-            folder=Path(own_folder),
-            rounds=rounds,
-            report=report,
-        )
-    if json is not None:
-        whole_files.write_json(json, measured.to_json())
-    return measured
-
-
-def bench_data(
-    root: Path | str | None, *, rounds: int = 5, json: Path | str | None = None
-) -> ReadingReport:
-    """Times reading a data set against bare ArrayRecord reads, in turns.
-
-    Args:
-      root: data folder; by default random records in the layout of SD3 at 256 px.
-      rounds: how often both are timed.
-      json: file to write the figures to.
-    """
-    if root is not None:
-        measured = measure_reading(root, rounds=rounds)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            write_random_dataset(Path(folder) / "random")
-            measured = measure_reading(Path(folder) / "random", rounds=rounds)
-    if json is not None:
-        whole_files.write_json(json, dataclasses.asdict(measured))
-    return measured

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether training steps move activations alike at every depth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from rfjax import whole_files
+from rfjax.commands.flags import RunConfig
+from rfjax.commands.job import (
+    make_stream,
+    read_manifest,
+)
+from rfjax.errors import UserError
+from rfjax.flow import formulations
+from rfjax.scaling.transfer.coordinates import check_coordinates, fit_slopes
+from rfjax.train.parameterisation import PARAMETERISATIONS
+
+COORDINATES_FILE = "coordinates.json"
+
+
+def _read_depths(_: type, tokens: Sequence[Any]) -> list[int]:
+    text = tokens[0].value
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"--depths must be numbers as in 1,2,4, got {text!r}.")
+    return [int(depth) for depth in text.split(",")]
+
+
+_DEPTHS = Parameter(
+    converter=_read_depths, n_tokens=1, accepts_keys=False, metavar="INT,INT,..."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """How far training steps move activations, depth by depth.
+
+    Attributes:
+      slopes: parameterisation -> activation -> slope of log change over log width.
+      picture: file with the changes behind the slopes.
+    """
+
+    slopes: Mapping[str, Mapping[str, float]]
+    picture: Path
+
+    def __str__(self) -> str:
+        slopes = self.slopes
+        lines = [f"{'slope over width':<18}" + "".join(f"{n:>10}" for n in slopes)]
+        for activation in next(iter(slopes.values())):
+            row = (f"{by_name[activation]:>10.2f}" for by_name in slopes.values())
+            lines.append(f"{activation:<18}" + "".join(row))
+        return "\n".join([*lines, f"figure: {self.picture}"])
+
+
+def coordinates(
+    config: RunConfig,
+    *,
+    depths: Annotated[Sequence[int], _DEPTHS] = (1, 2, 4),
+    num_steps: Annotated[int, Parameter(name="--steps")] = 4,
+    parameterisation: str = "both",
+    out: Path | str,
+) -> Coordinates:
+    """Checks whether training steps move activations alike at every depth.
+
+    Args:
+      config: the resolved config; its depth is replaced, its peak rate is used.
+      depths: at least two, separated by commas; the smallest is the base depth if the
+        config has none.
+      num_steps: training steps, on the run's first batch.
+      parameterisation: standard, mup, or both to compare them.
+      out: folder to write coordinates.json and coordinates.png into; made if missing.
+
+    Raises:
+      UserError: a wrong setting, or a file of somebody else's in the place of the
+        result, before anything is computed.
+
+    Example:
+      rfjax coordinates --config=configs/debug.py --depths=1,2,4 --out=reports/rates
+    """
+    from rfjax.scaling.transfer import coordinate_figure
+
+    read_manifest(config)
+    _check_replaceable(Path(out) / COORDINATES_FILE)
+    base_depth = config.optimizer.base_depth or min(depths)
+    names = PARAMETERISATIONS if parameterisation == "both" else (parameterisation,)
+    optimizers = [
+        dataclasses.replace(
+            config.optimizer, parameterisation=name, base_depth=base_depth
+        )
+        for name in names
+    ]
+    stream = make_stream(config)
+    batch = next(stream)
+    stream.close()
+    points = [
+        point
+        for optimizer in optimizers
+        for point in check_coordinates(
+            batch,
+            model=config.model,
+            optimizer=optimizer,
+            formulation=formulations.parse(config.objective),
+            shift=config.shift,
+            depths=depths,
+            num_steps=num_steps,
+            seed=config.seed,
+        )
+    ]
+    slopes = fit_slopes(points)
+    result = {
+        "base_depth": base_depth,
+        "learning_rate": config.optimizer.learning_rate,
+        "num_steps": num_steps,
+        "slopes": slopes,
+        "points": [dataclasses.asdict(point) for point in points],
+    }
+    whole_files.write_json(Path(out) / COORDINATES_FILE, result)
+    picture = Path(out) / "coordinates.png"
+    with whole_files.replacing(picture) as partial:
+        coordinate_figure.draw_coordinates(points).savefig(partial)
+    return Coordinates(slopes, picture)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises UserError if a file is there that `coordinates` did not write."""
+    if not path.exists():
+        return
+    try:
+        is_ours = "slopes" in json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        is_ours = False
+    if not is_ours:
+        raise UserError(
+            f"out {path.parent} holds a {path.name} that `rfjax coordinates` did not "
+            "write; choose another folder."
+        )

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The validation loss of a checkpoint, and the curves of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rfjax import checkpoint, run_folder, whole_files
+from rfjax import config as configs
+from rfjax.commands.flags import JsonFile
+from rfjax.commands.job import (
+    abstract_params_on,
+    make_evaluators,
+    make_reading_mesh,
+)
+from rfjax.config import Config
+from rfjax.evaluation import validation
+from rfjax.evaluation.curves import draw_curves
+from rfjax.models import make_model
+from rfjax.parallel import processes
+from rfjax.parallel.sharding import MeshLayout
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The validation losses of a checkpoint.
+
+    Attributes:
+      metrics: {"protocol", "step", "val/loss", "val/loss_t0", .., "val_ema/loss", ..}.
+      picture: file with the run's curves and these losses.
+    """
+
+    metrics: dict[str, Any]
+    picture: Path
+
+    def __str__(self) -> str:
+        metrics = self.metrics
+        lines = [
+            f"{metrics['protocol']}, step {metrics['step']}",
+            f"{'t':>5}  {'raw':>8}  {'ema':>8}",
+        ]
+        for level in range(8):
+            raw, ema = (metrics[f"{v}/loss_t{level}"] for v in ("val", "val_ema"))
+            lines.append(f"{level / 8:5.3f}  {raw:8.4f}  {ema:8.4f}")
+        raw, ema = metrics["val/loss"], metrics["val_ema/loss"]
+        lines += [
+            f" mean  {raw:8.4f}  {ema:8.4f}   (t = 1/8 .. 7/8)",
+            f"curves: {self.picture}",
+        ]
+        return "\n".join(lines)
+
+
+def evaluate(
+    workdir: Path | str,
+    *,
+    step: int | None = None,
+    num_samples: int | None = None,
+    json_file: JsonFile = None,
+) -> Evaluation:
+    """Measures the validation loss `val_v1` of a checkpoint, EMA and raw weights.
+
+    Draws it beside the run's curves, into figures/loss.png of the run folder.
+
+    Args:
+      workdir: run folder.
+      step: checkpoint to read; the newest if absent.
+      num_samples: held-out examples; the run's number if absent.
+      json_file: file to write the losses to.
+
+    Raises:
+      MissingFileError: `workdir` is not a run folder, or its data is missing.
+
+    Example:
+      rfjax evaluate --workdir=runs/emoji --json=runs/emoji/evaluation.json
+    """
+    config = configs.load(workdir)
+    step = checkpoint.choose_step(workdir, step)
+    if num_samples is not None:
+        config = dataclasses.replace(
+            config,
+            validation=dataclasses.replace(config.validation, num_samples=num_samples),
+        )
+    mesh = make_reading_mesh(config)
+    model = make_model(config.model, layout=MeshLayout(mesh))
+    evaluators = make_evaluators(config, model=model, mesh=mesh)
+    metrics: dict[str, Any] = {"protocol": validation.PROTOCOL, "step": step}
+    for suffix, weights in (("", "raw"), ("_ema", "ema")):
+        params = checkpoint.restore_params(
+            workdir,
+            abstract_params_on(model, mesh=mesh),
+            weights=weights,
+            step=step,
+            check=weights == "raw",  # the first of the two
+        )
+        metrics |= {
+            f"{evaluator.name}{suffix}/{name}": value
+            for evaluator in evaluators
+            for name, value in evaluator(params).items()
+        }
+    picture = Path(workdir) / "figures" / "loss.png"
+    if processes.is_first():
+        _draw_run(workdir, metrics, config=config, out=picture)
+        if json_file is not None:
+            whole_files.write_json(json_file, metrics)
+    return Evaluation(metrics, picture)
+
+
+def _draw_run(
+    workdir: Path | str, evaluation: Mapping[str, Any], *, config: Config, out: Path
+) -> None:
+    """Draws the run's losses and one evaluation."""
+    draw_curves(
+        run_folder.read_metrics(Path(workdir)),
+        evaluation,
+        title=f"{Path(workdir).resolve().name}: depth {config.model.depth}, "
+        f"{config.objective}, step {evaluation['step']:,}",
+        out=out,
+    )

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch weights of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rfjax.export.save import ExportReport, export_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """Weights that `export` wrote.
+
+    Attributes:
+      report: what was written where.
+    """
+
+    report: ExportReport
+
+    def __str__(self) -> str:
+        report = self.report
+        wrote = (
+            f"wrote step {report.step}, {report.num_params:,} parameters, "
+            f"{report.num_bytes / 1e6:,.1f} MB in {report.out}"
+        )
+        return "\n".join([wrote, *(f"warning: {text}" for text in report.warnings)])
+
+
+def export(
+    workdir: Path | str,
+    *,
+    out: Path | str,
+    layout: Annotated[str, Parameter(name="--format")] = "diffusers",
+    weights: str = "ema",
+    dtype: str = "float32",
+    step: int | None = None,
+    pipeline: Path | str | None = None,
+) -> Exported:
+    """Writes the weights of a checkpoint as PyTorch files with a model card.
+
+    Args:
+      workdir: run folder.
+      out: folder to write; must be new or empty.
+      layout: diffusers, or sd3 (Stability's single file).
+      weights: ema or raw.
+      dtype: float32, bfloat16 or float16, of every tensor.
+      step: checkpoint to read; the newest if absent.
+      pipeline: folder whose vae, text_encoder* and tokenizer* to add, so that `out` is
+        a whole pipeline; for diffusers only.
+
+    Raises:
+      UserError: an unknown choice, a folder that is not empty, or weights or a pipeline
+        that do not fit; nothing is left behind.
+      MissingFileError: `workdir` is not a run folder, or `pipeline` has no vae.
+
+    Example:
+      rfjax export --workdir=runs/emoji --out=export/emoji
+    """
+    report = export_run(
+        workdir,
+        out=out,
+        layout=layout,
+        weights=weights,
+        dtype=dtype,
+        step=step,
+        pipeline=pipeline,
+    )
+    return Exported(report)

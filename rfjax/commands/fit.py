@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Power laws of a sweep, or of a table of somebody else's runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from rfjax.commands.flags import JsonFile
+from rfjax.errors import UserError
+from rfjax.scaling.laws import CannotFit
+from rfjax.scaling.report.folder import FitReport, run_fit
+
+MODEL_FIELDS = ("depth", "size", "samples", "flops")
+
+
+def _read_columns(_: type, tokens: Sequence[Any]) -> dict[str, str]:
+    """params=N,samples=D: our name -> theirs."""
+    pairs = [pair.partition("=") for pair in tokens[0].value.split(",")]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise UserError(
+            f"--columns must be as in params=N,samples=D, got {tokens[0].value!r}."
+        )
+    return {name: value for name, _, value in pairs}
+
+
+def _read_budgets(_: type, tokens: Sequence[Any]) -> list[float]:
+    return [_number(token.value, flag="budget") for token in tokens]
+
+
+def _read_models(_: type, tokens: Sequence[Any]) -> list[dict[str, float]]:
+    """Models to predict, each as depth=12,samples=1e6."""
+    models = []
+    for token in tokens:
+        pairs = [pair.partition("=") for pair in token.value.split(",")]
+        if not all(name in MODEL_FIELDS and equals for name, equals, _ in pairs):
+            raise UserError(
+                f"--forecast must name a model by {', '.join(MODEL_FIELDS)}, as in "
+                f"depth=12,samples=1e6, got {token.value!r}."
+            )
+        models.append({name: _number(v, flag="forecast") for name, _, v in pairs})
+    return models
+
+
+def _number(text: str, *, flag: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(
+            f"--{flag} must be a number such as 1e20, got {text!r}."
+        ) from None
+
+
+def _flag(name: str, *, read: Any = None, metavar: str | None = None) -> Parameter:
+    tokens = {} if read is None else {"n_tokens": 1, "accepts_keys": False}
+    return Parameter(name=name, converter=read, metavar=metavar, **tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A report that `fit` wrote.
+
+    Attributes:
+      report: the fits, and where they were written.
+    """
+
+    report: FitReport
+
+    def __str__(self) -> str:
+        return f"{self.report.summary()}\nreport: {self.report.out / 'index.html'}"
+
+
+def fit(
+    *,
+    runs: Path | str | None = None,
+    table: Path | str | None = None,
+    columns: Annotated[
+        Mapping[str, str] | None,
+        _flag("--columns", read=_read_columns, metavar="OURS=THEIRS,..."),
+    ] = None,
+    out: Path | str,
+    law: str = "chinchilla",
+    size_measure: Annotated[str, _flag("--size")] = "params",
+    loss: str | None = None,
+    num_bootstraps: Annotated[int, _flag("--bootstraps")] = 1000,
+    holdout: Annotated[
+        bool, Parameter(negative=("--no-holdout", "--noholdout"))
+    ] = True,
+    mid_run: bool = False,
+    where: str | None = None,
+    budgets: Annotated[
+        Sequence[float], _flag("--budget", read=_read_budgets, metavar="FLOPS")
+    ] = (),
+    forecasts: Annotated[
+        Sequence[Mapping[str, float]],
+        _flag("--forecast", read=_read_models, metavar="FIELD=NUMBER,..."),
+    ] = (),
+    json_file: JsonFile = None,
+) -> Fitted:
+    """Fits power laws with intervals to a sweep, or to a table of somebody else's runs.
+
+    Args:
+      runs: sweep folder; give this or --table.
+      table: CSV file of somebody else's runs.
+      columns: its columns by our names, as params=N,samples=D,loss=L; optionally
+        train_flops, depth, run and seed.
+      out: report folder to write. An earlier report there is replaced if the folder
+        holds nothing else.
+      law: chinchilla (size and samples), size, samples or compute.
+      size_measure: params, params_without_adaln or flops (per sample).
+      loss: column of the loss; val_ema/loss of runs, or loss of a table, if absent.
+      num_bootstraps: resamples behind the intervals.
+      holdout: test the law on the largest depth.
+      mid_run: also fit points before the learning rate has cooled down.
+      where: rows to fit, as "depth >= 2"; all usable ones if absent.
+      budgets: training FLOPs to find the best model for; may be given several times.
+      forecasts: model to predict, as depth=12,samples=1e6; may be given several times.
+      json_file: file for a second copy of fit.json.
+
+    Raises:
+      UserError: the law cannot be fitted, or `out` holds anything else; nothing is
+        written then.
+      MissingFileError: the runs or the table are missing.
+
+    Example:
+      rfjax fit --runs=runs/depth --out=reports/depth --budget=1e16 --holdout
+    """
+    try:
+        report = run_fit(
+            runs=runs,
+            table=table,
+            columns=columns,
+            out=out,
+            law=law,
+            size_measure=size_measure,
+            loss=loss,
+            num_bootstraps=num_bootstraps,
+            holdout_largest=holdout,
+            mid_run=mid_run,
+            where=where,
+            budgets=budgets,
+            forecasts=forecasts,
+            json=json_file,
+        )
+    except CannotFit as error:
+        raise UserError(str(error)) from error
+    return Fitted(report)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run folder made of PyTorch weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+from cyclopts import Parameter
+from jax.sharding import Mesh
+
+from rfjax import checkpoint, checksums, run_folder, whole_files
+from rfjax import config as configs
+from rfjax.commands.flags import RunFields
+from rfjax.commands.job import (
+    describe_run,
+    make_mesh_for,
+    make_stream,
+    read_manifest,
+)
+from rfjax.config import Config
+from rfjax.export.load import merge_model_fields, open_weights
+from rfjax.models import make_model
+from rfjax.parallel.sharding import state_shardings
+from rfjax.train.optimizer import make_optimizer
+from rfjax.train.state import TrainState, init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A run folder that `import_weights` made.
+
+    Attributes:
+      config: the resolved config of the run.
+      workdir: the folder.
+    """
+
+    config: Config
+    workdir: Path
+
+    def __str__(self) -> str:
+        return (
+            f"imported a model of depth {self.config.model.depth} into {self.workdir}\n"
+            f"resume: rfjax train --config={self.workdir}/config.json "
+            f"--workdir={self.workdir}"
+        )
+
+
+def import_weights(
+    source: Annotated[Path | str, Parameter(name="--from")],
+    *,
+    fields: RunFields,
+    workdir: Path | str,
+    layout: Annotated[str, Parameter(name="--format")] = "diffusers",
+) -> Imported:
+    """Makes a run folder of PyTorch weights, to be trained on, evaluated and sampled.
+
+    The run stands at step 0 with a fresh optimizer; the weights are its parameters and
+    their moving average alike.
+
+    Args:
+      source: safetensors file, or folder with one.
+      fields: of a run config; what its model section leaves out the weights decide.
+      workdir: run folder to make; must be new or empty, and appears only when
+        complete.
+      layout: of the weights, diffusers or sd3.
+
+    Raises:
+      UserError: weights, config and data do not fit together.
+      MissingFileError: the weights or the data are missing.
+
+    Example:
+      rfjax import --from=export/emoji --config=configs/emoji.py --workdir=runs/imported
+    """
+    workdir = Path(workdir)
+    kind = fields.get("model", {}).get("kind", "mmdit")
+    weights = open_weights(source, layout=layout, kind=kind)
+    model_fields = merge_model_fields(
+        weights,
+        fields.get("model", {}),
+        position_file=workdir / run_folder.POSITION_FILE,
+    )
+    config = configs.from_config_dict({**fields, "model": model_fields})
+    mesh = make_mesh_for(config)
+    manifest = read_manifest(config)
+    whole_files.check_free(workdir, field="workdir")
+    with whole_files.new_folder(workdir) as folder:
+        run_folder.claim(folder, configs.to_dict(config))
+        describe_run(folder, config, manifest)
+        run_folder.update_run(
+            folder, imported_from=str(source), status="imported", saved_step=0
+        )
+        if weights.positions is not None:
+            positions = folder / run_folder.POSITION_FILE
+            np.save(positions, weights.positions)
+            checksums.write(folder, checksums.compute(folder, [positions]))
+        state = _imported_state(config, weights.read_params(), mesh=mesh)
+        checkpoints = checkpoint.Checkpoints(folder, config=config.checkpoint)
+        checkpoints.save(0, state, data_position=make_stream(config).get_state())
+        checkpoints.close()
+    return Imported(config, workdir)
+
+
+def _imported_state(config: Config, params: Any, *, mesh: Mesh) -> TrainState:
+    """A fresh state around given parameters, laid out as in training."""
+    model = make_model(config.model)
+    init = functools.partial(
+        init_state,
+        init_params=lambda params: params,
+        optimizer=make_optimizer(config.optimizer, model=model),
+    )
+    shapes = jax.eval_shape(init, params)
+    shardings = state_shardings(
+        shapes, params=shapes.params, dims=model.dims, mesh=mesh
+    )
+    params = jax.device_put(params, shardings.params)
+    return jax.jit(init, out_shardings=shardings)(params)
