@@ -9,8 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rfjax.data.encode import encode_dataset, make_encode_config
-from rfjax.data.shards import Manifest
+from rfjax import schema
+from rfjax.data.encode import EncodeConfig, encode_dataset
+from rfjax.data.manifest import Manifest
 
 
 def encode(
@@ -23,7 +24,7 @@ def encode(
       out: folder to write; must be new or empty, and appears only when complete.
       progress: show a progress bar.
     """
-    config = make_encode_config(fields)
+    config = schema.build(EncodeConfig, fields)
     with tqdm(
         desc=f"encode {config.name}", unit="example", disable=not progress
     ) as bar:
