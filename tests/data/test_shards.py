@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from rfjax.data import shards
-from rfjax.data.manifest import MANIFEST_FILE, Manifest
+from rfjax.data.manifest import MANIFEST_FILE, LatentSpec, Manifest
 from rfjax.data.shards import check
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture
@@ -82,6 +85,18 @@ def test_manifest_round_trip(tiny_root, tiny):
     }
     assert paths | {MANIFEST_FILE} == on_disk
     assert sum(f.num_records for f in manifest.files if f.split == "train") == 37
+
+
+def test_a_manifest_of_an_older_version_is_read_and_written_as_it_was():
+    """To the letter: runs know their data by the hash of this text."""
+    text = (GOLDEN / "manifest_0_1.json").read_text()
+    manifest = Manifest.from_json(text)
+    assert manifest.latent == LatentSpec(shape=(8, 8, 16), codec="patch_pca")
+    assert manifest.creation["grade"] == "emoji"
+    assert manifest.to_json() == text
+    scaled = text.replace('"scale": 1.0', '"scale": 2.0')
+    with pytest.raises(ValueError, match=r"latent\.scale of .* must be 1\.0, got 2\.0"):
+        Manifest.from_json(scaled)
 
 
 def test_empty_caption_and_codec(tiny_root, tiny):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthetic streams behave as those from disk, and can be learnt."""
 
+import hashlib
 import itertools
 
 import jax
@@ -37,6 +38,11 @@ def test_shapes_are_those_of_the_manifest():
     assert manifest.latent_shape == (4, 6, 2)
     assert manifest.context_shape == (3, 5)
     assert manifest.pooled_dim == 7
+
+
+def test_runs_know_the_data_by_the_same_hash_as_ever():
+    text = SyntheticConfig(read_threads=3, shuffle_seed=4).manifest().to_json()
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == "180a6987f2a4"
 
 
 def test_latents_have_mean_zero_and_unit_variance():
