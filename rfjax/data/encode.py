@@ -196,6 +196,7 @@ class _Progress:
         self._callback, self._total, self._done = callback, total, 0
 
     def add(self, num_examples: int) -> None:
+        """Counts examples as done, and reports it."""
         self._done += num_examples
         if self._callback:
             self._callback(self._done, self._total)

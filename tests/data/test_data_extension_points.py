@@ -208,10 +208,11 @@ def _text(slope):
 def test_a_run_trains_and_validates_on_a_new_data_set(tmp_path, monkeypatch):
     monkeypatch.setitem(DATASETS, "gradients", GradientsConfig)
     fields = runpy.run_path(f"{ROOT}/configs/debug.py")["get_config"]().to_dict()
-    fields["data"] = {"kind": "gradients", "num_train": 48, "context_mask": True}
-    fields["train"] |= {"num_steps": 2, "log_every_steps": 1}
+    fields["data"] = {"kind": "gradients", "num_train": 48, }
+    fields["model"] |= {"depth": 1}
+    fields["train"] |= {"num_steps": 2, "log_every_steps": 1, "global_batch_size": 8}
     fields["optimizer"] |= {"warmup_steps": 1, "cooldown_steps": 0}
-    fields["validation"]["every_steps"] = 2
+    fields["validation"] |= {"every_steps": 2, "batch_size": 8}
     config = configs.from_config_dict(fields)
     check_records(config.data)
     commands.train(config, workdir=tmp_path / "run", report=lambda line: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -44,7 +45,7 @@ def read_manifest(root: str | os.PathLike) -> Manifest:
 def make_features(manifest: Manifest) -> tfds.features.FeaturesDict:
     """Returns the TFDS features of one record, in the manifest's shapes."""
 
-    def tensor(shape, dtype=ml_dtypes.bfloat16):
+    def tensor(shape: tuple, dtype: Any = ml_dtypes.bfloat16) -> tfds.features.Tensor:
         # Any other encoding widens bfloat16 or fails to write it.
         return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
 

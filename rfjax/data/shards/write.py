@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,9 @@ def write_dataset(
     return manifest
 
 
-def _describe(root: Path, path: Path, *, split: str = "", num_records: int = 0):
+def _describe(
+    root: Path, path: Path, *, split: str = "", num_records: int = 0
+) -> StoredFile:
     return StoredFile(
         path=path.relative_to(root).as_posix(),
         num_bytes=path.stat().st_size,
@@ -109,8 +111,16 @@ def _describe(root: Path, path: Path, *, split: str = "", num_records: int = 0):
 
 
 def _write_split(
-    root, folder, *, name, split, features, examples, num_records, records_per_shard
-):
+    root: Path,
+    folder: Path,
+    *,
+    name: str,
+    split: str,
+    features: tfds.features.FeaturesDict,
+    examples: Iterable[Mapping[str, Any]],
+    num_records: int,
+    records_per_shard: int,
+) -> list[StoredFile]:
     """Writes one split's shards and returns their descriptions."""
     num_shards = math.ceil(num_records / records_per_shard)
     # Even shards: sizes differ by one record at most.
@@ -142,7 +152,12 @@ def _write_split(
     return shards
 
 
-def _write_tfds_metadata(folder, manifest, features, shards):
+def _write_tfds_metadata(
+    folder: Path,
+    manifest: Manifest,
+    features: tfds.features.FeaturesDict,
+    shards: Sequence[StoredFile],
+) -> None:
     split_infos = []
     for split in manifest.splits:
         own = [shard for shard in shards if shard.split == split]

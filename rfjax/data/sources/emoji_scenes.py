@@ -226,10 +226,10 @@ class SceneSource:
         config = self._config
         size, half = config.image_size, config.image_size // 2
 
-        def side():
+        def side() -> int:
             return int(rng.integers(config.min_object_size, config.max_object_size + 1))
 
-        def place(low, high, length):
+        def place(low: int, high: int, length: int) -> int:
             """A start in [low, high - length]."""
             return int(rng.integers(low, high - length + 1))
 
