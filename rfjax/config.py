@@ -16,7 +16,7 @@ from typing import Any
 
 from rfjax import schema
 from rfjax.checkpoint import CheckpointConfig
-from rfjax.data import DATA_CONFIGS, DataConfig, SyntheticConfig
+from rfjax.data import DATASETS, Dataset
 from rfjax.errors import MissingFileError, UserError
 from rfjax.evaluation import EVALUATORS, EvaluatorConfig
 from rfjax.evaluation.sample import SampleConfig
@@ -56,7 +56,7 @@ class Config:
     objective: str = "rf/lognorm(0.00,1.00)"
     shift: float = 1.0
     model: BackboneConfig = schema.one_of(BACKBONES, default="mmdit", required=True)
-    data: DataConfig | SyntheticConfig = schema.one_of(DATA_CONFIGS)
+    data: Dataset = schema.one_of(DATASETS)
     mesh: MeshConfig = MeshConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()

@@ -20,18 +20,20 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "name": "emoji",
-            "grade": "emoji",
             "source": {
+                "kind": "emoji",
                 "groups": ("animals",),
                 "image_size": 32,
                 "background": "white",
                 "validation_fraction": 0.1,
             },
-            "patch_size": 4,
-            "latent_channels": 16,
-            "whitening": 0.5,
-            "text_encoder": "minilm",
-            "text_length": 12,
+            "codec": {
+                "kind": "patch_pca",
+                "patch_size": 4,
+                "channels": 16,
+                "whitening": 0.5,
+            },
+            "text_encoder": {"kind": "minilm", "length": 12},
             "text_layout": "padded",
             "batch_size": 64,
             "records_per_shard": 1024,

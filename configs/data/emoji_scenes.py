@@ -20,8 +20,8 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "name": "emoji_scenes",
-            "grade": "emoji_scenes",
             "source": {
+                "kind": "emoji_scenes",
                 "image_size": 32,
                 "min_object_size": 13,
                 "max_object_size": 15,
@@ -31,11 +31,13 @@ def get_config(arg: str = "") -> ConfigDict:
                 "num_validation": 512,
                 "seed": 0,
             },
-            "patch_size": 4,
-            "latent_channels": 16,
-            "whitening": 0.5,
-            "text_encoder": "minilm",
-            "text_length": 20,
+            "codec": {
+                "kind": "patch_pca",
+                "patch_size": 4,
+                "channels": 16,
+                "whitening": 0.5,
+            },
+            "text_encoder": {"kind": "minilm", "length": 20},
             "text_layout": "padded",
             "batch_size": 256,
             "records_per_shard": 2048,

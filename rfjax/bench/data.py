@@ -19,8 +19,9 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from rfjax.bench.spread import spread
-from rfjax.data import pipeline, shards
-from rfjax.encoders.patch_codec import fit_patch_codec
+from rfjax.data import shards
+from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
+from rfjax.encoders.images.patch_pca import PatchPCAConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ReadingReport:
 
     Attributes:
       raw: bare ArrayRecord reads, records thrown away.
-      pipeline: batches out of `make_train_stream`.
+      pipeline: batches out of `train_stream`.
       example_bytes: stored size of one example.
     """
 
@@ -73,13 +74,9 @@ def measure_reading(
     manifest = shards.check_shards(root, full=False)
     own = [file for file in manifest.files if file.split == "train"]
     source = ArrayRecordDataSource([str(Path(root) / file.path) for file in own])
-    stream = pipeline.make_train_stream(
-        pipeline.DataConfig(
-            str(root), read_threads=read_threads, prefetch_batches=read_threads
-        ),
-        global_batch_size=batch_size,
-        seed=0,
-    )
+    stream = shards.ShardsConfig(
+        str(root), read_threads=read_threads, prefetch_batches=read_threads
+    ).train_stream(global_batch_size=batch_size, seed=0)
     order = np.random.default_rng(0).integers(
         len(source), size=batch_size * num_batches
     )
@@ -111,7 +108,7 @@ def write_random_dataset(
     context_shape: tuple[int, int] = (154, 4096),
     pooled_dim: int = 2048,
     num_examples: int = 256,
-) -> shards.Manifest:
+) -> Manifest:
     """Writes random records; by default in the layout of SD3 at 256 px (1.3 MB each).
 
     Raises:
@@ -119,7 +116,7 @@ def write_random_dataset(
     """
     rng = np.random.default_rng(0)
     length, context_dim = context_shape
-    encoder = shards.EncoderSpec(
+    encoder = EncoderSpec(
         name="random",
         kind="random",
         context_dim=context_dim,
@@ -145,16 +142,16 @@ def write_random_dataset(
                 **text,
             }
 
-    codec = fit_patch_codec(rng.random((4, 8, 8, 3)), patch_size=4, channels=1)
+    codec = PatchPCAConfig(patch_size=4, channels=1).make(rng.random((4, 8, 8, 3)))
     splits = {"train": num_examples, "validation": 1}
     return shards.write_dataset(
         root,
-        manifest=shards.Manifest(
+        manifest=Manifest(
             name="random",
             grade="random",
             splits=splits,
-            latent=shards.LatentSpec(shape=latent_shape, codec="none"),
-            text=shards.TextSpec(encoders=(encoder,)),
+            latent=LatentSpec(shape=latent_shape, codec="none"),
+            text=TextSpec(encoders=(encoder,)),
         ),
         examples={split: examples(count) for split, count in splits.items()},
         empty_caption=text,

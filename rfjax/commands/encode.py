@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from rfjax import schema
 from rfjax.commands.flags import DataSetFields, Progress
-from rfjax.data.encode import encode_dataset, make_encode_config
-from rfjax.data.shards import Manifest
+from rfjax.data.encode import EncodeConfig, encode_dataset
+from rfjax.data.manifest import Manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ def encode(
     Example:
       rfjax encode --config=configs/data/emoji.py --out=data/emoji
     """
-    config = make_encode_config(fields)
+    config = schema.build(EncodeConfig, fields)
     with tqdm(
         desc=f"encode {config.name}", unit="example", disable=not progress
     ) as bar:

@@ -17,11 +17,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from rfjax import __version__, data, run_folder
+from rfjax import __version__, run_folder
 from rfjax import config as configs
 from rfjax.config import Config
-from rfjax.data import shards
-from rfjax.data.shards import Manifest
+from rfjax.data.manifest import Manifest
 from rfjax.errors import UserError
 from rfjax.evaluation import Evaluator, Subject, validation
 from rfjax.flow import formulations
@@ -41,7 +40,7 @@ def read_manifest(config: Config) -> Manifest:
     Raises:
       UserError: if model and data disagree on a size.
     """
-    manifest = data.read_manifest(config.data)
+    manifest = config.data.manifest()
     config.model.check_data(
         name=manifest.name,
         latent_shape=manifest.latent_shape,
@@ -78,8 +77,7 @@ def abstract_params_on(model: Model, *, mesh: Mesh) -> Any:
 def make_stream(config: Config, *, mesh: Mesh | None = None) -> loop.DataStream:
     """The training batches from the first on: this process's share, or all rows."""
     index, count = (0, 1) if mesh is None else meshes.reading_share(mesh)
-    return data.make_train_stream(
-        config.data,
+    return config.data.train_stream(
         global_batch_size=config.train.global_batch_size,
         seed=config.seed,
         process_index=index,
@@ -174,7 +172,7 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
     Raises:
       UserError: if the run was started on other data under the same path.
     """
-    data_hash = digest(shards.manifest_to_json(manifest))
+    data_hash = digest(manifest.to_json())
     run = run_folder.read_run(workdir)
     if run and run["data_hash"] != data_hash:
         raise UserError(

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from cyclopts import Parameter
 
-from rfjax import checkpoint, data, whole_files
+from rfjax import checkpoint, whole_files
 from rfjax import config as configs
 from rfjax.commands.job import abstract_params_on, make_reading_mesh
 from rfjax.config import Config
-from rfjax.data import shards, sheet
+from rfjax.data import sheet
+from rfjax.encoders.images import ImageCodec
 from rfjax.errors import UserError
 from rfjax.evaluation import captions
 from rfjax.evaluation.sample import SampleConfig, sample_in_batches, sample_noise
@@ -128,7 +129,8 @@ def sample_prompts(
     return _draw(
         workdir,
         config,
-        captions.encode_prompts(_picture_data(config), prompts),
+        config.data.codec(),
+        captions.encode_prompts(config.data, prompts),
         step=step,
         weights=weights,
         seed=seed,
@@ -165,19 +167,20 @@ def sample_sheet(
       The path of the sheet.
     """
     config = configs.load(workdir)
-    data_config = _picture_data(config)
+    codec = config.data.codec()
     step = checkpoint.choose_step(workdir, step)
     parts = [
         ("captions seen in training", "train", num_seen),
         ("captions held out", "validation", num_held_out),
     ]
     texts = [
-        captions.stored_captions(data_config, split, count=count)
+        captions.stored_captions(config.data, split, count=count)
         for _, split, count in parts
     ]
     images = _draw(
         workdir,
         config,
+        codec,
         jax.tree.map(lambda *rows: np.concatenate(rows), *(text for _, text in texts)),
         step=step,
         weights=weights,
@@ -188,7 +191,7 @@ def sample_sheet(
     for (title, _, _), (names, _) in zip(parts, texts, strict=True):
         sections.append(sheet.Section(title, images[: len(names)], names))
         images = images[len(names) :]
-    manifest = data.read_manifest(data_config)
+    manifest = config.data.manifest()
     chosen = _sample_config(config, settings)
     picture = sheet.draw_sheet(
         sections,
@@ -204,6 +207,7 @@ def sample_sheet(
 def _draw(
     workdir: Path | str,
     config: Config,
+    codec: ImageCodec,
     conditioning: Conditioning,
     *,
     step: int | None,
@@ -214,7 +218,6 @@ def _draw(
     """Samples with a checkpoint and decodes: [B, height, width, 3] uint8."""
     mesh = make_reading_mesh(config)
     model = make_model(config.model, layout=MeshLayout(mesh))
-    codec = shards.read_codec(config.data.path)
     params = checkpoint.restore_params(
         workdir,
         abstract_params_on(model, mesh=mesh),
@@ -227,7 +230,7 @@ def _draw(
         sample_noise(
             seed,
             num_samples=len(conditioning.pooled),
-            latent_shape=data.read_manifest(config.data).latent_shape,
+            latent_shape=config.data.manifest().latent_shape,
         ),
         conditioning,
         unconditional=captions.empty_caption(config.data),
@@ -241,13 +244,3 @@ def _draw(
 def _sample_config(config: Config, settings: Mapping[str, Any]) -> SampleConfig:
     given = {name: value for name, value in settings.items() if value is not None}
     return dataclasses.replace(config.sample, **given)
-
-
-def _picture_data(config: Config) -> data.DataConfig:
-    """The run's data section, if there are pictures behind its latents."""
-    if not isinstance(config.data, data.DataConfig):
-        raise UserError(
-            "data.kind must be 'shards' to draw pictures, got a run on synthetic data; "
-            "train on an encoded data set such as configs/emoji.py."
-        )
-    return config.data

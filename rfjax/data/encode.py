@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoding: pictures and captions become latents and text states in shards.
 
-A source gives numbered examples; the codec is fitted to training pictures; then batches
-go through codec and text encoder into the writer, one example at a time.
+A source gives numbered examples; the codec is made, fitted to training pictures if it
+needs to be; then batches go through codec and text encoder into the writer, one example
+at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -18,9 +19,15 @@ import numpy as np
 
 from rfjax import schema, whole_files
 from rfjax.data import shards
-from rfjax.data.emoji import SOURCES, EmojiConfig, SceneConfig
-from rfjax.encoders.patch_codec import PatchCodec, fit_patch_codec
-from rfjax.encoders.text import TEXT_ENCODERS, make_text_encoder
+from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
+from rfjax.data.sources import SOURCES, Source, SourceConfig
+from rfjax.encoders.images import IMAGE_CODECS, ImageCodec, ImageCodecConfig
+from rfjax.encoders.text import (
+    TEXT_ENCODERS,
+    EncodedText,
+    TextEncoder,
+    TextEncoderConfig,
+)
 from rfjax.errors import UserError
 
 LAYOUTS = ("padded", "unpadded")
@@ -32,28 +39,18 @@ class EncodeConfig:
 
     Attributes:
       name: name of the TFDS data set; a Python identifier.
-      grade: key of `rfjax.data.emoji.SOURCES`.
-      source: the config of that grade.
-      patch_size: pixels of a side that become one latent position.
-      latent_channels: channels of the latents.
-      whitening: see `rfjax.encoders.patch_codec`.
-      num_codec_images: training pictures that the codec is fitted to, at most.
-      text_encoder: key of `rfjax.encoders.text.TEXT_ENCODERS`.
-      text_length: tokens that a context is padded to.
+      source: pictures and captions.
+      codec: pictures to latents.
+      text_encoder: captions to text states.
       text_layout: "padded" keeps the pads' states; "unpadded" stores real tokens only.
       batch_size: examples that are encoded at a time.
       records_per_shard: examples in a file, at most.
     """
 
     name: str
-    grade: str
-    source: EmojiConfig | SceneConfig
-    patch_size: int = 4
-    latent_channels: int = 16
-    whitening: float = 0.5
-    num_codec_images: int = 2048
-    text_encoder: str = "minilm"
-    text_length: int = 12
+    source: SourceConfig = schema.one_of(SOURCES)
+    codec: ImageCodecConfig = schema.one_of(IMAGE_CODECS, default="patch_pca")
+    text_encoder: TextEncoderConfig = schema.one_of(TEXT_ENCODERS, default="minilm")
     text_layout: str = "padded"
     batch_size: int = 256
     records_per_shard: int = 1024
@@ -64,41 +61,17 @@ class EncodeConfig:
                 f"name must be a Python identifier, got {self.name!r}; use letters, "
                 "digits and underscores."
             )
-        for field, choices in (
-            ("grade", SOURCES),
-            ("text_encoder", TEXT_ENCODERS),
-            ("text_layout", LAYOUTS),
-        ):
-            if getattr(self, field) not in choices:
-                raise UserError(
-                    f"{field} must be one of {sorted(choices)}, got "
-                    f"{getattr(self, field)!r}."
-                )
-        for field in ("batch_size", "records_per_shard", "num_codec_images"):
+        if self.text_layout not in LAYOUTS:
+            raise UserError(
+                f"text_layout must be one of {sorted(LAYOUTS)}, got "
+                f"{self.text_layout!r}."
+            )
+        for field in ("batch_size", "records_per_shard"):
             if getattr(self, field) < 1:
                 raise UserError(
                     f"{field} must be at least 1, got {getattr(self, field)}."
                 )
-        if self.source.image_size % self.patch_size:
-            raise UserError(
-                f"patch_size {self.patch_size} must divide source.image_size "
-                f"{self.source.image_size}; choose e.g. 4 and 32."
-            )
-
-
-def make_encode_config(fields: Mapping[str, Any]) -> EncodeConfig:
-    """Builds an EncodeConfig from a config file's dictionary, `source` nested in it.
-
-    Raises:
-      UserError: a field is unknown, missing or out of range.
-    """
-    fields = dict(fields)
-    grade = fields.get("grade")
-    if grade not in SOURCES:
-        raise UserError(f"grade must be one of {sorted(SOURCES)}, got {grade!r}.")
-    source_type = SOURCES[grade][0]
-    source = schema.build(source_type, fields.get("source", {}), prefix="source.")
-    return schema.build(EncodeConfig, fields | {"source": source})
+        self.codec.latent_shape(self.source.image_size)  # raises unless they fit
 
 
 def encode_dataset(
@@ -106,7 +79,7 @@ def encode_dataset(
     *,
     out: str | os.PathLike,
     progress: Callable[[int, int], None] | None = None,
-) -> shards.Manifest:
+) -> Manifest:
     """Encodes a whole data set into the folder `out`.
 
     Args:
@@ -119,35 +92,16 @@ def encode_dataset(
 
     Raises:
       UserError: `out` is not empty, or a caption is too long.
-      MissingPackageError: a package of the source or the text encoder is missing.
+      MissingPackageError: a package of source, codec or text encoder is missing.
     """
     whole_files.check_free(out, field="out")
-    source = SOURCES[config.grade][1](config.source)
-    text_encoder = make_text_encoder(config.text_encoder, length=config.text_length)
-    codec = _fit_codec(config, source)
-    size = config.source.image_size // config.patch_size
-    encoder = shards.EncoderSpec(
-        name=config.text_encoder,
-        kind=config.text_encoder,
-        context_dim=text_encoder.context_dim,
-        length=config.text_length,
-        pooled_dim=text_encoder.pooled_dim,
-    )
-    manifest = shards.Manifest(
-        name=config.name,
-        grade=config.grade,
-        splits=source.splits,
-        latent=shards.LatentSpec(
-            shape=(size, size, config.latent_channels), codec="patch_pca"
-        ),
-        text=shards.TextSpec(encoders=(encoder,), layout=config.text_layout),
-        licence=source.licence,
-        creation=dataclasses.asdict(config),
-    )
+    source = config.source.make()
+    text_encoder = config.text_encoder.make()
+    codec = config.codec.make(_TrainingImages(source))
     reporter = _Progress(progress, total=sum(source.splits.values()))
     return shards.write_dataset(
         out,
-        manifest=manifest,
+        manifest=_describe(config, source, text_encoder),
         examples={
             split: _encode_split(config, source, split, codec, text_encoder, reporter)
             for split in source.splits
@@ -158,21 +112,54 @@ def encode_dataset(
     )
 
 
-def _fit_codec(config: EncodeConfig, source) -> PatchCodec:
-    """Fits to training pictures only, spread evenly over the split."""
-    num_train = source.splits["train"]
-    num_images = min(num_train, config.num_codec_images)
-    indices = [num_train * i // num_images for i in range(num_images)]
-    return fit_patch_codec(
-        np.stack([source.example("train", index).image for index in indices]),
-        patch_size=config.patch_size,
-        channels=config.latent_channels,
-        whitening=config.whitening,
+def _describe(
+    config: EncodeConfig, source: Source, text_encoder: TextEncoder
+) -> Manifest:
+    """The manifest of what will be written; the tables lead from its kinds back."""
+    creation = schema.to_dict(config)
+    encoder = EncoderSpec(
+        name=creation["text_encoder"]["kind"],
+        kind=creation["text_encoder"]["kind"],
+        context_dim=text_encoder.context_dim,
+        length=config.text_encoder.length,
+        pooled_dim=text_encoder.pooled_dim,
+    )
+    return Manifest(
+        name=config.name,
+        grade=creation["source"]["kind"],
+        splits=source.splits,
+        latent=LatentSpec(
+            shape=config.codec.latent_shape(config.source.image_size),
+            codec=creation["codec"]["kind"],
+        ),
+        text=TextSpec(encoders=(encoder,), layout=config.text_layout),
+        licence=source.licence,
+        creation=creation,
     )
 
 
+class _TrainingImages(Sequence):
+    """The pictures of a source's training split, each drawn when it is asked for."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return self._source.splits["train"]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._source.example("train", index).image
+
+
 def _encode_split(
-    config, source, split, codec, text_encoder, reporter
+    config: EncodeConfig,
+    source: Source,
+    split: str,
+    codec: ImageCodec,
+    text_encoder: TextEncoder,
+    reporter: _Progress,
 ) -> Iterator[dict[str, Any]]:
     num_examples = source.splits[split]
     for start in range(0, num_examples, config.batch_size):
@@ -190,7 +177,9 @@ def _encode_split(
         reporter.add(len(examples))
 
 
-def _text_features(text, row: int, *, layout: str) -> dict[str, np.ndarray]:
+def _text_features(
+    text: EncodedText, row: int, *, layout: str
+) -> dict[str, np.ndarray]:
     length = text.context_length[row]
     context = text.context[row] if layout == "padded" else text.context[row][:length]
     return {
@@ -203,10 +192,11 @@ def _text_features(text, row: int, *, layout: str) -> dict[str, np.ndarray]:
 class _Progress:
     """Counts over all splits."""
 
-    def __init__(self, callback, *, total):
+    def __init__(self, callback: Callable[[int, int], None] | None, *, total: int):
         self._callback, self._total, self._done = callback, total, 0
 
     def add(self, num_examples: int) -> None:
+        """Counts examples as done, and reports it."""
         self._done += num_examples
         if self._callback:
             self._callback(self._done, self._total)

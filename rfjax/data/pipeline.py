@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From shards to batches: shuffle, repeat, caption dropout, split over processes.
+"""From records to batches: shuffle, repeat, caption dropout, split over processes.
 
 Everything is a function of the position in one endless shuffled stream: which record
 stands there, and which captions are dropped. A stream is therefore started anywhere at
 once, its whole state is one number, and one or many processes see the same global
-batches. `rfjax.data.synthetic` makes the same streams without files.
+batches.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ import ml_dtypes
 import numpy as np
 from grain import experimental as grain_experimental
 
-from rfjax.data import shards
+from rfjax.data.manifest import Manifest, only_encoder
 from rfjax.errors import UserError
 from rfjax.types import Batch, Conditioning
 
 LATENT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
+# Records by number, each feature name -> value; read from several threads at a time.
+Records = Sequence[Mapping[str, np.ndarray | bytes]]
+
 # Keeps the dropout's random numbers apart from any other use of the same seed.
 _DROPOUT_STREAM = 0xD209
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """How a data set is read for training.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How records become batches.
 
     Attributes:
-      path: folder that holds rfjax.json.
       caption_dropout: probability that a caption is replaced by the empty one, drawn
         for each text encoder on its own.
       context_mask: give batches a mask that hides pad tokens. SD3 has none.
@@ -44,7 +46,6 @@ class DataConfig:
       prefetch_batches: batches that are ready or being read, at most.
     """
 
-    path: str
     caption_dropout: float = 0.1
     context_mask: bool = False
     latents_dtype: str = "float32"
@@ -53,32 +54,27 @@ class DataConfig:
     prefetch_batches: int = 16
 
     def __post_init__(self):
-        check_reading_fields(self)
-
-
-def check_reading_fields(config: Any) -> None:
-    """Checks the fields that every data config shares. Raises UserError."""
-    if not 0.0 <= config.caption_dropout <= 1.0:
-        raise UserError(
-            "data.caption_dropout must be between 0 and 1, got "
-            f"{config.caption_dropout}; SD3 drops each caption with 0.464, one encoder "
-            "alone does well with 0.1."
-        )
-    if config.latents_dtype not in LATENT_DTYPES:
-        raise UserError(
-            f"data.latents_dtype must be one of {sorted(LATENT_DTYPES)}, got "
-            f"{config.latents_dtype!r}."
-        )
-    if config.read_threads < 0:
-        raise UserError(
-            f"data.read_threads must be at least 0, got {config.read_threads}; 0 reads "
-            "in the calling thread."
-        )
-    if config.prefetch_batches < 1:
-        raise UserError(
-            "data.prefetch_batches must be at least 1, got "
-            f"{config.prefetch_batches}; choose 2 or more to read ahead."
-        )
+        if not 0.0 <= self.caption_dropout <= 1.0:
+            raise UserError(
+                "data.caption_dropout must be between 0 and 1, got "
+                f"{self.caption_dropout}; SD3 drops each caption with 0.464, one "
+                "encoder alone does well with 0.1."
+            )
+        if self.latents_dtype not in LATENT_DTYPES:
+            raise UserError(
+                f"data.latents_dtype must be one of {sorted(LATENT_DTYPES)}, got "
+                f"{self.latents_dtype!r}."
+            )
+        if self.read_threads < 0:
+            raise UserError(
+                f"data.read_threads must be at least 0, got {self.read_threads}; 0 "
+                "reads in the calling thread."
+            )
+        if self.prefetch_batches < 1:
+            raise UserError(
+                "data.prefetch_batches must be at least 1, got "
+                f"{self.prefetch_batches}; choose 2 or more to read ahead."
+            )
 
 
 class TrainStream:
@@ -93,7 +89,7 @@ class TrainStream:
       spec: a Batch of `jax.ShapeDtypeStruct`, in the shapes `__next__` returns.
     """
 
-    def __init__(self, iterator, *, manifest: shards.Manifest, spec: Batch):
+    def __init__(self, iterator: Any, *, manifest: Manifest, spec: Batch):
         self._iterator = iterator
         self.manifest = manifest
         self.spec = spec
@@ -122,112 +118,51 @@ class TrainStream:
         self._iterator.close()
 
 
-def make_train_stream(
-    config: DataConfig,
+def train_stream(
+    records: Records,
     *,
+    manifest: Manifest,
+    empty_caption: Mapping[str, np.ndarray],
+    reading: Reading,
     global_batch_size: int,
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainStream:
-    """Opens the training split as an endless shuffled stream.
+    """The records of the training split as an endless shuffled stream.
 
     Args:
-      config: what to read and how.
+      records: of the training split.
+      manifest: what they are.
+      empty_caption: the text features that stand for no caption.
+      reading: how they become batches.
       global_batch_size: examples in a batch over all processes.
       seed: the run's seed; decides dropout, and the order unless
-        `config.shuffle_seed` does.
+        `reading.shuffle_seed` does.
       process_index: of this process.
       process_count: how many processes share each batch.
 
     Raises:
-      MissingFileError: the data set is missing or incomplete.
-      UserError: it is damaged, or the batch is not divisible by `process_count`.
+      UserError: the batch is not divisible by `process_count`.
     """
-    _local_batch_size(global_batch_size, process_count)
-    # Small data sets are checked in full, so that damage never looks like learning.
-    manifest = shards.check_shards(config.path)
-    return stream_from_source(
-        shards.open_split(config.path, "train"),
-        manifest=manifest,
-        empty_caption=shards.read_empty_caption(config.path),
-        config=config,
-        global_batch_size=global_batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
-
-
-def validation_batches(
-    config: DataConfig,
-    *,
-    batch_size: int,
-    num_samples: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yields the validation split once, in record order, without dropout.
-
-    Args:
-      config: what to read and how.
-      batch_size: examples in a batch over all processes.
-      num_samples: how many records from the first on; all when None.
-      process_index: of this process, which gets its block of rows of each batch.
-      process_count: how many processes share each batch.
-
-    Yields:
-      (batch, valid): host-local; valid is [B] bool, False for rows that only fill up
-      the last batch (they repeat the last record).
-
-    Raises:
-      FileNotFoundError, ValueError: as `make_train_stream`.
-    """
-    return batches_from_source(
-        shards.open_split(config.path, "validation"),
-        manifest=shards.read_manifest(config.path),
-        config=config,
-        batch_size=batch_size,
-        num_samples=num_samples,
-        process_index=process_index,
-        process_count=process_count,
-    )
-
-
-def read_manifest(config: DataConfig) -> shards.Manifest:
-    """Returns the manifest of the data set at `config.path`."""
-    return shards.read_manifest(config.path)
-
-
-def stream_from_source(
-    source: Sequence[Mapping[str, np.ndarray]],
-    *,
-    manifest: shards.Manifest,
-    empty_caption: Mapping[str, np.ndarray],
-    config: Any,
-    global_batch_size: int,
-    seed: int,
-    process_index: int,
-    process_count: int,
-) -> TrainStream:
-    """As `make_train_stream`, from any indexable source of records."""
     local_batch_size = _local_batch_size(global_batch_size, process_count)
-    shuffle_seed = seed if config.shuffle_seed is None else config.shuffle_seed
+    shuffle_seed = seed if reading.shuffle_seed is None else reading.shuffle_seed
 
-    def prepare(position: int, record: Mapping[str, np.ndarray]):
+    def prepare(
+        position: int, record: Mapping[str, np.ndarray | bytes]
+    ) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((seed, _DROPOUT_STREAM, position))
-        dropped = rng.random(len(manifest.text.encoders)) < config.caption_dropout
+        dropped = rng.random(len(manifest.text.encoders)) < reading.caption_dropout
         return _prepare(
             record,
+            text=empty_caption if dropped[0] else record,
             manifest=manifest,
-            config=config,
+            reading=reading,
             sample_index=position,
-            empty_caption=empty_caption,
-            dropped=dropped,
         )
 
     dataset = (
-        grain.MapDataset.source(source)
+        grain.MapDataset.source(records)
         .seed(shuffle_seed % 2**32)
         .shuffle()  # anew in each repetition
         .repeat(None)
@@ -239,51 +174,74 @@ def stream_from_source(
         grain.sharding.ShardOptions(process_index, process_count),
         # One thread assembles one batch; more threads than batches would idle.
         read_options=grain.ReadOptions(
-            num_threads=min(config.read_threads, config.prefetch_batches),
-            prefetch_buffer_size=config.prefetch_batches if config.read_threads else 0,
+            num_threads=min(reading.read_threads, reading.prefetch_batches),
+            prefetch_buffer_size=reading.prefetch_batches
+            if reading.read_threads
+            else 0,
         ),
     )
     return TrainStream(
         iter(elastic),
         manifest=manifest,
-        spec=_make_spec(manifest, config, local_batch_size),
+        spec=_make_spec(manifest, reading, local_batch_size),
     )
 
 
-def batches_from_source(
-    source: Sequence[Mapping[str, np.ndarray]],
+def validation_batches(
+    records: Records,
     *,
-    manifest: shards.Manifest,
-    config: Any,
+    manifest: Manifest,
+    reading: Reading,
     batch_size: int,
-    num_samples: int | None,
-    process_index: int,
-    process_count: int,
+    num_samples: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """As `validation_batches`, from any indexable source of records."""
+    """Yields the records of the validation split once, in order, without dropout.
+
+    Args:
+      records: of the validation split.
+      manifest: what they are.
+      reading: how they become batches.
+      batch_size: examples in a batch over all processes.
+      num_samples: how many records from the first on; all when None.
+      process_index: of this process, which gets its block of rows of each batch.
+      process_count: how many processes share each batch.
+
+    Yields:
+      (batch, valid): host-local; valid is [B] bool, False for rows that only fill up
+      the last batch (they repeat the last record).
+
+    Raises:
+      UserError: at once, if the batch is not divisible by `process_count` or there are
+        fewer records than `num_samples`.
+    """
     local_batch_size = _local_batch_size(batch_size, process_count)
-    num_samples = len(source) if num_samples is None else num_samples
-    if not 1 <= num_samples <= len(source):
+    num_samples = len(records) if num_samples is None else num_samples
+    if not 1 <= num_samples <= len(records):
         raise UserError(
-            f"num_samples must be between 1 and the {len(source)} records of the "
+            f"num_samples must be between 1 and the {len(records)} records of the "
             f"validation split, got {num_samples}; encode more validation examples or "
             "ask for fewer."
         )
 
-    def generate():
+    def generate() -> Iterator[tuple[Batch, np.ndarray]]:
         for start in range(0, num_samples, batch_size):
             first = start + process_index * local_batch_size
             rows = np.arange(first, first + local_batch_size)
-            records = [
-                _prepare(
-                    source[index],
-                    manifest=manifest,
-                    config=config,
-                    sample_index=index,
+            prepared = []
+            for index in np.minimum(rows, num_samples - 1).tolist():
+                record = records[index]
+                prepared.append(
+                    _prepare(
+                        record,
+                        text=record,
+                        manifest=manifest,
+                        reading=reading,
+                        sample_index=index,
+                    )
                 )
-                for index in np.minimum(rows, num_samples - 1).tolist()
-            ]
-            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *records)
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *prepared)
             yield _to_batch(stacked), rows < num_samples
 
     # Checked above at once, not at the first batch.
@@ -306,19 +264,22 @@ def _local_batch_size(global_batch_size: int, process_count: int) -> int:
 
 
 def _prepare(
-    record, *, manifest, config, sample_index, empty_caption=None, dropped=(False,)
-):
-    """Turns one stored record into one row of a batch."""
-    encoder = shards.only_encoder(manifest)
-    text = empty_caption if dropped[0] else record
-    context = _pad_context(text[f"{encoder.prefix}context"], encoder.length)
+    record: Mapping[str, Any],
+    *,
+    text: Mapping[str, Any],
+    manifest: Manifest,
+    reading: Reading,
+    sample_index: int,
+) -> dict[str, np.ndarray]:
+    """One row of a batch: the latents of a record, with the text features given."""
+    encoder = only_encoder(manifest)
     row = {
-        "latents": record["latents"].astype(LATENT_DTYPES[config.latents_dtype]),
-        "context": context,
+        "latents": record["latents"].astype(LATENT_DTYPES[reading.latents_dtype]),
+        "context": _pad_context(text[f"{encoder.prefix}context"], encoder.length),
         "pooled": text[f"{encoder.prefix}pooled"],
         "sample_index": np.uint32(sample_index % 2**32),
     }
-    if config.context_mask:
+    if reading.context_mask:
         length = text[f"{encoder.prefix}context_length"]
         row["context_mask"] = np.arange(encoder.length) < length
     return row
@@ -343,17 +304,17 @@ def _to_batch(fields: Mapping[str, Any]) -> Batch:
     )
 
 
-def _make_spec(manifest: shards.Manifest, config: Any, batch_size: int) -> Batch:
-    def struct(shape, dtype):
+def _make_spec(manifest: Manifest, reading: Reading, batch_size: int) -> Batch:
+    def struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
     length, context_dim = manifest.context_shape
     fields = {
-        "latents": struct(manifest.latent_shape, LATENT_DTYPES[config.latents_dtype]),
+        "latents": struct(manifest.latent_shape, LATENT_DTYPES[reading.latents_dtype]),
         "context": struct((length, context_dim), ml_dtypes.bfloat16),
         "pooled": struct((manifest.pooled_dim,), ml_dtypes.bfloat16),
         "sample_index": struct((), np.uint32),
     }
-    if config.context_mask:
+    if reading.context_mask:
         fields["context_mask"] = struct((length,), np.bool_)
     return _to_batch(fields)

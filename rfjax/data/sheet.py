@@ -119,7 +119,14 @@ def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
         picture.save(partial)
 
 
-def _draw_picture(sheet, draw, image, left, top, size):
+def _draw_picture(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    image: np.ndarray,
+    left: int,
+    top: int,
+    size: int,
+) -> None:
     picture = Image.fromarray(image)
     whole = size % picture.width == 0 and size % picture.height == 0
     method = Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
@@ -127,7 +134,14 @@ def _draw_picture(sheet, draw, image, left, top, size):
     draw.rectangle((left - 1, top - 1, left + size, top + size), outline=_FRAME)
 
 
-def _draw_caption(draw, lines, font, *, centre, top):
+def _draw_caption(
+    draw: ImageDraw.ImageDraw,
+    lines: Sequence[str],
+    font: ImageFont.FreeTypeFont,
+    *,
+    centre: float,
+    top: int,
+) -> None:
     if len(lines) > _CAPTION_LINES:
         lines = [*lines[: _CAPTION_LINES - 1], lines[_CAPTION_LINES - 1] + " …"]
     for number, line in enumerate(lines):
@@ -135,7 +149,7 @@ def _draw_caption(draw, lines, font, *, centre, top):
         draw.text(place, line, _INK, font=font, anchor="ma")
 
 
-def _wrap(text: str, font, width: float) -> list[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     """Breaks a text at spaces so that each line fits, if its words do."""
     lines = [""]
     for word in text.split():

@@ -10,22 +10,24 @@ ones of `rfjax.data.pipeline`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from rfjax.data import pipeline, shards
+from rfjax.data.base import Dataset
+from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
+from rfjax.data.pipeline import Reading
 from rfjax.errors import UserError
-from rfjax.types import Batch
 
 # Share of the variance that the class explains; the rest is an example's own.
 _CLASS_VARIANCE = 0.9
 
 
-@dataclasses.dataclass(frozen=True)
-class SyntheticConfig:
-    """Shapes and size of a synthetic data set, and how it is read.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticConfig(Dataset):
+    """Shapes and size of a synthetic data set.
 
     Attributes:
       latent_shape: (H, W, C).
@@ -35,12 +37,8 @@ class SyntheticConfig:
       num_train: examples before the training stream repeats.
       num_validation: held-out examples.
       data_seed: decides patterns and noise.
-      caption_dropout: as in `DataConfig`, like all that follow.
-      context_mask: see `DataConfig`.
-      latents_dtype: see `DataConfig`.
-      shuffle_seed: see `DataConfig`.
-      read_threads: see `DataConfig`.
-      prefetch_batches: see `DataConfig`.
+      read_threads: see `Reading`; one keeps up with any model.
+      prefetch_batches: see `Reading`.
     """
 
     latent_shape: tuple[int, int, int] = (8, 8, 16)
@@ -50,15 +48,11 @@ class SyntheticConfig:
     num_train: int = 4096
     num_validation: int = 64
     data_seed: int = 0
-    caption_dropout: float = 0.1
-    context_mask: bool = False
-    latents_dtype: str = "float32"
-    shuffle_seed: int | None = None
     read_threads: int = 1
     prefetch_batches: int = 2
 
     def __post_init__(self):
-        pipeline.check_reading_fields(self)
+        super().__post_init__()
         for name in ("num_classes", "num_train", "num_validation", "pooled_dim"):
             if getattr(self, name) < 1:
                 raise UserError(
@@ -71,78 +65,49 @@ class SyntheticConfig:
                     f"data.{name} must be {rank} positive numbers, got {shape}."
                 )
 
+    def manifest(self) -> Manifest:
+        """Returns the manifest that such a data set would have on disk."""
+        length, context_dim = self.context_shape
+        encoder = EncoderSpec(
+            name="synthetic",
+            kind="synthetic",
+            context_dim=context_dim,
+            length=length,
+            pooled_dim=self.pooled_dim,
+        )
+        return Manifest(
+            name="synthetic",
+            grade="synthetic",
+            splits={"train": self.num_train, "validation": self.num_validation},
+            latent=LatentSpec(shape=tuple(self.latent_shape), codec="none"),
+            text=TextSpec(encoders=(encoder,)),
+            creation=self._own_fields_first(),
+        )
 
-def make_train_stream(
-    config: SyntheticConfig,
-    *,
-    global_batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> pipeline.TrainStream:
-    """As `pipeline.make_train_stream`, without files."""
-    source = SyntheticSource(config, split="train")
-    return pipeline.stream_from_source(
-        source,
-        manifest=source.manifest,
-        empty_caption=source.empty_caption,
-        config=config,
-        global_batch_size=global_batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    def records(self, split: str) -> SyntheticRecords:
+        """The records of a split; nothing is computed yet."""
+        return SyntheticRecords(self, split=split)
 
+    def empty_caption(self) -> dict[str, np.ndarray]:
+        """The text features that stand for no caption."""
+        return SyntheticRecords(self, split="train").text(-1)
 
-def validation_batches(
-    config: SyntheticConfig,
-    *,
-    batch_size: int,
-    num_samples: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """As `pipeline.validation_batches`, without files."""
-    source = SyntheticSource(config, split="validation")
-    return pipeline.batches_from_source(
-        source,
-        manifest=source.manifest,
-        config=config,
-        batch_size=batch_size,
-        num_samples=num_samples,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    def _own_fields_first(self) -> dict[str, Any]:
+        """All fields; runs know their data by a hash that depends on the order."""
+        values = dataclasses.asdict(self)
+        shared = [field.name for field in dataclasses.fields(Reading)]
+        own = {name: value for name, value in values.items() if name not in shared}
+        return own | {name: values[name] for name in shared}
 
 
-def read_manifest(config: SyntheticConfig) -> shards.Manifest:
-    """Returns the manifest that such a data set would have on disk."""
-    length, context_dim = config.context_shape
-    encoder = shards.EncoderSpec(
-        name="synthetic",
-        kind="synthetic",
-        context_dim=context_dim,
-        length=length,
-        pooled_dim=config.pooled_dim,
-    )
-    return shards.Manifest(
-        name="synthetic",
-        grade="synthetic",
-        splits={"train": config.num_train, "validation": config.num_validation},
-        latent=shards.LatentSpec(shape=tuple(config.latent_shape), codec="none"),
-        text=shards.TextSpec(encoders=(encoder,)),
-        creation=dataclasses.asdict(config),
-    )
-
-
-class SyntheticSource:
+class SyntheticRecords(Sequence):
     """Records computed from their index: `source[i]` is the same at any time."""
 
     def __init__(self, config: SyntheticConfig, *, split: str):
-        self.manifest = read_manifest(config)
-        self._length = self.manifest.splits[split]
+        splits = config.manifest().splits
+        self._length = splits[split]
         # Validation examples are other draws from the same classes.
-        self._seed = (config.data_seed, sorted(self.manifest.splits).index(split))
+        self._seed = (config.data_seed, sorted(splits).index(split))
         rng = np.random.default_rng(config.data_seed)
         self._patterns = _smooth_patterns(
             rng, config.num_classes, tuple(config.latent_shape)
@@ -171,15 +136,11 @@ class SyntheticSource:
             "latents": latents.astype(ml_dtypes.bfloat16),
             "caption": f"pattern {label}".encode(),
             "annotation": b"",
-            **self._text(label),
+            **self.text(label),
         }
 
-    @property
-    def empty_caption(self) -> dict[str, np.ndarray]:
-        """The text features that stand for no caption."""
-        return self._text(-1)
-
-    def _text(self, label: int) -> dict[str, np.ndarray]:
+    def text(self, label: int) -> dict[str, np.ndarray]:
+        """The text features of a class; -1 is the empty caption."""
         return {
             "context": self._context[label],
             "context_length": np.int32(self._context.shape[1]),
@@ -187,7 +148,9 @@ class SyntheticSource:
         }
 
 
-def _smooth_patterns(rng, num_classes, shape) -> np.ndarray:
+def _smooth_patterns(
+    rng: np.random.Generator, num_classes: int, shape: tuple[int, int, int]
+) -> np.ndarray:
     """Plane waves in each channel: [num_classes, H, W, C], mean 0 and variance 1."""
     height, width, channels = shape
     rows = np.arange(height)[None, :, None, None] / height

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from PIL import Image
 
 from rfjax.data import shards
+from rfjax.data.manifest import Manifest
 from rfjax.data.sheet import Section, draw_sheet, save_picture
 
 # Latents are trained on as if they had mean 0 and variance 1; this far off is harmless.
@@ -33,7 +37,7 @@ class VerifyReport:
       problems: one sentence each; empty when all is well.
     """
 
-    manifest: shards.Manifest
+    manifest: Manifest
     latent_mean: float
     latent_variance: float
     num_captions: dict[str, int]
@@ -54,7 +58,7 @@ class VerifyReport:
                 f"{split:<11} {count:,} examples, {self.num_captions[split]:,} captions"
                 for split, count in manifest.splits.items()
             ),
-            f"latents     {list(manifest.latent_shape)} {manifest.latent.dtype}, mean "
+            f"latents     {list(manifest.latent_shape)} bfloat16, mean "
             f"{self.latent_mean:+.3f}, variance {self.latent_variance:.3f}",
             *(
                 f"text        {encoder.name}: context [{encoder.length}, "
@@ -81,7 +85,8 @@ def verify(
       A report; `str(report)` is for people.
 
     Raises:
-      FileNotFoundError, ValueError: as `shards.check_shards`, with every checksum.
+      MissingFileError: the folder, the manifest or a file is missing.
+      UserError: a file is truncated or altered, or the manifest is inconsistent.
     """
     manifest = shards.check_shards(root, full=True)
     problems: list[str] = []
@@ -124,7 +129,9 @@ def verify(
     )
 
 
-def contact_sheet(root: str | os.PathLike, *, columns: int = 8, rows: int = 4):
+def contact_sheet(
+    root: str | os.PathLike, *, columns: int = 8, rows: int = 4
+) -> Image.Image:
     """Draws examples of both splits, decoded from their latents, with captions.
 
     Args:
@@ -155,7 +162,9 @@ def contact_sheet(root: str | os.PathLike, *, columns: int = 8, rows: int = 4):
     )
 
 
-def _check_record(record, manifest: shards.Manifest, where: str) -> list[str]:
+def _check_record(
+    record: Mapping[str, Any], manifest: Manifest, where: str
+) -> list[str]:
     """Returns what is wrong with one record."""
     expected = {"latents": manifest.latent_shape}
     problems = []

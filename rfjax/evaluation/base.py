@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
+from rfjax.data import Dataset
 from rfjax.flow.formulations import Formulation
 from rfjax.models import Model
 
@@ -27,7 +28,7 @@ class Subject:
     model: Model
     formulation: Formulation
     mesh: Mesh
-    data: Any
+    data: Dataset
 
 
 class Evaluator(Protocol):

@@ -11,20 +11,20 @@ from collections.abc import Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
-from rfjax.data import shards
-from rfjax.data.pipeline import DataConfig
+from rfjax.data import Dataset
+from rfjax.data.manifest import only_encoder
 from rfjax.encoders.text import make_text_encoder
 from rfjax.types import Conditioning
 
 
-def encode_prompts(config: DataConfig, prompts: Sequence[str]) -> Conditioning:
+def encode_prompts(config: Dataset, prompts: Sequence[str]) -> Conditioning:
     """Encodes B prompts with the data set's own text encoder.
 
     Raises:
       MissingPackageError: if the encoder's packages are not installed.
       UserError: if a prompt has more tokens than the data set's captions may have.
     """
-    encoder = shards.only_encoder(shards.read_manifest(config.path))
+    encoder = only_encoder(config.manifest())
     text = make_text_encoder(encoder.kind, length=encoder.length).encode(prompts)
     return _stack(
         config,
@@ -40,25 +40,25 @@ def encode_prompts(config: DataConfig, prompts: Sequence[str]) -> Conditioning:
 
 
 def stored_captions(
-    config: DataConfig, split: str, *, count: int
+    config: Dataset, split: str, *, count: int
 ) -> tuple[list[str], Conditioning]:
     """At most `count` captions spread over a split, with their stored states."""
-    source = shards.open_split(config.path, split)
+    source = config.records(split)
     count = min(count, len(source))
     records = [source[len(source) * i // count] for i in range(count)]
     captions = [record["caption"].decode() for record in records]
     return captions, _stack(config, records)
 
 
-def empty_caption(config: DataConfig) -> Conditioning:
+def empty_caption(config: Dataset) -> Conditioning:
     """The data set's empty caption, one row: what guidance leads away from."""
-    return _stack(config, [shards.read_empty_caption(config.path)])
+    return _stack(config, [config.empty_caption()])
 
 
-def _stack(config: DataConfig, records: Sequence[Mapping]) -> Conditioning:
+def _stack(config: Dataset, records: Sequence[Mapping]) -> Conditioning:
     """Stacks text features as the training pipeline does: padded, masked if asked."""
-    manifest = shards.read_manifest(config.path)
-    encoder = shards.only_encoder(manifest)
+    manifest = config.manifest()
+    encoder = only_encoder(manifest)
     positions = np.arange(encoder.length)
     contexts, masks = [], []
     for record in records:

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rfjax import data
 from rfjax.errors import UserError
 from rfjax.evaluation.base import Subject
 from rfjax.flow.formulations import Formulation
@@ -71,8 +70,7 @@ class ValidationConfig:
         batch_size += -batch_size % num_batch_shards(subject.mesh)
         index, count = reading_share(subject.mesh)
         batches = functools.partial(
-            data.validation_batches,
-            subject.data,
+            subject.data.validation_batches,
             batch_size=batch_size,
             num_samples=self.num_samples,
             process_index=index,

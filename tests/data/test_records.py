@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from rfjax.data import shards
-from rfjax.data.records import RecordSource
+from rfjax.data.shards.records import RecordSource
 
 
 def equal(ours, theirs):

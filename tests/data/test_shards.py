@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +13,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from rfjax.data import shards
+from rfjax.data.manifest import MANIFEST_FILE, LatentSpec, Manifest
+from rfjax.data.shards import check
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture
@@ -25,7 +30,7 @@ def first_shard(root):
 
 
 def edit_manifest(root, edit):
-    path = root / shards.MANIFEST_FILE
+    path = root / MANIFEST_FILE
     fields = json.loads(path.read_text())
     edit(fields)
     path.write_text(json.dumps(fields))
@@ -67,7 +72,7 @@ def test_unpadded_contexts_keep_their_own_length(tiny, tmp_path):
 
 def test_manifest_round_trip(tiny_root, tiny):
     manifest = shards.read_manifest(tiny_root)
-    assert shards.manifest_from_json(shards.manifest_to_json(manifest)) == manifest
+    assert Manifest.from_json(manifest.to_json()) == manifest
     assert dataclasses.replace(manifest, files=()) == tiny.manifest()
     assert manifest.latent_shape == (4, 4, 6)
     assert manifest.context_shape == (5, 8)
@@ -78,8 +83,20 @@ def test_manifest_round_trip(tiny_root, tiny):
         for path in tiny_root.rglob("*")
         if path.is_file()
     }
-    assert paths | {shards.MANIFEST_FILE} == on_disk
+    assert paths | {MANIFEST_FILE} == on_disk
     assert sum(f.num_records for f in manifest.files if f.split == "train") == 37
+
+
+def test_a_manifest_of_an_older_version_is_read_and_written_as_it_was():
+    """To the letter: runs know their data by the hash of this text."""
+    text = (GOLDEN / "manifest_0_1.json").read_text()
+    manifest = Manifest.from_json(text)
+    assert manifest.latent == LatentSpec(shape=(8, 8, 16), codec="patch_pca")
+    assert manifest.creation["grade"] == "emoji"
+    assert manifest.to_json() == text
+    scaled = text.replace('"scale": 1.0', '"scale": 2.0')
+    with pytest.raises(ValueError, match=r"latent\.scale of .* must be 1\.0, got 2\.0"):
+        Manifest.from_json(scaled)
 
 
 def test_empty_caption_and_codec(tiny_root, tiny):
@@ -103,12 +120,12 @@ def test_an_empty_folder_may_be_the_target(tiny, tmp_path):
 
 
 def test_target_not_empty(tiny_root, tiny):
-    before = (tiny_root / shards.MANIFEST_FILE).read_bytes()
+    before = (tiny_root / MANIFEST_FILE).read_bytes()
     with pytest.raises(
         ValueError, match="out must be a new or empty folder.*another name"
     ):
         tiny.write(tiny_root)
-    assert (tiny_root / shards.MANIFEST_FILE).read_bytes() == before
+    assert (tiny_root / MANIFEST_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize(("count", "problem"), [(5, "ended early"), (38, "has more")])
@@ -151,10 +168,10 @@ def test_manifest_of_another_version(copy):
 
 
 def test_manifest_that_is_none(copy):
-    (copy / shards.MANIFEST_FILE).write_text("{")
+    (copy / MANIFEST_FILE).write_text("{")
     with pytest.raises(ValueError, match="is not a data set manifest"):
         shards.read_manifest(copy)
-    (copy / shards.MANIFEST_FILE).write_text('{"version": 1}')
+    (copy / MANIFEST_FILE).write_text('{"version": 1}')
     with pytest.raises(ValueError, match="does not have the fields of a manifest"):
         shards.read_manifest(copy)
 
@@ -186,7 +203,7 @@ def test_shard_altered(copy):
 
 
 def test_of_a_large_data_set_only_shards_are_checked_by_size(copy, monkeypatch):
-    monkeypatch.setattr(shards, "FULL_CHECK_BYTES", 1)
+    monkeypatch.setattr(check, "FULL_CHECK_BYTES", 1)
     shard = first_shard(copy)
     shard.write_bytes(b"x" * shard.stat().st_size)
     shards.check_shards(copy)
@@ -209,7 +226,7 @@ def test_codec_and_empty_caption_are_verified_wherever_they_are_read(copy, read)
 
 def test_a_flipped_bit_in_a_shard_names_shard_and_record(copy, monkeypatch):
     """Every record that is read is the record that was written, or is named."""
-    monkeypatch.setattr(shards, "FULL_CHECK_BYTES", 1)
+    monkeypatch.setattr(check, "FULL_CHECK_BYTES", 1)
     shard = first_shard(copy)
     whole = shard.read_bytes()
     names, rng = [], np.random.default_rng(0)

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthetic streams behave as those from disk, and can be learnt."""
 
+import hashlib
 import itertools
 
 import jax
 import numpy as np
 import pytest
 
-from rfjax import data
-from rfjax.data import synthetic
+from rfjax.data import SyntheticConfig
 
-CONFIG = synthetic.SyntheticConfig(num_train=64, num_validation=10)
+CONFIG = SyntheticConfig(num_train=64, num_validation=10)
 
 
 def take(config, count, **options):
     arguments = {"global_batch_size": 16, "seed": 0} | options
-    stream = data.make_train_stream(config, **arguments)
+    stream = config.train_stream(**arguments)
     batches = list(itertools.islice(stream, count))
     stream.close()
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
@@ -24,20 +24,25 @@ def take(config, count, **options):
 
 
 def test_shapes_are_those_of_the_manifest():
-    config = synthetic.SyntheticConfig(
+    config = SyntheticConfig(
         latent_shape=(4, 6, 2), context_shape=(3, 5), pooled_dim=7, context_mask=True
     )
-    stream = data.make_train_stream(config, global_batch_size=4, seed=0)
+    stream = config.train_stream(global_batch_size=4, seed=0)
     batch = next(stream)
     stream.close()
     assert batch.latents.shape == (4, 4, 6, 2) == stream.spec.latents.shape
     assert batch.conditioning.context.shape == (4, 3, 5)
     assert batch.conditioning.pooled.shape == (4, 7)
     assert batch.conditioning.context_mask.all()
-    manifest = data.read_manifest(config)
+    manifest = config.manifest()
     assert manifest.latent_shape == (4, 6, 2)
     assert manifest.context_shape == (3, 5)
     assert manifest.pooled_dim == 7
+
+
+def test_runs_know_the_data_by_the_same_hash_as_ever():
+    text = SyntheticConfig(read_threads=3, shuffle_seed=4).manifest().to_json()
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == "180a6987f2a4"
 
 
 def test_latents_have_mean_zero_and_unit_variance():
@@ -48,7 +53,7 @@ def test_latents_have_mean_zero_and_unit_variance():
 
 def test_text_tells_the_class():
     """The mean latents of one caption explain most of the variance."""
-    batch = take(synthetic.SyntheticConfig(caption_dropout=0.0), 32)
+    batch = take(SyntheticConfig(caption_dropout=0.0), 32)
     captions = batch.conditioning.pooled.astype(np.float32)
     _, labels = np.unique(captions, axis=0, return_inverse=True)
     assert labels.max() + 1 == 8
@@ -75,7 +80,7 @@ def test_streams_are_reproducible_and_shared_by_processes():
 
 
 def test_validation_is_held_out():
-    ((batch, valid),) = data.validation_batches(CONFIG, batch_size=12)
+    ((batch, valid),) = CONFIG.validation_batches(batch_size=12)
     assert valid.tolist() == [True] * 10 + [False] * 2
     train = {row.tobytes() for row in take(CONFIG, 4).latents}
     assert len(train) == 64
@@ -93,4 +98,4 @@ def test_validation_is_held_out():
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        synthetic.SyntheticConfig(**options)
+        SyntheticConfig(**options)

@@ -183,9 +183,9 @@ def test_a_signal_ends_a_compilation(tmp_path):
 @pytest.fixture
 def stop_in_evaluation(monkeypatch):
     """Number -> from now on, that evaluation is interrupted by SIGTERM."""
-    from rfjax import data
+    from rfjax.data import Dataset
 
-    real, calls = data.validation_batches, []
+    real, calls = Dataset.validation_batches, []
 
     def arrange(number):
         def batches(*args, **options):
@@ -201,7 +201,7 @@ def stop_in_evaluation(monkeypatch):
 
             return generate()
 
-        monkeypatch.setattr(data, "validation_batches", batches)
+        monkeypatch.setattr(Dataset, "validation_batches", batches)
 
     yield arrange
     monkeypatch.undo()

@@ -78,7 +78,9 @@ def test_captions_are_never_cut(encoder):
 def test_bad_options():
     with pytest.raises(ValueError, match=r"must be one of \['minilm'\], got 'clip'"):
         text.make_text_encoder("clip", length=8)
-    with pytest.raises(ValueError, match="at least 3 tokens, got 2"):
+    with pytest.raises(
+        ValueError, match="text_encoder.length must be at least 3 tokens, got 2"
+    ):
         text.make_text_encoder("minilm", length=2)
 
 

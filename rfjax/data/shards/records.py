@@ -35,7 +35,7 @@ class RecordSource(Sequence):
 
     def __init__(
         self,
-        raw,
+        raw: Sequence[bytes],
         *,
         tensors: Mapping[str, tuple[tuple, np.dtype]],
         shards: Sequence[tuple[str, int]],

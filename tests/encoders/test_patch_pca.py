@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from rfjax.encoders.patch_codec import fit_patch_codec, load_patch_codec
+from rfjax.encoders.images.patch_pca import PatchPCAConfig
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def patches_of(images, size):
 
 
 def test_components_are_those_of_an_svd(images):
-    codec = fit_patch_codec(images, patch_size=4, channels=5, whitening=0.0)
+    codec = PatchPCAConfig(patch_size=4, channels=5, whitening=0.0).make(images)
     patches = patches_of(images, 4)
     centred = patches - patches.mean(axis=0)
     _, singular, vectors = scipy.linalg.svd(centred, full_matrices=False)
@@ -48,7 +48,7 @@ def test_components_are_those_of_an_svd(images):
 
 @pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
 def test_latents_have_mean_zero_and_unit_variance(images, whitening):
-    codec = fit_patch_codec(images, patch_size=4, channels=8, whitening=whitening)
+    codec = PatchPCAConfig(patch_size=4, channels=8, whitening=whitening).make(images)
     latents = codec.encode(images)
     assert latents.shape == (24, 4, 4, 8)
     assert latents.dtype == np.float32
@@ -64,7 +64,7 @@ def test_latents_have_mean_zero_and_unit_variance(images, whitening):
 
 
 def test_decoding_loses_exactly_the_dropped_components(images):
-    codec = fit_patch_codec(images, patch_size=4, channels=6)
+    codec = PatchPCAConfig(patch_size=4, channels=6).make(images)
     patches = patches_of(images, 4)
     singular = scipy.linalg.svd(patches - patches.mean(axis=0), compute_uv=False)
     dropped = np.sum(singular[6:] ** 2) / patches.size
@@ -76,23 +76,23 @@ def test_decoding_loses_exactly_the_dropped_components(images):
 
 def test_all_components_give_the_picture_back(images):
     pixels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
-    codec = fit_patch_codec(pixels, patch_size=2, channels=12, whitening=1.0)
+    codec = PatchPCAConfig(patch_size=2, channels=12, whitening=1.0).make(pixels)
     np.testing.assert_array_equal(codec.decode(codec.encode(pixels)), pixels)
-    few = fit_patch_codec(pixels, patch_size=2, channels=2, whitening=1.0)
+    few = PatchPCAConfig(patch_size=2, channels=2, whitening=1.0).make(pixels)
     assert not np.array_equal(few.decode(few.encode(pixels)), pixels)
 
 
 def test_float_and_uint8_pictures_agree(images):
-    codec = fit_patch_codec(images, patch_size=4, channels=6)
+    codec = PatchPCAConfig(patch_size=4, channels=6).make(images)
     pixels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
     as_float = pixels.astype(np.float64) / 127.5 - 1.0
     np.testing.assert_allclose(codec.encode(pixels), codec.encode(as_float), atol=1e-5)
 
 
 def test_save_and_load(images, tmp_path):
-    codec = fit_patch_codec(images, patch_size=4, channels=6)
+    codec = PatchPCAConfig(patch_size=4, channels=6).make(images)
     codec.save(tmp_path / "codec.npz")
-    loaded = load_patch_codec(tmp_path / "codec.npz")
+    loaded = PatchPCAConfig.load(tmp_path / "codec.npz")
     for field in dataclasses.fields(codec):
         np.testing.assert_array_equal(
             getattr(loaded, field.name), getattr(codec, field.name)
@@ -101,8 +101,8 @@ def test_save_and_load(images, tmp_path):
 
 
 def test_fitting_is_deterministic(images):
-    first = fit_patch_codec(images, patch_size=4, channels=6)
-    second = fit_patch_codec(images.copy(), patch_size=4, channels=6)
+    first = PatchPCAConfig(patch_size=4, channels=6).make(images)
+    second = PatchPCAConfig(patch_size=4, channels=6).make(images.copy())
     np.testing.assert_array_equal(first.basis, second.basis)
 
 
@@ -118,27 +118,27 @@ def test_fitting_is_deterministic(images):
 )
 def test_bad_options(images, options, message):
     with pytest.raises(ValueError, match=message):
-        fit_patch_codec(images, **options)
+        PatchPCAConfig(**options).make(images)
 
 
 def test_bad_images(images):
     with pytest.raises(ValueError, match=r"must be \[B, H, W, 3\], got shape"):
-        fit_patch_codec(images[..., :2], patch_size=4, channels=4)
+        PatchPCAConfig(patch_size=4, channels=4).make(images[..., :2])
     with pytest.raises(ValueError, match="must be uint8, or float .* got int64"):
-        fit_patch_codec(np.zeros((2, 8, 8, 3), np.int64), patch_size=4, channels=4)
+        PatchPCAConfig(patch_size=4, channels=4).make(np.zeros((2, 8, 8, 3), np.int64))
     with pytest.raises(ValueError, match="fewer than 4 independent"):
-        fit_patch_codec(np.zeros((2, 8, 8, 3)), patch_size=4, channels=4)
+        PatchPCAConfig(patch_size=4, channels=4).make(np.zeros((2, 8, 8, 3)))
 
 
 def test_bad_latents_and_files(images, tmp_path):
-    codec = fit_patch_codec(images, patch_size=4, channels=6)
+    codec = PatchPCAConfig(patch_size=4, channels=6).make(images)
     with pytest.raises(ValueError, match=r"must be \[B, h, w, 6\]"):
         codec.decode(np.zeros((1, 4, 4, 5)))
     with pytest.raises(FileNotFoundError):
-        load_patch_codec(tmp_path / "codec.npz")
+        PatchPCAConfig.load(tmp_path / "codec.npz")
     (tmp_path / "codec.npz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="is not a patch codec"):
-        load_patch_codec(tmp_path / "codec.npz")
+        PatchPCAConfig.load(tmp_path / "codec.npz")
     np.savez(tmp_path / "codec.npz", other=np.zeros(1))
     with pytest.raises(ValueError, match="is not a patch codec"):
-        load_patch_codec(tmp_path / "codec.npz")
+        PatchPCAConfig.load(tmp_path / "codec.npz")

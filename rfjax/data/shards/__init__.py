@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoded data sets on disk: TFDS records in ArrayRecord shards, beside a manifest.
+
+    ROOT/rfjax.json            the manifest: shapes, encoders, counts, checksums
+    ROOT/codec.npz             what turns latents back into pictures
+    ROOT/empty_caption.npz     the encoded empty caption, used when a caption is dropped
+    ROOT/tfds/NAME/1.0.0/      a genuine TFDS data set: `tfds.builder_from_directory`
+
+Tensors are stored as raw bfloat16 bytes in uncompressed records of one example each:
+compression saves a fifth of bfloat16 data and costs half of the reading rate.
+TensorFlow is never imported.
+"""
+
+from rfjax.data.shards.check import check_shards
+from rfjax.data.shards.config import ShardsConfig
+from rfjax.data.shards.layout import (
+    CODEC_FILE,
+    EMPTY_CAPTION_FILE,
+    read_manifest,
+    tfds_folder,
+)
+from rfjax.data.shards.read import open_split, read_codec, read_empty_caption
+from rfjax.data.shards.write import write_dataset
+
+__all__ = [
+    "CODEC_FILE",
+    "EMPTY_CAPTION_FILE",
+    "ShardsConfig",
+    "check_shards",
+    "open_split",
+    "read_codec",
+    "read_empty_caption",
+    "read_manifest",
+    "tfds_folder",
+    "write_dataset",
+]

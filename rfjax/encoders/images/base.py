@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of an image codec: pictures to latents, and latents back to pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+
+@runtime_checkable
+class ImageCodec(Protocol):
+    """A codec, ready to use.
+
+    Latents leave it with mean 0 and variance 1 over the training pictures, as training
+    expects them: a scale and a shift that this takes are the codec's own, applied by
+    `encode`, undone by `decode` and kept in the file that `save` writes.
+    """
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """[B, H, W, 3] uint8 -> [B, h, w, C] float32 latents.
+
+        Raises:
+          UserError: not pictures of that kind.
+        """
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """[B, h, w, C] latents of any float dtype -> [B, H, W, 3] uint8.
+
+        Raises:
+          UserError: not latents of this codec.
+        """
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes what `load` of its config needs to make it again, as one file."""
+
+
+@runtime_checkable
+class ImageCodecConfig(Protocol):
+    """A frozen dataclass: what the config section `codec` holds beside `kind`."""
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """The (h, w, C) of the latents of square pictures, `image_size` pixels a side.
+
+        Raises:
+          UserError: the codec cannot encode pictures of that size.
+        """
+
+    def make(self, training_images: Sequence[np.ndarray]) -> ImageCodec:
+        """Makes the codec; packages that it alone needs are imported here.
+
+        Args:
+          training_images: the pictures of the training split, each [H, W, 3] uint8 and
+            drawn when asked for. To fit the codec to; one that comes with weights
+            leaves them alone.
+
+        Raises:
+          UserError: the codec cannot be fitted to these pictures.
+          MissingPackageError: a package or the weights are not installed.
+        """
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> ImageCodec:
+        """Reads what `ImageCodec.save` wrote.
+
+        Raises:
+          FileNotFoundError: no such file.
+          UserError: not a file of this kind.
+        """

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A linear picture codec: principal components of small patches, in NumPy alone.
+
+It stands where a variational autoencoder stands for photographs, but needs no network:
+fitted in a second, it gives latents of many channels that decode at once. Each patch of
+patch_size by patch_size pixels becomes one latent position:
+
+    latents = ((patch - mean) @ basis) * gain
+    patch   = (latents / gain) @ basis.T + mean
+
+Channel c has standard deviation s_c before the gain, and gain_c is proportional to
+s_c ** -whitening, with the factor that makes the variance of all latents 1 together.
+With whitening = 0 distances between latents are distances between pictures, but fine
+detail sits in channels so weak that the sampler's last steps leave them noisy. With
+whitening = 1 every channel counts the same, and capacity goes into detail that hardly
+shows. The default lies between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from rfjax import whole_files
+from rfjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchPCAConfig:
+    """Fields of an image codec of kind `patch_pca`.
+
+    Attributes:
+      patch_size: side of a patch in pixels; divides the picture.
+      channels: number of components kept, at most patch_size * patch_size * 3.
+      whitening: 0 keeps the components' own spread, 1 makes all equally strong.
+      num_images: training pictures that the codec is fitted to, at most; spread evenly
+        over the split.
+    """
+
+    patch_size: int = 4
+    channels: int = 16
+    whitening: float = 0.5
+    num_images: int = 2048
+
+    def __post_init__(self):
+        for field in ("patch_size", "num_images"):
+            if getattr(self, field) < 1:
+                raise UserError(
+                    f"codec.{field} must be at least 1, got {getattr(self, field)}."
+                )
+        size = self.patch_size * self.patch_size * 3
+        if not 1 <= self.channels <= size:
+            raise UserError(
+                "codec.channels must be between 1 and patch_size * patch_size * 3 = "
+                f"{size}, got {self.channels}; keep fewer channels or use larger "
+                "patches."
+            )
+        if not 0.0 <= self.whitening <= 1.0:
+            raise UserError(
+                f"codec.whitening must be between 0 and 1, got {self.whitening}."
+            )
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """The (h, w, C) of the latents of pictures `image_size` pixels a side.
+
+        Raises:
+          UserError: the patches do not fill such a picture.
+        """
+        side, rest = divmod(image_size, self.patch_size)
+        if rest:
+            raise UserError(
+                f"codec.patch_size {self.patch_size} must divide source.image_size "
+                f"{image_size}; choose e.g. 4 and 32."
+            )
+        return side, side, self.channels
+
+    def make(self, training_images: Sequence[np.ndarray]) -> PatchPCA:
+        """Fits a codec to pictures, so that their latents have mean 0 and variance 1.
+
+        Args:
+          training_images: each [H, W, 3] uint8, or float in [-1, 1].
+
+        Raises:
+          UserError: no such pictures, or too alike to give that many components.
+        """
+        num_images = min(len(training_images), self.num_images)
+        indices = [len(training_images) * i // num_images for i in range(num_images)]
+        images = np.stack([training_images[index] for index in indices])
+        patches = _to_patches(_to_float(images), self.patch_size)
+        patches = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
+        mean = patches.mean(axis=0)
+        centred = patches - mean
+        # Eigenvectors of the covariance: P by P, however many pictures there are.
+        variances, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+        variances = variances[::-1][: self.channels]
+        basis = vectors[:, ::-1][:, : self.channels]
+        if variances[-1] <= 1e-9 * variances[0] or variances[0] <= 0.0:
+            raise UserError(
+                f"the {num_images} images have fewer than {self.channels} independent "
+                "patch components; fit on more varied images or keep fewer channels."
+            )
+        # A component's sign is arbitrary: make its largest entry positive.
+        largest = basis[np.abs(basis).argmax(axis=0), np.arange(self.channels)]
+        basis = basis * np.sign(largest)
+        gain = variances ** (-0.5 * self.whitening)
+        gain /= np.sqrt(np.mean(variances * gain**2))
+        return PatchPCA(
+            patch_size=self.patch_size,
+            mean=mean.astype(np.float32),
+            basis=basis.astype(np.float32),
+            gain=gain.astype(np.float32),
+        )
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> PatchPCA:
+        """Reads what `PatchPCA.save` wrote.
+
+        Raises:
+          FileNotFoundError: no such file.
+          UserError: not such a file.
+        """
+        try:
+            with np.load(path) as arrays:
+                fields = dict(arrays)
+            return PatchPCA(**fields | {"patch_size": int(fields["patch_size"])})
+        except (KeyError, TypeError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{path} is not a patch codec ({error}); make the data set again with "
+                "`rfjax encode`."
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchPCA:
+    """A fitted codec. Arrays are float32; P = patch_size * patch_size * 3.
+
+    Attributes:
+      patch_size: side of a patch in pixels.
+      mean: [P] average patch, pixels in [-1, 1].
+      basis: [P, C] orthonormal columns, strongest component first.
+      gain: [C] what each component is multiplied with.
+    """
+
+    patch_size: int
+    mean: np.ndarray
+    basis: np.ndarray
+    gain: np.ndarray
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Encodes pictures.
+
+        Args:
+          images: [B, H, W, 3] uint8, or float in [-1, 1]; H and W divisible by
+            `patch_size`.
+
+        Returns:
+          [B, H / patch_size, W / patch_size, C] float32 latents.
+
+        Raises:
+          UserError: not pictures of that kind.
+        """
+        patches = _to_patches(_to_float(images), self.patch_size)
+        return ((patches - self.mean) @ self.basis) * self.gain
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Decodes [B, h, w, C] latents to [B, h * patch, w * patch, 3] uint8."""
+        latents = np.asarray(latents, np.float32)
+        if latents.ndim != 4 or latents.shape[-1] != self.gain.size:
+            raise UserError(
+                f"latents must be [B, h, w, {self.gain.size}] for this codec, got "
+                f"{latents.shape}; use the codec of the data set they belong to."
+            )
+        patches = (latents / self.gain) @ self.basis.T + self.mean
+        batch, rows, columns, _ = patches.shape
+        size = self.patch_size
+        pixels = patches.reshape(batch, rows, columns, size, size, 3)
+        pixels = pixels.transpose(0, 1, 3, 2, 4, 5)
+        pixels = pixels.reshape(batch, rows * size, columns * size, 3)
+        return np.clip(np.rint((pixels + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an .npz file; replaces an existing one in one step."""
+        with whole_files.replacing(path) as partial, partial.open("wb") as file:
+            np.savez(file, **dataclasses.asdict(self))
+
+
+def _to_float(images: np.ndarray) -> np.ndarray:
+    """Pictures as float32 in [-1, 1]; UserError if they are none."""
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(f"images must be [B, H, W, 3], got shape {images.shape}.")
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / 127.5 - 1.0
+    if not np.issubdtype(images.dtype, np.floating):
+        raise UserError(
+            f"images must be uint8, or float in [-1, 1], got {images.dtype}."
+        )
+    return images.astype(np.float32)
+
+
+def _to_patches(images: np.ndarray, size: int) -> np.ndarray:
+    """[B, H, W, 3] -> [B, h, w, size * size * 3], each flattened (row, column, 3)."""
+    batch, height, width, _ = images.shape
+    if height % size or width % size:
+        raise UserError(
+            f"patch_size {size} must divide the image size {height} x {width}; choose "
+            "another patch or image size."
+        )
+    blocks = images.reshape(batch, height // size, size, width // size, size, 3)
+    blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, height // size, width // size, size * size * 3)

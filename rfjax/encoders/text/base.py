@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of a text encoder: captions in, token states and a pooled vector out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedText:
+    """Text states of B captions.
+
+    Attributes:
+      context: [B, T, context_dim] float32 token states, pads included.
+      context_length: [B] int32, tokens that are not pads.
+      pooled: [B, pooled_dim] float32.
+    """
+
+    context: np.ndarray
+    context_length: np.ndarray
+    pooled: np.ndarray
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """A frozen text encoder, ready to use.
+
+    Every caption is padded to the same number of tokens T. The encoder itself is told
+    which tokens are pads, but their states are kept: they depend on the caption alone,
+    and a transformer that attends without a mask, like Stable Diffusion 3, sees them.
+
+    Attributes:
+      context_dim: width of the token states.
+      pooled_dim: width of the pooled vector.
+    """
+
+    context_dim: int
+    pooled_dim: int
+
+    def encode(self, captions: Sequence[str]) -> EncodedText:
+        """Encodes B captions, at least one; a caption's states depend on it alone.
+
+        Raises:
+          UserError: a caption has more than T tokens; it is never cut.
+        """
+
+
+@runtime_checkable
+class TextEncoderConfig(Protocol):
+    """A frozen dataclass: what the config section `text_encoder` holds beside `kind`.
+
+    A data set's manifest keeps kind and length, and prompts are encoded with what the
+    two make again: any other field needs a default that suits every data set.
+
+    Attributes:
+      length: T, the tokens that every caption is padded to.
+    """
+
+    length: int
+
+    def make(self) -> TextEncoder:
+        """Loads the encoder; packages that it alone needs are imported here.
+
+        Raises:
+          MissingPackageError: a package or the weights are not installed.
+        """
