@@ -120,6 +120,7 @@ def train(values: dict[str, Any]) -> int:
     commands.train(
         config.from_config_dict(values["config"]),
         workdir=values["workdir"],
+        branch_from=values["branch_from"],
         report=print if processes.is_first() else lambda line: None,
     )
     return 0
@@ -184,6 +185,8 @@ def sweep(values: dict[str, Any]) -> int:
         values["config"],
         workdir=values["workdir"],
         dry_run=values["dry_run"],
+        launcher=values["launcher"],
+        cells=values["cells"].split(",") if values["cells"] else (),
         report=print,
     )
     if failed:
@@ -421,7 +424,13 @@ COMMANDS = {
     "train": Command(
         train,
         "train a run folder, or resume it",
-        {"workdir": WORKDIR},
+        {
+            "workdir": WORKDIR,
+            "branch_from": Flag(
+                "RUN or RUN:STEP, a constant-rate run whose checkpoint a new run "
+                "starts from"
+            ),
+        },
         config=True,
         computes=True,
     ),
@@ -519,8 +528,10 @@ COMMANDS = {
         sweep,
         "train the cells of a depth study, or resume it",
         {
-            "workdir": Flag("sweep folder: one run folder a cell", default=_REQUIRED),
+            "workdir": Flag("sweep folder: one run folder per cell", default=_REQUIRED),
             "dry_run": Flag("print the table of cells and stop", bool, False),
+            "launcher": Flag("who trains the cells", default="local"),
+            "cells": Flag("names of the only cells to train now, as NAME,NAME"),
         },
         config=True,
         computes=True,

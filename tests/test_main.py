@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 FLAGS = {
     "encode": "config out",
     "verify": "data workdir step picture",
-    "train": "config workdir",
+    "train": "config workdir branch_from",
     "evaluate": "workdir step num_samples json",
     "sample": "workdir prompt sheet out step weights seed num_steps solver "
     "guidance_scale",
     "plan": "config topology num_images json summary picture search limit",
     "layout": "config devices topology json picture",
-    "sweep": "config workdir dry_run",
+    "sweep": "config workdir dry_run launcher cells",
     "coordinates": "config depths steps parameterisation out",
     "fit": "runs table columns out law size loss bootstraps holdout json "
     "mid_run where budget forecast",
