@@ -43,17 +43,17 @@ class Launcher(Protocol):
     """Takes the cells of a sweep to where they are trained.
 
     A launcher is a frozen dataclass; its fields are the section `launchers.KIND` of a
-    sweep config, and what can be checked of them alone is checked when it is built.
-    It only submits: it sees to it that `cell.command_line(folder)` is run for each cell
-    of `launch.unfinished_jobs()`, in the order of the job, on a machine that sees the
-    sweep folder and the data. What a cell is, and every check, is in its files and in
-    `rfjax train`; so a launcher can neither change a result nor lose one.
+    sweep config, and check themselves. It only submits: for each cell of
+    `launch.unfinished_jobs()`, in the order of the job, it has `cell.command_line(...)`
+    run on a machine that sees the sweep folder and the data. What a cell is and every
+    check are in its files and in `rfjax train`, so a launcher can neither change a
+    result nor lose one.
 
-    - The same call again must be harmless: a finished cell is left out, one that was
-      stopped (exit status 129, 130 or 143) resumes by the same command line, and one
-      that is under way refuses a second process.
-    - It adds to the sweep folder at most files with names of its own, and leaves those
-      of the cells to `rfjax train`.
+    - The same call may come again at any time. Finished cells are left out; a cell that
+      was stopped (exit status 129, 130 or 143) resumes by the same command line, and
+      one under way refuses a second process on its machine.
+    - The files of the cells belong to `rfjax train`. A launcher may add files to the
+      sweep folder, under names of its own.
 
     Attributes:
       runs_here: whether cells are trained on the devices of this machine, which are
