@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The run folder: one run, one config, one writer at a time.
 
-config.json     the resolved config
+config.json     the resolved config; alone in the folder, of a run that is planned and
+                not started. Relative paths in it (`data.path`) start at the working
+                directory of the process that trains.
 run.json        what the run is: sizes, data, seed, code version, status
-metrics.jsonl   one JSON object a line, in the order of steps
+metrics.jsonl   one JSON object per line, in the order of steps
 checkpoints/STEP/, samples/, figures/
 positions.npy, checksums.json
-                only with imported weights: their position table, if it is unlike ours
+                only with imported weights: their position table, if not ours
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,41 +60,70 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def config_hash(config: Mapping[str, Any]) -> str:
+    """A short name of a resolved config: 12 hexadecimal digits."""
+    text = json.dumps(config, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def is_started(workdir: Path, *, checkpoints: Path) -> bool:
+    """Whether training has begun in a run folder; its config alone is only a plan.
+
+    Args:
+      workdir: run folder.
+      checkpoints: the folder for them.
+    """
+    evidence = (workdir / RUN_FILE, workdir / METRICS_FILE, checkpoints)
+    return any(path.exists() for path in evidence)
+
+
 def claim(
     workdir: Path,
     config: Mapping[str, Any],
     *,
-    started_with: Mapping[str, Any] | None = None,
+    present: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the config of a fresh folder, or checks that a run goes on with its own.
+    """Writes the config of a run that starts or resumes; `check_claim` comes first."""
+    check_claim(workdir, config, present=present)
+    whole_files.write_json(workdir / CONFIG_FILE, config)
+
+
+def check_claim(
+    workdir: Path,
+    config: Mapping[str, Any],
+    *,
+    present: Mapping[str, Any] | None = None,
+    may_change: tuple[str, ...] = MAY_CHANGE,
+) -> None:
+    """Refuses a folder that holds anything but this run.
 
     Args:
-      workdir: run folder.
+      workdir: run folder; may be missing.
       config: the resolved config.
-      started_with: the resolved config of the run that lives there, if one does;
-        fields that are newer than that run hold their defaults.
+      present: the resolved config that is there, if one is; fields that are newer
+        hold their defaults.
+      may_change: beginnings of the names of fields that may differ.
 
     Raises:
-      UserError: if a run with another config lives there.
+      UserError: the config there is another, or there are files and no config.
     """
-    if started_with is not None:
-        may_change = MAY_CHANGE
-        if _only_prolongs(started_with, config):
+    if present is not None:
+        if _only_prolongs(present, config):
             may_change += ("train.num_steps",)
-        changed = differences(started_with, config, may_change=may_change)
+        changed = differences(present, config, may_change=may_change)
         if changed:
             raise UserError(
                 f"run folder {workdir} belongs to another config ({'; '.join(changed)})"
-                "; use another --workdir, or the config that the run was started with."
+                "; use another --workdir, or the config that the folder holds."
             )
-    elif workdir.is_dir() and any(
-        entry.name != LOCK_FILE for entry in workdir.iterdir()
+    elif workdir.exists() and (
+        not workdir.is_dir()
+        or any(entry.name != LOCK_FILE for entry in workdir.iterdir())
     ):
         raise UserError(
             f"run folder {workdir} is not empty and holds no {CONFIG_FILE}, so it is "
             "not a run of rfjax; use another --workdir."
         )
-    whole_files.write_json(workdir / CONFIG_FILE, config)
 
 
 def check_not_lost(
@@ -105,8 +137,8 @@ def check_not_lost(
       checkpoints: the folder for them, made before the first step.
 
     Raises:
-      UserError: if run.json or the metrics tell of training, and no checkpoint is
-        there. A run that was killed before its first save has lost nothing: its
+      UserError: if run.json or the metrics show that it has trained, and no checkpoint
+        is there. A run that was killed before its first save has lost nothing: its
         folder of checkpoints is there, and run.json says that nothing was ever saved.
     """
     if saved_steps:
@@ -146,7 +178,7 @@ def differences(
 
 
 def _only_prolongs(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a run at constant rate goes on past its end; no finished step differs."""
+    """Whether a constant-rate run is given further steps; no finished step differs."""
     return (
         old["optimizer"]["cooldown_steps"] == new["optimizer"]["cooldown_steps"] == 0
         and new["train"]["num_steps"] > old["train"]["num_steps"]

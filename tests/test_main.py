@@ -26,7 +26,7 @@ FLAGS = {
     "guidance-scale",
     "plan": "config topology num-images json summary picture search limit",
     "layout": "config devices topology json picture",
-    "sweep": "config workdir dry-run",
+    "sweep": "config workdir dry-run launcher cells",
     "coordinates": "config depths steps parameterisation out",
     "fit": "runs table columns out law size loss bootstraps holdout json "
     "mid-run where budget forecast",

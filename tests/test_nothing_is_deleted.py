@@ -236,11 +236,10 @@ def test_a_folder_that_is_no_run_keeps_its_files(tmp_path, theirs, name):
 
 
 def test_tables_of_others_keep_their_names(tmp_path, theirs):
-    theirs("runs.csv")
-    with pytest.raises(ValueError, match=r"holds a runs\.csv that no sweep wrote"):
-        sweep.run_locally(
-            [], workdir=tmp_path, train_cell=None, flops_of_cell={}, report=print
-        )
+    for folder, name in (("a", "runs.csv"), ("b", "sweep.json")):
+        theirs(f"{folder}/{name}")
+        with pytest.raises(ValueError, match=f"holds a {name} that no sweep wrote"):
+            sweep.write_cells([], {}, workdir=tmp_path / folder, complete=dict)
     theirs("coordinates.json")
     config = configs.from_config_dict(load_config_file(f"{ROOT}/configs/debug.py"))
     with pytest.raises(ValueError, match=r"holds a coordinates\.json that `rfjax coo"):

@@ -6,8 +6,8 @@
     rfjax fit    --runs=runs/depth --out=reports/depth
 
 Hardware: 2 CPU cores. Duration: about 3 minutes. Expected: val_ema/loss falls with
-depth and length. The runs are far too short for exponents that one would believe; the
-intervals say so.
+depth and length. The runs are far too short for trustworthy exponents; the intervals
+show it.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,7 +195,7 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
         learning_rate=config.optimizer.learning_rate,
         parameterisation=config.optimizer.parameterisation,
         cooldown_steps=config.optimizer.cooldown_steps,
-        config_hash=digest(json.dumps(configs.to_dict(config), sort_keys=True)),
+        config_hash=run_folder.config_hash(configs.to_dict(config)),
         code_version=__version__,
         num_devices=jax.device_count(),
         device=jax.devices()[0].device_kind,

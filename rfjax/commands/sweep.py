@@ -6,10 +6,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from rfjax import config as configs
-from rfjax import schema
+from rfjax import run_folder, schema
 from rfjax.commands.flags import Report, SweepFields
 from rfjax.commands.job import (
     flops_per_sample,
@@ -20,10 +22,25 @@ from rfjax.commands.train import train
 from rfjax.config import Config
 from rfjax.errors import UserError
 from rfjax.models import make_model
-from rfjax.scaling.study import budget
-from rfjax.scaling.study.budget import CellCost, ForecastConfig
+from rfjax.scaling.study import budget, launchers
+from rfjax.scaling.study.budget import CellCost, ForecastConfig, Pilot
 from rfjax.scaling.study.grid import Cell, GridConfig, make_cells
-from rfjax.scaling.study.sweep import run_locally
+from rfjax.scaling.study.manifest import SweepCell
+from rfjax.scaling.study.sweep import choose_cells, write_cells
+
+_SECTIONS = ("base", "grid", "forecast", "launchers")  # of a sweep config
+
+Cells = Annotated[
+    Sequence[str],
+    Parameter(
+        name="--cells",
+        converter=lambda _, tokens: tuple(
+            name for token in tokens for name in token.value.split(",")
+        ),
+        n_tokens=1,
+        metavar="NAME,NAME",
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,70 +67,129 @@ def sweep(
     *,
     workdir: Path | str,
     dry_run: bool = False,
+    launcher: str = "local",
+    cells: Cells = (),
     report: Report = lambda line: None,
 ) -> Swept:
-    """Trains the cells of a depth study one after the other, or resumes it.
+    """Writes the cells of a depth study as files and has them trained, or resumed.
 
     Args:
-      fields: {"base": fields of a run config, "grid": fields of `GridConfig`,
-        "forecast": fields of `ForecastConfig`, may be left out}.
-      workdir: sweep folder; holds one run folder a cell and `runs.csv`.
+      fields: {"base": fields of a run config, "grid": fields of `GridConfig`}, and,
+        may be left out, {"forecast": fields of `ForecastConfig`, "launchers": kind ->
+        fields of that launcher}.
+      workdir: sweep folder; holds `sweep.json`, one run folder per cell, `runs.csv`.
       dry_run: print the table of cells with their cost and stop.
+      launcher: who trains them, a key of `LAUNCHERS`; "local": this process, one cell
+        after the other.
+      cells: names of the only cells to train now, with the trunks that they branch
+        from; all of them if empty. The files of the others are written all the same.
       report: receives the table and a line for each event.
 
     Raises:
       Stopped: a signal asked to stop; the cell under way is saved.
-      UserError: if the grid or any cell's config is wrong, or by the pilot's law an
-        optimum would lie on the edge of the grid; nothing was trained then.
+      UserError: if the grid or any cell's config is wrong, a cell was started with
+        another config, or by the pilot's law an optimum would lie on the edge of the
+        grid; nothing was written or trained then.
 
     Example:
       rfjax sweep --config=configs/sweeps/emoji_depth.py --workdir=runs/depth --dry-run
     """
-    for section in ("base", "grid"):
-        if section not in fields:
-            raise UserError(f"a sweep config must have the section {section}; add it.")
+    _check_sections(fields)
     workdir = Path(workdir)
+    chosen_launcher = launchers.make_launcher(launcher, fields.get("launchers", {}))
     grid = schema.build(GridConfig, fields["grid"], prefix="grid.")
-    expected = schema.build(
+    forecast = schema.build(
         ForecastConfig, fields.get("forecast", {}), prefix="forecast."
     )
-    cells = make_cells(fields["base"], grid, flops_per_sample=_cost_per_sample)
-    resolved = {cell.name: configs.from_config_dict(cell.fields) for cell in cells}
-    costs = [_cost_of(cell, resolved[cell.name]) for cell in cells]
-    for config in resolved.values():
-        make_mesh_for(config)
+    grid_cells = make_cells(fields["base"], grid, flops_per_sample=_cost_per_sample)
+    resolved = {c.name: configs.from_config_dict(c.fields) for c in grid_cells}
+    costs = [_cost_of(cell, resolved[cell.name]) for cell in grid_cells]
+    sweep_cells = [
+        _as_listed(cell, cost) for cell, cost in zip(grid_cells, costs, strict=True)
+    ]
+    chosen = choose_cells(sweep_cells, cells)
+    if chosen_launcher.runs_here:
+        for config in resolved.values():
+            make_mesh_for(config)
     pilot = None
-    if expected.pilot is not None:
-        pilot = budget.read_pilot(expected.pilot)
+    if forecast.pilot is not None:
+        pilot = budget.read_pilot(forecast.pilot)
         budget.check_edges(costs, pilot=pilot, budgets=grid.flop_budgets)
-    speeds = budget.measured_speeds(workdir)
-    seconds = {
-        cost.name: budget.predicted_seconds(
-            cost, speeds=speeds, flops_per_second=expected.flops_per_second
-        )
-        for cost in costs
-    }
-    report(budget.describe(costs, seconds=seconds, forecast=expected, pilot=pilot))
+    names = {cell.name for cell in chosen}
+    shown = [cost for cost in costs if cost.name in names]
+    report(_describe(shown, workdir=workdir, forecast=forecast, pilot=pilot))
+    for trunk in sorted(names.difference(cells)) if cells else ():
+        report(f"{trunk} is trained too: cells that were named branch from it")
     if dry_run:
         return Swept()
 
-    def train_cell(cell: Cell, folder: Path) -> None:
+    def train_cell(cell: SweepCell) -> None:
+        """As its command line would, in this process."""
         train(
-            resolved[cell.name],
-            workdir=folder,
+            configs.load(workdir / cell.name),
+            workdir=workdir / cell.name,
             branch_from=workdir / cell.trunk if cell.trunk else None,
             report=lambda line: None,
         )
 
-    return Swept(
-        run_locally(
-            cells,
+    with run_folder.exclusive(workdir):
+        write_cells(
+            sweep_cells,
+            {name: configs.to_dict(config) for name, config in resolved.items()},
             workdir=workdir,
-            train_cell=train_cell,
-            flops_of_cell={cost.name: cost.new_flops for cost in costs},
-            report=report,
+            complete=lambda old: configs.to_dict(configs.from_config_dict(old)),
         )
+        failed = chosen_launcher.launch(
+            launchers.Launch(
+                workdir=workdir,
+                jobs=launchers.make_jobs(chosen),
+                train_cell=train_cell,
+                report=report,
+            )
+        )
+    return Swept(failed)
+
+
+def _check_sections(fields: Mapping[str, Any]) -> None:
+    """Raises UserError if a section of a sweep config is missing or unknown."""
+    for section in ("base", "grid"):
+        if section not in fields:
+            raise UserError(f"a sweep config must have the section {section}; add it.")
+    for section in fields:
+        if section not in _SECTIONS:
+            raise UserError(
+                f"a section of a sweep config must be one of {', '.join(_SECTIONS)}, "
+                f"got {section!r}; remove or rename it."
+            )
+
+
+def _as_listed(cell: Cell, cost: CellCost) -> SweepCell:
+    """A cell as sweep.json lists it."""
+    return SweepCell(
+        name=cell.name,
+        num_steps=cell.num_steps,
+        new_flops=cost.new_flops,
+        trunk=cell.trunk,
+        fork_step=cell.fork_step if cell.trunk else None,
     )
+
+
+def _describe(
+    costs: Sequence[CellCost],
+    *,
+    workdir: Path,
+    forecast: ForecastConfig,
+    pilot: Pilot | None,
+) -> str:
+    """The table of cells, with times from the speeds of what has run there."""
+    speeds = budget.measured_speeds(workdir)
+    seconds = {
+        cost.name: budget.predicted_seconds(
+            cost, speeds=speeds, flops_per_second=forecast.flops_per_second
+        )
+        for cost in costs
+    }
+    return budget.describe(costs, seconds=seconds, forecast=forecast, pilot=pilot)
 
 
 def _cost_per_sample(fields: Mapping[str, Any]) -> float:

@@ -16,7 +16,7 @@ from rfjax.commands.job import (
     make_job_here,
 )
 from rfjax.config import Config
-from rfjax.errors import UserError
+from rfjax.errors import MissingFileError, UserError
 from rfjax.parallel import processes
 from rfjax.train import loop
 
@@ -33,9 +33,10 @@ def train(
     Args:
       config: the resolved config.
       workdir: run folder; made if missing.
-      branch_from: run folder of a run at constant rate with otherwise the same config.
-        A fresh run starts from its newest checkpoint before the own cooldown, and is
-        to the bit what it would have been from scratch.
+      branch_from: RUN or RUN:STEP, the run folder of a constant-rate run of otherwise
+        the same config. A run that has no checkpoint yet starts from that step of it,
+        or from the newest before its own cooldown, or from scratch if there is none
+        so early; it is to the bit what it would have been from scratch.
       report: receives the parameter table and a line for each event.
 
     Raises:
@@ -49,12 +50,14 @@ def train(
     workdir = Path(workdir)
     job, manifest = make_job_here(config)
     if branch_from is not None:
-        _check_branch(config, source=Path(branch_from))
+        trunk, trunk_step = _parse_branch(branch_from)
+        _check_branch(config, source=trunk, step=trunk_step, workdir=workdir)
     with contextlib.ExitStack() as stack:
 
         def claim_folder() -> None:
+            """Holds the folder from now on, and makes it that of this run."""
             stack.enter_context(run_folder.exclusive(workdir))
-            has_run = (workdir / run_folder.CONFIG_FILE).is_file()
+            has_config = (workdir / run_folder.CONFIG_FILE).is_file()
             steps = checkpoint.finished_steps(workdir)
             run_folder.check_not_lost(
                 workdir, saved_steps=steps, checkpoints=workdir / checkpoint.FOLDER
@@ -62,15 +65,13 @@ def train(
             run_folder.claim(
                 workdir,
                 configs.to_dict(config),
-                started_with=configs.to_dict(configs.load(workdir))
-                if has_run
-                else None,
+                present=configs.to_dict(configs.load(workdir)) if has_config else None,
             )
             describe_run(workdir, config, manifest)
-            if not has_run:
+            if not steps and "saved_step" not in run_folder.read_run(workdir):
                 run_folder.update_run(workdir, saved_step=None)
             if branch_from is not None:
-                _branch(workdir, config, source=Path(branch_from))
+                report(_branch(workdir, config, source=trunk, step=trunk_step))
 
         processes.on_first(claim_folder)
         report(parameter_overview.get_parameter_overview(
@@ -91,8 +92,23 @@ def train(
     report(f"finished {config.train.num_steps} steps in {workdir}")
 
 
-def _check_branch(config: Config, *, source: Path) -> None:
+def _parse_branch(branch_from: Path | str) -> tuple[Path, int | None]:
+    """RUN or RUN:STEP to run folder and step; a folder of that very name is a RUN."""
+    run, _, step = str(branch_from).rpartition(":")
+    if run and step.isascii() and step.isdigit() and not Path(branch_from).is_dir():
+        return Path(run), int(step)
+    return Path(branch_from), None
+
+
+def _check_branch(
+    config: Config, *, source: Path, step: int | None, workdir: Path
+) -> None:
     """Refuses to branch from a run that is not the same up to the cooldown."""
+    if not (source / run_folder.CONFIG_FILE).is_file():
+        raise MissingFileError(
+            f"branch_from must be RUN or RUN:STEP with a run folder RUN, and {source} "
+            f"holds no {run_folder.CONFIG_FILE}; train it first."
+        )
     trunk = configs.load(source)
     changed = run_folder.differences(
         configs.to_dict(trunk),
@@ -107,22 +123,50 @@ def _check_branch(config: Config, *, source: Path) -> None:
             f"{source} has another ({'; '.join(changed)}); train from scratch, or "
             "branch from another run."
         )
+    if not checkpoint.finished_steps(workdir):
+        _choose_branch_step(config, source=source, step=step)
 
 
-def _branch(workdir: Path, config: Config, *, source: Path) -> None:
-    """Lets a run without checkpoints start from those of a run at constant rate."""
-    if checkpoint.finished_steps(workdir):
-        return
+def _choose_branch_step(
+    config: Config, *, source: Path, step: int | None
+) -> int | None:
+    """The checkpoint of a trunk to start from; None if it has none so early.
+
+    Raises:
+      UserError: the step that was asked for is not there, or lies in the cooldown.
+    """
     fork_step = config.train.num_steps - config.optimizer.cooldown_steps
-    usable = [s for s in checkpoint.finished_steps(source) if s <= fork_step]
-    if not usable:
-        return
-    damage = checkpoint.find_damage(source, usable[-1])
-    if damage:  # or it would be this run's, which could not be mended
-        raise checkpoint.damaged(source, usable[-1], "; ".join(damage[:3]))
+    steps = checkpoint.finished_steps(source)
+    usable = [s for s in steps if s <= fork_step]
+    if step is None:
+        return usable[-1] if usable else None
+    if step not in usable:
+        raise UserError(
+            f"branch_from {source}:{step} must name a checkpoint up to step "
+            f"{fork_step}, where the cooldown starts, and {source} has those of steps "
+            f"{steps}; choose another, or leave the step out."
+        )
+    return step
+
+
+def _branch(workdir: Path, config: Config, *, source: Path, step: int | None) -> str:
+    """Lets a run without checkpoints start from one of a constant-rate run.
+
+    Returns:
+      What was done, in words.
+    """
+    if checkpoint.finished_steps(workdir):
+        return f"has checkpoints of its own, {source} is unused"
+    step = _choose_branch_step(config, source=source, step=step)
+    if step is None:
+        return f"{source} has no checkpoint before the cooldown; training from scratch"
+    damage = checkpoint.find_damage(source, step)
+    if damage:  # or it would be this run's, which could not be repaired
+        raise checkpoint.damaged(source, step, "; ".join(damage[:3]))
     run_folder.update_run(workdir, trunk=source.resolve().name)
-    # There before any metrics: without it they would tell of checkpoints that vanished.
+    # There before any metrics: without it they would be those of lost checkpoints.
     (workdir / checkpoint.FOLDER).mkdir(exist_ok=True)
     # Before the checkpoint: killed in between, the next call does both again.
-    run_folder.inherit_metrics(workdir, source=source, last_step=usable[-1])
-    checkpoint.inherit(workdir, source=source, step=usable[-1])
+    run_folder.inherit_metrics(workdir, source=source, last_step=step)
+    checkpoint.inherit(workdir, source=source, step=step)
+    return f"branching from {source} at step {step}"

@@ -3,7 +3,9 @@
 
 grid        depths and lengths, or budgets, to cells
 budget      what the cells cost, before they are paid for
-sweep       training them
+sweep       cells to files, from which any machine can train them
+manifest    the list of them, sweep.json
+launchers/  who trains them: one file per kind of machine
 runs        the table of what they measured
 quality     which of its rows may be fitted
 """

@@ -14,7 +14,7 @@ from rfjax import run_folder
 from rfjax.errors import MissingFileError, UserError
 from rfjax.scaling.laws.frontier import covered_range
 
-_MIN_DEPTHS = 3  # an optimum between two depths cannot be told from one at their ends
+_MIN_DEPTHS = 3  # with two, an optimum between them looks like one at their ends
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class ForecastConfig:
     Attributes:
       pilot: `fit.json` of an earlier, smaller study with the law "chinchilla": gives
         each cell a predicted loss, and refuses grids whose optimum lies on an edge.
-      flops_per_second: model FLOP/s that the machine sustains. Finished runs in the
-        sweep folder count more.
+      flops_per_second: model FLOP/s that the machine sustains; unused once a run in
+        the sweep folder has measured them.
       price_per_hour: of the machine, in any currency.
     """
 
@@ -48,7 +48,7 @@ class CellCost:
       name: of the cell.
       depth: number of blocks.
       sizes: size measure -> value, as in the runs table.
-      samples: that its end has seen, a shared trunk included.
+      samples: examples seen at its end, those of a shared trunk included.
       flops: training FLOPs of those samples: what its point counts as.
       new_flops: what training the cell adds, a shared trunk left out.
       is_point: whether its end is a point of the law (not so for a trunk).
@@ -70,7 +70,7 @@ class Pilot:
     size_measure: str
     parameters: Mapping[str, float]
 
-    def loss(self, size, samples):
+    def loss(self, size: float, samples: float) -> float:
         """Predicted loss."""
         E, A, B, alpha, beta = (
             self.parameters[name] for name in ("E", "A", "B", "alpha", "beta")
@@ -104,8 +104,8 @@ def read_pilot(path: Path | str) -> Pilot:
 def measured_speeds(workdir: Path) -> dict[int, float]:
     """Depth -> model FLOP/s of the runs in a sweep folder, the median over intervals.
 
-    Intervals in which a process starts hold its compilation; the median leaves them
-    out.
+    Intervals in which a process starts include its compilation; the median ignores
+    them.
     """
     speeds: dict[int, list[float]] = {}
     for path in sorted(Path(workdir).glob(f"*/{run_folder.RUN_FILE}")):
@@ -178,7 +178,7 @@ def check_edges(
 
 
 def _covered_budgets(points: Sequence[CellCost]) -> list[float]:
-    """Budgets between the cheapest and dearest cells of at least three depths."""
+    """Budgets between the cheapest and most expensive cell of three depths or more."""
     ranges = {}
     for cost in points:
         low, high = ranges.get(cost.depth, (np.inf, 0.0))
@@ -194,7 +194,14 @@ def describe(
     forecast: ForecastConfig,
     pilot: Pilot | None,
 ) -> str:
-    """The table of a dry run, with its totals."""
+    """The table of a dry run, with its totals.
+
+    Args:
+      costs: the cells.
+      seconds: name -> predicted time to train, None if unknown.
+      forecast: what is known of the machine.
+      pilot: law that predicts losses, if there is one.
+    """
     width = max(len(cost.name) for cost in costs)
     header = (
         f"{'cell':<{width}} {'params':>12} {'samples':>10} {'FLOPs':>9} "
@@ -205,7 +212,11 @@ def describe(
     header += f" {'loss':>7}" if pilot else ""
     lines = [header]
 
-    def row(name, params, samples, flops, new_flops, time, loss) -> str:
+    def row(
+        name: str, sizes: Sequence[str], new_flops: float, time: float | None, loss: str
+    ) -> str:
+        """One line: name, (params, samples, FLOPs), what is to be paid, the loss."""
+        params, samples, flops = sizes
         text = (
             f"{name:<{width}} {params:>12} {samples:>10} {flops:>9} {new_flops:>9.2e} "
             f"{_duration(time):>8}"
@@ -220,22 +231,17 @@ def describe(
         if pilot and cost.is_point:
             predicted = pilot.loss(cost.sizes[pilot.size_measure], cost.samples)
             loss = f"{predicted:.4f}"
-        lines.append(
-            row(
-                cost.name,
-                f"{cost.sizes['params']:,.0f}",
-                f"{cost.samples:,}",
-                f"{cost.flops:.2e}",
-                cost.new_flops,
-                seconds[cost.name],
-                loss,
-            )
+        sizes = (
+            f"{cost.sizes['params']:,.0f}",
+            f"{cost.samples:,}",
+            f"{cost.flops:.2e}",
         )
+        lines.append(row(cost.name, sizes, cost.new_flops, seconds[cost.name], loss))
     times = [seconds[cost.name] for cost in costs]
     total = None if None in times else sum(times)
     new_flops = sum(cost.new_flops for cost in costs)
     num_points = sum(cost.is_point for cost in costs)
-    lines.append(row(f"{num_points} points", "", "", "", new_flops, total, ""))
+    lines.append(row(f"{num_points} points", ("", "", ""), new_flops, total, ""))
     if total is None:
         lines.append(
             "time: unknown until a cell has run; or set forecast.flops_per_second."

@@ -27,13 +27,13 @@ class GridConfig:
     (`flop_budgets`, so that each budget compares depths at equal cost: isoFLOP).
 
     Attributes:
-      depths: one model size each.
+      depths: of the models; one model size per depth.
       num_samples: training samples; rounded to whole steps.
       flop_budgets: training FLOPs, instead of `num_samples`.
       seeds: repetitions of every cell.
       repeated_depths: depths that are also trained with `repeat_seeds`.
       repeat_seeds: further seeds of the repeated depths.
-      schedule: "branched" shares one constant-rate trunk a depth and seed;
+      schedule: "branched" shares one constant-rate trunk per depth and seed;
         "independent" trains each cell from scratch, to the same end.
       cooldown_fraction: last part of a run in which the learning rate falls to zero.
       reference_depth: depth at which the base's learning rate and batch size are used.
@@ -42,11 +42,11 @@ class GridConfig:
         Not used with optimizer.parameterisation = mup, which has rules of its own.
       batch_size_exponent: the same for the batch, in whole multiples of
         `batch_size_multiple`.
-      batch_size_multiple: what the mesh divides.
-      learning_rates: peak rates to be tried at the reference depth; the rule takes
-        each to the other depths. The base's own rate if empty.
-      parameterisations: values of optimizer.parameterisation to be tried; the
-        base's own if empty.
+      batch_size_multiple: a number of examples that the mesh divides.
+      learning_rates: peak rates to try at the reference depth; the rule carries each
+        to the other depths. The base's own rate if empty.
+      parameterisations: values of optimizer.parameterisation to try; the base's own
+        if empty.
     """
 
     depths: tuple[int, ...]
@@ -127,7 +127,8 @@ class Cell:
       name: of its run folder.
       fields: its run config, as a dict.
       trunk: name of the cell whose checkpoints it may start from, if there is one.
-      is_trunk: whether it only serves others: its end is no point of a law.
+      is_trunk: whether it is only there for others to branch from: its end is no
+        point of a law.
     """
 
     name: str
@@ -184,7 +185,9 @@ def make_cells(
     return cells
 
 
-def _models(base, grid: GridConfig) -> Iterator[tuple[dict, str, int]]:
+def _models(
+    base: Mapping[str, Any], grid: GridConfig
+) -> Iterator[tuple[dict, str, int]]:
     """(fields, name, seed) of everything that is trained, lengths left open."""
     for depth in sorted(grid.depths):
         scale = depth / grid.reference_depth
@@ -201,7 +204,7 @@ def _models(base, grid: GridConfig) -> Iterator[tuple[dict, str, int]]:
                         optimizer["learning_rate"] = rate
                         name += f"-lr{rate:g}"
                     if optimizer.get("parameterisation") == "mup":
-                        # It knows itself how rates go with depth.
+                        # It has rules of its own for rates over depth.
                         optimizer["base_depth"] = grid.reference_depth
                     else:
                         rule = scale**grid.learning_rate_exponent
@@ -215,7 +218,11 @@ def _models(base, grid: GridConfig) -> Iterator[tuple[dict, str, int]]:
                     yield fields, name, seed
 
 
-def _lengths(fields, grid: GridConfig, flops_per_sample) -> list[int]:
+def _lengths(
+    fields: Mapping[str, Any],
+    grid: GridConfig,
+    flops_per_sample: Callable[[Mapping[str, Any]], float],
+) -> list[int]:
     """Numbers of steps of one model, shortest first."""
     batch = fields["train"]["global_batch_size"]
     budgets = grid.num_samples
@@ -232,14 +239,16 @@ def _lengths(fields, grid: GridConfig, flops_per_sample) -> list[int]:
     return lengths
 
 
-def _with_length(fields, num_steps: int, cooldown_fraction: float) -> dict[str, Any]:
-    fields = copy.deepcopy(fields)
+def _with_length(
+    fields: Mapping[str, Any], num_steps: int, cooldown_fraction: float
+) -> dict[str, Any]:
+    fields = copy.deepcopy(dict(fields))
     fields["train"]["num_steps"] = num_steps
     fields["optimizer"]["cooldown_steps"] = round(cooldown_fraction * num_steps)
     return fields
 
 
-def _trunk(name: str, fields, branches: Sequence[Cell]) -> Cell:
+def _trunk(name: str, fields: Mapping[str, Any], branches: Sequence[Cell]) -> Cell:
     """The constant-rate run that keeps a checkpoint where each branch leaves it."""
     forks = sorted({branch.fork_step for branch in branches})
     fields = _with_length(fields, forks[-1], 0.0)

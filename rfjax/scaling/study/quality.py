@@ -101,20 +101,22 @@ def check_comparable(table: pd.DataFrame) -> None:
             )
 
 
-def _as_text(column, *, missing: str) -> pd.Series:
+def _as_text(column: pd.Series, *, missing: str) -> pd.Series:
     return column.astype(object).where(column.notna(), missing).astype(str)
 
 
-def _mark(table, rows, reason) -> None:
+def _mark(table: pd.DataFrame, rows: pd.Series | np.ndarray, reason: str) -> None:
     """Gives rows a reason unless they already have one."""
     table.loc[rows & (table["reason"] == ""), "reason"] = reason
 
 
-def _mark_repeated_cells(table, *, loss, inputs) -> None:
+def _mark_repeated_cells(
+    table: pd.DataFrame, *, loss: str, inputs: tuple[str, ...]
+) -> None:
     """A cell given twice is copied (keep the first) or contradictory (keep none)."""
     names = [name for name in ("run", "seed") if name in table]
-    # The same cell may have been trained twice in two folders: what a run is
-    # called then tells nothing, its config and seed do.
+    # The same cell may have been trained twice in two folders: then the names of the
+    # runs say nothing, their config and seed do.
     if "config_hash" in table:
         names = [name for name in ("config_hash", "seed") if name in table]
     cell = [*inputs, *names]

@@ -62,7 +62,8 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     """The runs table of a sweep folder (or of one run folder), finished or running.
 
     Args:
-      folder: holds run folders, each with `run.json` and `metrics.jsonl`.
+      folder: holds run folders, each with `run.json` and `metrics.jsonl`; one that has
+        only its config was not started, and has no row.
 
     Returns: the columns of `COLUMNS` and one for every `val/...` and `val_ema/...`
       metric; one row per evaluation, and one row with a reason for a run that has
@@ -172,7 +173,7 @@ def _rows_of_run(run_folder: Path) -> list[dict]:
 def _merge_lines(lines: Iterable[dict]) -> list[dict]:
     """Lines of metrics.jsonl, one per step, with the time spent up to it.
 
-    A resumed run repeats the steps since its checkpoint: the later line counts.
+    A resumed run repeats the steps since its checkpoint; of two lines the later counts.
     """
     merged: dict[int, dict] = {}
     spent_before, last_seconds = 0.0, 0.0

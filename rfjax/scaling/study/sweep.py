@@ -1,142 +1,170 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the cells of a study on this machine, one after the other.
+"""The files of a sweep: its cells, written before any is trained, and its table.
 
-Stopped or killed at any moment, it resumes where it was: finished cells are skipped, a
-cell under way resumes from its checkpoint, and one that failed is tried once more.
-Cells may be added between calls.
+Cells may be added between calls, and those that have not started may change.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
-
-from rfjax import run_folder, stopping, whole_files
+from rfjax import checkpoint, run_folder, whole_files
 from rfjax.errors import UserError
-from rfjax.scaling.study.grid import Cell
+from rfjax.scaling.study import manifest
+from rfjax.scaling.study.manifest import MANIFEST_FILE, Manifest, SweepCell
 
 TABLE_FILE = "runs.csv"
 
 
-def run_locally(
-    cells: Sequence[Cell],
-    *,
-    workdir: Path,
-    train_cell: Callable[[Cell, Path], None],
-    flops_of_cell: Mapping[str, float],
-    report: Callable[[str], None],
-) -> list[str]:
-    """Trains every cell that is not finished.
-
-    Args:
-      cells: what to train.
-      workdir: sweep folder; holds one run folder a cell and `runs.csv`.
-      train_cell: (cell, run folder) -> None; trains the cell to its end.
-      flops_of_cell: name -> what training the cell costs; progress is counted in it.
-      report: receives a line for each event.
-
-    Returns:
-      Names of the cells that failed twice.
+def choose_cells(
+    cells: Sequence[SweepCell], names: Sequence[str]
+) -> tuple[SweepCell, ...]:
+    """The named cells and the trunks that they branch from; all cells without names.
 
     Raises:
-      Stopped: a signal asked to stop; the cell under way is saved.
-      UserError: if another sweep is writing to the folder, or its table's name is
-        taken.
+      UserError: a name is not that of a cell.
     """
-    failed = []
-    with (
-        stopping.handling() as stop,
-        run_folder.exclusive(workdir),
-        _progress(flops_of_cell) as bar,
-    ):
-        _check_table(workdir)
-
-        def tell(line: str) -> None:
-            with bar.external_write_mode():
-                report(line)
-
-        for number, cell in enumerate(cells, start=1):
-            title = f"cell {number}/{len(cells)} {cell.name}"
-            bar.set_description(f"sweep, cell {number}/{len(cells)}")
-            if is_finished(cell, workdir / cell.name):
-                # Not this call's work, so it must not count for its speed.
-                bar.total -= flops_of_cell[cell.name]
-                bar.refresh()
-                tell(f"{title}: finished before")
-                continue
-            try:
-                if _try_twice(cell, workdir / cell.name, train_cell, tell):
-                    tell(f"{title}: {_outcome(workdir / cell.name)}")
-                else:
-                    failed.append(cell.name)
-                bar.update(flops_of_cell[cell.name])
-                write_table(workdir)
-                if number < len(cells):
-                    stop.raise_if_requested()
-            except stopping.Stopped as stopped:
-                with contextlib.suppress(OSError):  # the terminal may be gone
-                    tell(f"sweep {stopped}; run the same command to resume")
-                raise
-    return failed
+    if not names:
+        return tuple(cells)
+    known = {cell.name: cell for cell in cells}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise UserError(
+                f"cells must be names of cells of the sweep, got {name!r}; did you "
+                f"mean {near[0]}? --dry-run lists them."
+            )
+    wanted = {*names, *(known[name].trunk for name in names)}
+    return tuple(cell for cell in cells if cell.name in wanted)
 
 
-def is_finished(cell: Cell, folder: Path) -> bool:
-    """Whether a cell has been trained to its present length."""
-    run = run_folder.read_run(folder)
-    # A run that was killed before its first step has no status yet.
-    return run.get("status") == "finished" and run.get("step", 0) >= cell.num_steps
+def write_cells(
+    cells: Sequence[SweepCell],
+    configs: Mapping[str, Mapping[str, Any]],
+    *,
+    workdir: Path,
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> None:
+    """Writes sweep.json and the config.json of every cell; the caller holds the folder.
+
+    Everything is checked first. Killed at any moment, the same call completes the rest.
+
+    Args:
+      cells: of the sweep, in order.
+      configs: name -> resolved config.
+      workdir: sweep folder.
+      complete: a config.json -> the same with the fields that are newer than it.
+
+    Raises:
+      UserError: a cell that was started has another config now, or a file that no
+        sweep wrote is in the way; nothing was written then.
+    """
+    _check_table(workdir)
+    hashes = {run_folder.config_hash(config) for config in configs.values()}
+    if (workdir / MANIFEST_FILE).exists():
+        hashes |= set(manifest.read(workdir).config_hashes)
+
+    def is_due(cell: SweepCell) -> bool:
+        """Whether its config is to be written."""
+        return _is_due(
+            cell, configs[cell.name], workdir, known_hashes=hashes, complete=complete
+        )
+
+    with contextlib.ExitStack() as stack:
+        due = [cell for cell in cells if is_due(cell)]
+        for cell in due:
+            folder = workdir / cell.name
+            if folder.is_dir() and not _is_started(folder):
+                stack.enter_context(run_folder.exclusive(folder))
+        # Again, now that none of them can start elsewhere with the config that it has.
+        due = [cell for cell in due if is_due(cell)]
+        # First the list, so that whatever a killed sweep leaves is known as its own.
+        manifest.write(workdir, Manifest(cells, hashes))
+        for cell in due:
+            _write_config(workdir / cell.name, configs[cell.name])
 
 
-def write_table(workdir: Path) -> Path:
-    """Writes runs.csv: one row for every evaluated point of every cell."""
+def write_table(workdir: Path) -> None:
+    """Writes runs.csv: one row for every evaluated point of every cell that started."""
     # pandas takes a second to import, and only this needs it.
     from rfjax.scaling.study import runs
 
-    path = workdir / TABLE_FILE
-    with whole_files.replacing(path) as partial:
-        runs.load_runs(workdir).to_csv(partial, index=False)
-    return path
+    if any(workdir.glob(f"*/{run_folder.RUN_FILE}")):
+        with whole_files.replacing(workdir / TABLE_FILE) as partial:
+            runs.load_runs(workdir).to_csv(partial, index=False)
+
+
+def _is_due(
+    cell: SweepCell,
+    config: Mapping[str, Any],
+    workdir: Path,
+    *,
+    known_hashes: set[str],
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> bool:
+    """Whether the config of a cell is to be written; raises UserError if it must not.
+
+    Args:
+      cell: what it is.
+      config: its resolved config.
+      workdir: sweep folder.
+      known_hashes: of the configs that sweeps have written there.
+      complete: see `write_cells`.
+    """
+    folder = workdir / cell.name
+    path = folder / run_folder.CONFIG_FILE
+    if not path.is_file():
+        run_folder.check_claim(folder, config)
+        return True
+    try:
+        present = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} must be JSON: {error}; move it away.") from error
+    if present == config:
+        return False
+    if not _is_started(folder):
+        if run_folder.config_hash(present) not in known_hashes:
+            raise UserError(
+                f"run folder {folder} holds a {path.name} that no sweep wrote, or that "
+                "was edited; move it, or make the change in the sweep's own config."
+            )
+        return True
+    try:
+        present = complete(present)
+    except UserError as error:
+        raise UserError(f"{path} must be the config of a run: {error}") from error
+    is_finished = cell.is_finished(workdir)
+    # A trunk that is longer than is now asked for serves as well.
+    more = ("train.num_steps",) if is_finished else ()
+    run_folder.check_claim(
+        folder, config, present=present, may_change=run_folder.MAY_CHANGE + more
+    )
+    return not is_finished
+
+
+def _is_started(folder: Path) -> bool:
+    return run_folder.is_started(folder, checkpoints=folder / checkpoint.FOLDER)
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes the config of a cell; a new folder appears together with it."""
+    if folder.is_dir():
+        whole_files.write_json(folder / run_folder.CONFIG_FILE, config)
+        return
+    with whole_files.new_folder(folder) as partial:
+        whole_files.write_json(partial / run_folder.CONFIG_FILE, config)
 
 
 def _check_table(workdir: Path) -> None:
     """Raises UserError if a file that no sweep wrote has the name of the table."""
     path = workdir / TABLE_FILE
-    if path.exists() and not path.read_text("utf-8").startswith("run,trunk,"):
+    if path.exists() and not path.read_bytes().startswith(b"run,trunk,"):
         raise UserError(
             f"sweep folder {workdir} holds a {TABLE_FILE} that no sweep wrote; move "
             "it, or use another --workdir."
         )
-
-
-def _progress(flops_of_cell: Mapping[str, float]) -> tqdm:
-    """One line for the whole sweep, above that of the cell under way."""
-    return tqdm(
-        total=sum(flops_of_cell.values()),
-        desc="sweep",
-        unit="FLOP",
-        unit_scale=True,
-        smoothing=0,  # the ETA follows the mean speed: cells differ a hundredfold
-        dynamic_ncols=True,
-    )
-
-
-def _outcome(folder: Path) -> str:
-    """The loss that a cell ended with, in words."""
-    lines = run_folder.read_metrics(folder)
-    losses = [line["val_ema/loss"] for line in lines if "val_ema/loss" in line]
-    return f"val_ema/loss {losses[-1]:.4f}" if losses else "finished"
-
-
-def _try_twice(cell, folder, train_cell, report) -> bool:
-    """Whether a cell was trained; False if train_cell raised twice."""
-    for attempt in (1, 2):
-        try:
-            train_cell(cell, folder)
-            return True
-        except Exception as error:  # one bad cell must not end the night's sweep
-            stopping.raise_again()
-            report(f"{cell.name} failed (attempt {attempt}): {error}")
-    return False

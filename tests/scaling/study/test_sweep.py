@@ -1,130 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sweeps: the grid of cells, and a launcher that may be killed at any moment."""
+"""Sweeps: cells that are files, trained together or alone, here or elsewhere."""
 
+import copy
 import dataclasses
 import json
-import signal
+import shutil
+from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
 
-from rfjax import checkpoint, commands, run_folder, stopping
+from rfjax import checkpoint, commands, main, run_folder, whole_files
 from rfjax import config as configs
-from rfjax.config_files import load_config_file
 from rfjax.models import make_model
-from rfjax.scaling.study import runs
-from rfjax.scaling.study.grid import Cell
-from rfjax.scaling.study.sweep import run_locally
+from rfjax.scaling.study import manifest, runs
+from rfjax.scaling.study.launchers import LAUNCHERS
+from rfjax.scaling.study.manifest import SweepCell
+from rfjax.scaling.study.sweep import choose_cells
 
-NUM_STEPS = 5
-
-
-def launch(tmp_path, behaviour, names=("a", "b", "c"), num_steps=NUM_STEPS):
-    """Trains by `behaviour(name)`; returns (failed, calls, lines)."""
-    calls, lines = [], []
-
-    def train_cell(cell, folder):
-        calls.append(cell.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        finished = behaviour(cell.name)
-        status = "finished" if finished else "stopped"
-        run_folder.update_run(folder, status=status, step=NUM_STEPS)
-        if not finished:
-            raise stopping.Stopped(signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rfjax.scaling.study.sweep.write_table", lambda workdir: None)
-        failed = run_locally(
-            [Cell(name, {"train": {"num_steps": num_steps}}) for name in names],
-            workdir=tmp_path,
-            train_cell=train_cell,
-            flops_of_cell=dict.fromkeys(names, 1.0),
-            report=lines.append,
-        )
-    return failed, calls, lines
+TRUNK, SHORT, LONG = CELLS = ("d01-trunk-seed0", "d01-n128-seed0", "d01-n192-seed0")
 
 
-def test_finished_cells_are_skipped(tmp_path):
-    _, calls, _ = launch(tmp_path, lambda name: True, names=("a",))
-    assert calls == ["a"]
-    failed, calls, lines = launch(tmp_path, lambda name: True)
-    assert (failed, calls) == ([], ["b", "c"])
-    assert "finished before" in lines[0]
+def silent(line):
+    """Reports nothing."""
 
 
-def test_a_cell_that_grew_goes_on(tmp_path):
-    """A trunk gets longer when longer lengths are added to a study."""
-    launch(tmp_path, lambda name: True, names=("a",))
-    _, calls, _ = launch(tmp_path, lambda name: True, names=("a",), num_steps=6)
-    assert calls == ["a"]
+@dataclasses.dataclass(frozen=True)
+class IdleLauncher:
+    """Leaves the cells as files."""
+
+    runs_here: ClassVar[bool] = False
+
+    def launch(self, launch):
+        return []
 
 
-def test_a_cell_that_fails_is_tried_twice_and_does_not_end_the_sweep(tmp_path):
-    def behaviour(name):
-        if name == "b":
-            raise ValueError("diverged")
-        return True
+@pytest.fixture
+def plan(sweep_fields, monkeypatch):
+    """Changes of the fields -> the sweep with them, its cells written, none trained."""
+    monkeypatch.setitem(LAUNCHERS, "idle", IdleLauncher)
 
-    failed, calls, lines = launch(tmp_path, behaviour)
-    assert (failed, calls) == (["b"], ["a", "b", "b", "c"])
-    assert any("b failed (attempt 2): diverged" in line for line in lines)
+    def write(workdir, *, base=(), grid=()):
+        fields = copy.deepcopy(sweep_fields)
+        for section, values in dict(base).items():
+            fields["base"][section] |= values
+        fields["grid"] |= dict(grid)
+        commands.sweep(fields, workdir=workdir, launcher="idle", report=silent)
+        return workdir
 
-
-def test_a_request_to_stop_stops_the_sweep(tmp_path):
-    called = []
-
-    def behaviour(name):
-        called.append(name)
-        return name != "b"
-
-    with pytest.raises(stopping.Stopped):
-        launch(tmp_path, behaviour)
-    assert called == ["a", "b"]
-    _, calls, _ = launch(tmp_path, lambda name: True)
-    assert calls == ["b", "c"]
-
-
-def test_a_request_that_comes_too_late_for_a_cell_still_stops_the_sweep(tmp_path):
-    """Trained to its end, the cell has nothing to stop; the next must not start."""
-    called = []
-
-    def behaviour(name):
-        called.append(name)
-        with stopping.handling() as stop:
-            stop.unsaved = True
-            signal.raise_signal(signal.SIGTERM)
-            stop.unsaved = False
-        return True
-
-    with pytest.raises(stopping.Stopped):
-        launch(tmp_path, behaviour)
-    assert called == ["a"]
-    assert run_folder.read_run(tmp_path / "a")["status"] == "finished"
-
-
-def test_two_sweeps_cannot_share_a_folder(tmp_path):
-    with run_folder.exclusive(tmp_path):
-        with pytest.raises(ValueError, match="in use by another"):
-            launch(tmp_path, lambda name: True)
+    return write
 
 
 @pytest.fixture(scope="module")
-def fields():
-    """A sweep of one tiny model and two lengths."""
-    base = load_config_file("configs/debug.py")
-    base["optimizer"] |= {"warmup_steps": 1}
-    base["data"] |= {"latent_shape": [4, 4, 16], "num_validation": 8}
-    base["checkpoint"] = {"every_steps": 100, "keep": 1}
-    grid = {"depths": [1], "num_samples": [128, 192], "cooldown_fraction": 0.5}
-    return {"base": base, "grid": grid}
-
-
-@pytest.fixture(scope="module")
-def branched(fields, tmp_path_factory):
+def branched(sweep_fields, tmp_path_factory):
+    """A finished sweep; only copies of it may be changed."""
     workdir = tmp_path_factory.mktemp("sweep") / "branched"
-    assert not commands.sweep(fields, workdir=workdir).failed
+    assert not commands.sweep(sweep_fields, workdir=workdir, report=silent).failed
     return workdir
+
+
+@pytest.fixture
+def copied(branched, tmp_path):
+    """The same elsewhere."""
+    shutil.copytree(branched, tmp_path / "elsewhere" / "copied")
+    return tmp_path / "elsewhere" / "copied"
 
 
 def ema_params(workdir):
@@ -139,53 +79,309 @@ def equal(left, right):
     return all(np.array_equal(x, y) for x, y in zip(left, right, strict=True))
 
 
-def test_a_dry_run_writes_nothing(fields, tmp_path):
+def contents(folder):
+    """Everything that is there, locks aside: those are of whoever looks."""
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if path.name != run_folder.LOCK_FILE
+    }
+
+
+def train_alone(workdir, name):
+    """Trains a cell by its command line."""
+    (cell,) = (c for c in manifest.read(workdir).cells if c.name == name)
+    assert main.run(cell.command_line(workdir)[1:]) == 0
+
+
+# -- Together ------------------------------------------------------------------------
+
+
+def test_a_dry_run_writes_nothing(sweep_fields, tmp_path):
     lines = []
     options = {"workdir": tmp_path / "sweep", "report": lines.append}
-    assert not commands.sweep(fields, dry_run=True, **options).failed
-    assert "d01-n192-seed0" in lines[0]
+    assert not commands.sweep(sweep_fields, dry_run=True, **options).failed
+    assert LONG in lines[0]
+    bad_grid = {"depths": [1], "num_samples": [128], "dephts": 3}
+    for bad, message in (
+        ({"grid": bad_grid}, r"grid\.dephts is not a config field"),
+        ({"forcast": {}}, r"must be one of base, grid, forecast, .* got 'forcast'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            commands.sweep(sweep_fields | bad, **options)
     assert not (tmp_path / "sweep").exists()
-    bad = fields | {"grid": {"depths": [1], "num_samples": [128], "dephts": 3}}
-    with pytest.raises(ValueError, match=r"grid\.dephts is not a config field"):
-        commands.sweep(bad, **options)
 
 
 def test_a_sweep_becomes_a_runs_table(branched):
     table = runs.load_runs(branched)
     ends = table[table["cooldown_end"]]
     assert sorted(ends["samples"]) == [128, 192], "the trunk's end is no point"
-    assert set(ends["trunk"]) == {"d01-trunk-seed0"}
+    assert set(ends["trunk"]) == {TRUNK}
     assert (ends["val_ema/loss"] > 0).all()
     assert (branched / "runs.csv").read_text().count("\n") == len(table) + 1
-    record = json.loads((branched / "d01-n128-seed0/run.json").read_text())
+    record = json.loads((branched / SHORT / "run.json").read_text())
     assert ends["params"].iloc[0] == record["params"]
 
 
-def test_a_branch_is_the_run_from_scratch_to_the_bit(branched, fields, tmp_path):
-    alone = fields | {"grid": fields["grid"] | {"schedule": "independent"}}
-    assert not commands.sweep(alone, workdir=tmp_path).failed
-    name = "d01-n192-seed0"
-    scratch = ema_params(tmp_path / name)
-    assert equal(ema_params(branched / name), scratch)
-    assert not equal(ema_params(branched / "d01-trunk-seed0"), scratch), "control"
-    steps = [line["step"] for line in run_folder.read_metrics(branched / name)]
+def test_a_branch_is_the_run_from_scratch_to_the_bit(branched, sweep_fields, tmp_path):
+    grid = sweep_fields["grid"] | {"schedule": "independent"}
+    alone = sweep_fields | {"grid": grid}
+    assert not commands.sweep(alone, workdir=tmp_path, report=silent).failed
+    scratch = ema_params(tmp_path / LONG)
+    assert equal(ema_params(branched / LONG), scratch)
+    assert not equal(ema_params(branched / TRUNK), scratch), "control"
+    steps = [line["step"] for line in run_folder.read_metrics(branched / LONG)]
     assert steps == sorted(steps), "the trunk's lines come first"
 
 
-def test_lengths_can_be_added_later(branched, fields):
-    longer = fields | {"grid": fields["grid"] | {"num_samples": [128, 192, 256]}}
+def test_lengths_can_be_added_later_and_left_out_again(copied, sweep_fields):
+    longer = sweep_fields["grid"] | {"num_samples": [128, 192, 256]}
     lines = []
-    assert not commands.sweep(longer, workdir=branched, report=lines.append).failed
+    options = {"workdir": copied, "report": lines.append}
+    assert not commands.sweep(sweep_fields | {"grid": longer}, **options).failed
     assert sum("finished before" in line for line in lines) == 2
-    ends = runs.load_runs(branched).query("cooldown_end")
+    ends = runs.load_runs(copied).query("cooldown_end")
     assert sorted(ends["samples"]) == [128, 192, 256]
+    # The trunk, which is longer now than asked for, serves as well.
+    lines.clear()
+    assert not commands.sweep(sweep_fields, **options).failed
+    assert sum("finished before" in line for line in lines) == 3
+
+
+def test_two_sweeps_cannot_share_a_folder(plan, tmp_path):
+    with run_folder.exclusive(tmp_path):
+        with pytest.raises(ValueError, match="in use by another"):
+            plan(tmp_path)
+    assert contents(tmp_path) == {}
+
+
+# -- Alone ---------------------------------------------------------------------------
+
+
+def test_every_cell_is_a_file_before_one_starts(plan, tmp_path):
+    workdir = plan(tmp_path / "sweep")
+    listed = manifest.read(workdir)
+    assert tuple(cell.name for cell in listed.cells) == CELLS
+    assert [(cell.trunk, cell.fork_step, cell.num_steps) for cell in listed.cells] == [
+        (None, None, 3),
+        (TRUNK, 2, 4),
+        (TRUNK, 3, 6),
+    ]
+    trunk, short, long = (cell.new_flops for cell in listed.cells)
+    assert 0 < short < trunk == long
+    for name in CELLS:
+        fields = json.loads((workdir / name / "config.json").read_text())
+        assert fields == configs.to_dict(configs.from_config_dict(fields)), "complete"
+        assert run_folder.config_hash(fields) in listed.config_hashes
+        assert not list((workdir / name).glob("run.json"))
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        runs.load_runs(workdir)
+
+
+def test_a_cell_alone_is_the_cell_of_the_sweep_to_the_bit(plan, branched, tmp_path):
+    """Trained from its files, the branch on a copy of the folder somewhere else."""
+    workdir = plan(tmp_path / "sweep")
+    train_alone(workdir, TRUNK)
+    table = runs.load_runs(workdir)
+    assert set(table["run"]) == {TRUNK}, "no row of what has not started"
+    moved = tmp_path / "another" / "machine"
+    shutil.copytree(workdir, moved)
+    shutil.move(workdir, tmp_path / "gone")
+    train_alone(moved, LONG)
+    assert equal(ema_params(moved / LONG), ema_params(branched / LONG))
+    record, expected = (run_folder.read_run(f / LONG) for f in (moved, branched))
+    assert record == expected
+    # Control: what is compared depends on the config.
+    other = plan(tmp_path / "other", grid={"seeds": [1], "num_samples": [192]})
+    train_alone(other, "d01-n192-seed1")
+    assert not equal(ema_params(other / "d01-n192-seed1"), ema_params(branched / LONG))
+
+
+def test_a_branch_leaves_the_trunk_where_it_is_told_to(branched, copied, tmp_path):
+    lines = []
+    options = {"workdir": tmp_path / "run", "report": lines.append}
+    trunk, config = copied / TRUNK, configs.load(branched / SHORT)
+    for source, message in (
+        (f"{trunk}:1", r":1 must name a checkpoint up to step 2, .* steps \[2, 3\]"),
+        (f"{trunk}:3", r":3 must name a checkpoint up to step 2, where the cooldown"),
+        (tmp_path / "none", r"none holds no config\.json; train it first"),
+        (f"{trunk}:new", r":new holds no config\.json"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            commands.train(config, branch_from=source, **options)
+    assert not (tmp_path / "run").exists()
+    long = configs.load(branched / LONG)
+    commands.train(long, branch_from=f"{trunk}:2", **options)
+    assert lines[0] == f"branching from {trunk} at step 2"
+    assert equal(ema_params(tmp_path / "run"), ema_params(branched / LONG))
+    # A run on its way needs the checkpoint no more, which the trunk may have dropped.
+    shutil.rmtree(trunk / "checkpoints" / "2")
+    commands.train(long, branch_from=f"{trunk}:2", **options)
 
 
 def test_a_branch_of_another_config_is_refused(branched, tmp_path):
-    config = configs.load(branched / "d01-n128-seed0")
-    options = {"workdir": tmp_path / "run", "report": lambda line: None}
+    config = configs.load(branched / SHORT)
+    options = {"workdir": tmp_path / "run", "report": silent}
     other = dataclasses.replace(config, seed=1)
-    with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
-        commands.train(other, branch_from=branched / "d01-trunk-seed0", **options)
+    for step in ("", ":2"):
+        trunk = f"{branched / TRUNK}{step}"
+        with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
+            commands.train(other, branch_from=trunk, **options)
     with pytest.raises(ValueError, match="cooldown_steps: not 0 there"):
-        commands.train(config, branch_from=branched / "d01-n192-seed0", **options)
+        commands.train(config, branch_from=branched / LONG, **options)
+    shutil.copytree(branched / TRUNK, tmp_path / "rate:7")  # no step, but a name
+    with pytest.raises(ValueError, match=r"rate:7 has another \(seed: 0 there"):
+        commands.train(other, branch_from=tmp_path / "rate:7", **options)
+
+
+def test_a_branch_that_was_killed_while_it_branched_starts_again(
+    plan, branched, tmp_path, monkeypatch
+):
+    """Its config was there first, and it has the trunk's metrics and no checkpoint."""
+    workdir = plan(tmp_path)
+    shutil.copytree(branched / TRUNK, workdir / TRUNK, dirs_exist_ok=True)
+
+    def kill(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "inherit", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train_alone(workdir, LONG)
+    assert run_folder.read_metrics(workdir / LONG)
+    train_alone(workdir, LONG)
+    assert equal(ema_params(workdir / LONG), ema_params(branched / LONG))
+
+
+def test_only_the_named_cells_are_trained(sweep_fields, tmp_path):
+    cells = [
+        SweepCell(name=name, num_steps=1, new_flops=1.0, trunk=trunk)
+        for name, trunk in (("t", None), ("a", "t"), ("b", "t"), ("c", None))
+    ]
+
+    def chosen(*names):
+        return "".join(cell.name for cell in choose_cells(cells, names))
+
+    assert (chosen(), chosen("b"), chosen("c", "a")) == ("tabc", "tb", "tac")
+    lines = []
+    options = {"workdir": tmp_path / "sweep", "report": lines.append, "dry_run": True}
+    commands.sweep(sweep_fields, cells=[SHORT], **options)
+    assert SHORT in lines[0]
+    assert LONG not in lines[0]
+    assert lines[1].startswith(f"{TRUNK} is trained too")
+    with pytest.raises(ValueError, match=f"got 'd01-n128'; did you mean {SHORT}"):
+        commands.sweep(sweep_fields, cells=["d01-n128"], **options)
+
+
+# -- When the sweep changes ------------------------------------------------------------
+
+
+RATE = {"optimizer": {"learning_rate": 1.0}}
+
+
+def test_cells_that_have_not_started_follow_the_sweep(plan, tmp_path):
+    workdir = plan(tmp_path)
+    plan(workdir, base=RATE)
+    for name in CELLS:
+        assert configs.load(workdir / name).optimizer.learning_rate > 1
+    # A lone cell, though, does not: it may be the wrong folder.
+    config = configs.load(workdir / SHORT)
+    before = contents(workdir)
+    with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
+        commands.train(
+            dataclasses.replace(config, seed=1), workdir=workdir / SHORT, report=silent
+        )
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("status", ["finished", "stopped"])
+def test_cells_that_have_started_keep_their_config(plan, copied, status):
+    run_folder.update_run(copied / SHORT, status=status)
+    before = contents(copied)
+    message = f"{SHORT} belongs to another config .*learning_rate: .* there, .* here"
+    for name in (TRUNK, LONG):  # a cell that comes before, and one that comes after
+        (copied / name).rename(copied / f"{name}-aside")
+    with pytest.raises(ValueError, match=message):
+        plan(copied, base=RATE)
+    for name in (TRUNK, LONG):
+        (copied / f"{name}-aside").rename(copied / name)
+    assert contents(copied) == before
+    # What may change between a run and its continuation changes, while it is on.
+    plan(copied, base={"validation": {"every_steps": 7}})
+    every_steps = configs.load(copied / SHORT).validation.every_steps
+    assert (every_steps == 7) == (status == "stopped")
+
+
+def test_a_cell_that_starts_now_does_so_with_the_config_that_it_has(plan, tmp_path):
+    workdir = plan(tmp_path)
+    before = contents(workdir)
+    with run_folder.exclusive(workdir / LONG):  # as `rfjax train` does first
+        plan(workdir)  # nothing has changed
+        with pytest.raises(ValueError, match=f"{LONG} is in use by another"):
+            plan(workdir, base=RATE)
+        assert contents(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (f"{LONG}/thesis.tex", "years of work", r"is not empty and holds no config\."),
+        (LONG, "years of work", r"is not empty and holds no config\.json"),
+        (f"{LONG}/config.json", '{"lr": 1}', r"config\.json that no sweep wrote, or"),
+        (f"{LONG}/config.json", "years of work", r"config\.json must be JSON"),
+        ("sweep.json", '{"cells": [{"x": 1}]}', r"sweep\.json that no sweep wrote"),
+        ("sweep.json", "years of work", r"sweep\.json that no sweep wrote"),
+        ("runs.csv", "years of work", r"runs\.csv that no sweep wrote"),
+    ],
+)
+def test_files_of_others_are_not_overwritten(plan, tmp_path, name, content, message):
+    path = tmp_path / "sweep" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        plan(tmp_path / "sweep")
+    assert contents(tmp_path) == before
+
+
+def test_a_config_that_was_edited_by_hand_is_not_overwritten(plan, tmp_path):
+    workdir = plan(tmp_path)
+    path = workdir / LONG / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 7}))
+    before = contents(workdir)
+    with pytest.raises(ValueError, match=r"no sweep wrote, or that was edited"):
+        plan(workdir)
+    assert contents(workdir) == before
+
+
+def test_killed_between_any_two_writes_a_sweep_resumes(plan, tmp_path, monkeypatch):
+    """The first sweep, one that changes its cells, and one that changes them again."""
+    real, left = whole_files.write_json, [0]
+
+    def write_or_die(path, value):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(path, value)
+
+    def killed_after(number, workdir, **changes):
+        left[0] = number
+        with monkeypatch.context() as patch:
+            patch.setattr(whole_files, "write_json", write_or_die)
+            with pytest.raises(KeyboardInterrupt):
+                plan(workdir, **changes)
+
+    second, third = {"base": RATE}, {"grid": {"learning_rate_exponent": -1.0}}
+    fresh = contents(plan(tmp_path / "fresh", **third))
+    for number in range(4):  # the list and three configs
+        workdir = tmp_path / str(number)
+        killed_after(number, workdir)
+        plan(workdir)
+        killed_after(number, workdir, **second)
+        killed_after(3 - number, workdir, **third)
+        plan(workdir, **third)
+        assert contents(workdir).keys() == fresh.keys()
+        for name in CELLS:
+            assert configs.load(workdir / name) == configs.load(
+                tmp_path / "fresh" / name
+            )

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launchers: the contract of each, the one that trains here, how another is made."""
+
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from rfjax import commands, main, run_folder, schema, stopping, whole_files
+from rfjax.scaling.study import launchers
+from rfjax.scaling.study.launchers import LAUNCHERS, Launch, make_jobs
+from rfjax.scaling.study.manifest import SweepCell
+
+NUM_STEPS = 5
+
+
+def cell(name, *, num_steps=NUM_STEPS, trunk=None):
+    return SweepCell(name=name, num_steps=num_steps, new_flops=1.0, trunk=trunk)
+
+
+def launch(tmp_path, behaviour, names=("a", "b", "c"), *, kind="local", num_steps=5):
+    """Trains by `behaviour(name)`; returns (failed, calls, lines)."""
+    calls, lines = [], []
+
+    def train_cell(cell):
+        calls.append(cell.name)
+        (tmp_path / cell.name).mkdir(parents=True, exist_ok=True)
+        finished = behaviour(cell.name)
+        status = "finished" if finished else "stopped"
+        run_folder.update_run(tmp_path / cell.name, status=status, step=NUM_STEPS)
+        if not finished:
+            raise stopping.Stopped(signal.SIGTERM)
+
+    failed = schema.build(LAUNCHERS[kind], {}).launch(
+        Launch(
+            workdir=tmp_path,
+            jobs=make_jobs([cell(name, num_steps=num_steps) for name in names]),
+            train_cell=train_cell,
+            report=lines.append,
+        )
+    )
+    return failed, calls, lines
+
+
+@pytest.mark.parametrize("kind", LAUNCHERS)
+def test_a_launcher_keeps_its_contract(kind, tmp_path):
+    """What needs no cluster: its fields, and that finished cells are left alone."""
+    launcher = LAUNCHERS[kind]
+    assert launcher.__doc__
+    assert launcher.launch.__doc__
+    assert launcher.__dataclass_params__.frozen
+    assert isinstance(launcher.runs_here, bool)
+    assert set(typing.get_type_hints(launcher.launch)) == {"launch", "return"}
+    launch(tmp_path, lambda name: True)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    failed, calls, _ = launch(tmp_path, lambda name: True, kind=kind)
+    assert (failed, calls) == ([], [])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+
+
+def test_cells_that_share_a_trunk_are_one_job(tmp_path):
+    cells = [cell("t"), cell("a", trunk="t"), cell("alone"), cell("b", trunk="t")]
+    jobs = make_jobs(cells)
+    assert [[c.name for c in job] for job in jobs] == [["t", "a", "b"], ["alone"]]
+    for name in ("t", "alone"):
+        (tmp_path / name).mkdir()
+        run_folder.update_run(tmp_path / name, status="finished", step=NUM_STEPS)
+    left = Launch(workdir=tmp_path, jobs=jobs, train_cell=None, report=print)
+    assert [[c.name for c in job] for job in left.unfinished_jobs()] == [["a", "b"]]
+
+
+def test_wrong_launchers_are_named():
+    for kind, sections, message in (
+        ("lcoal", {}, r"launcher must be one of local, got 'lcoal'; did you mean loc"),
+        ("local", {"slurn": {}}, r"launchers must be one of local, got 'slurn'"),
+        ("local", {"local": {"queue": "a"}}, r"launchers\.local\.queue is not a conf"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            launchers.make_launcher(kind, sections)
+
+
+def test_finished_cells_are_skipped(tmp_path):
+    _, calls, _ = launch(tmp_path, lambda name: True, names=("a",))
+    assert calls == ["a"]
+    failed, calls, lines = launch(tmp_path, lambda name: True)
+    assert (failed, calls) == ([], ["b", "c"])
+    assert "finished before" in lines[0]
+
+
+def test_a_cell_that_grew_goes_on(tmp_path):
+    """A trunk gets longer when longer lengths are added to a study."""
+    launch(tmp_path, lambda name: True, names=("a",))
+    _, calls, _ = launch(tmp_path, lambda name: True, names=("a",), num_steps=6)
+    assert calls == ["a"]
+
+
+def test_a_cell_that_fails_is_tried_twice_and_does_not_end_the_sweep(tmp_path):
+    def behaviour(name):
+        if name == "b":
+            raise ValueError("diverged")
+        return True
+
+    failed, calls, lines = launch(tmp_path, behaviour)
+    assert (failed, calls) == (["b"], ["a", "b", "b", "c"])
+    assert any("b failed (attempt 2): diverged" in line for line in lines)
+
+
+def test_a_request_to_stop_stops_the_sweep(tmp_path):
+    called = []
+
+    def behaviour(name):
+        called.append(name)
+        return name != "b"
+
+    with pytest.raises(stopping.Stopped):
+        launch(tmp_path, behaviour)
+    assert called == ["a", "b"]
+    _, calls, _ = launch(tmp_path, lambda name: True)
+    assert calls == ["b", "c"]
+
+
+def test_a_request_that_comes_too_late_for_a_cell_still_stops_the_sweep(tmp_path):
+    """Trained to its end, the cell has nothing to stop; the next must not start."""
+    called = []
+
+    def behaviour(name):
+        called.append(name)
+        with stopping.handling() as stop:
+            stop.unsaved = True
+            signal.raise_signal(signal.SIGTERM)
+            stop.unsaved = False
+        return True
+
+    with pytest.raises(stopping.Stopped):
+        launch(tmp_path, behaviour)
+    assert called == ["a"]
+    assert run_folder.read_run(tmp_path / "a")["status"] == "finished"
+
+
+# -- Another launcher, as short as it gets -----------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScriptLauncher:
+    """Writes a shell script that trains the cells one after the other.
+
+    Attributes:
+      path: of the script.
+    """
+
+    path: str = "sweep.sh"
+    runs_here: ClassVar[bool] = False
+
+    def launch(self, launch: Launch) -> list[str]:
+        """Writes a line per cell that is not finished."""
+        cells = [cell for job in launch.unfinished_jobs() for cell in job]
+        lines = [shlex.join(cell.command_line(launch.workdir)) for cell in cells]
+        whole_files.write_text(self.path, "\n".join(["set -e", *lines, ""]))
+        launch.report(f"wrote {self.path}; run it with sh")
+        return []
+
+
+@pytest.fixture
+def script(sweep_fields, tmp_path, monkeypatch):
+    """The script of a sweep in `tmp_path / "sweep"`."""
+    monkeypatch.setitem(LAUNCHERS, "script", ScriptLauncher)
+    path = tmp_path / "sweep.sh"
+    # A mesh for other machines: only a launcher that runs here looks for its devices.
+    base = sweep_fields["base"] | {"mesh": {"data": 3}}
+    sections = {"launchers": {"script": {"path": str(path)}}}
+    options = {"workdir": tmp_path / "sweep", "report": lambda line: None}
+    elsewhere = sweep_fields | {"base": base} | sections
+    with pytest.raises(ValueError, match="devices"):
+        commands.sweep(elsewhere, **options)
+    commands.sweep(elsewhere, launcher="script", **options)
+    commands.sweep(sweep_fields | sections, launcher="script", **options)
+    return path
+
+
+def test_a_launcher_of_ten_lines_submits_a_sweep(script, sweep_fields, tmp_path):
+    """Each line does its cell alone; the next sweep finds them finished."""
+    lines = [shlex.split(line) for line in script.read_text().splitlines()[1:]]
+    assert [words[:2] for words in lines] == [["rfjax", "train"]] * 3
+    for words in lines:  # in this process: a new one takes seconds to start
+        assert main.run(words[1:]) == 0
+
+    def files():
+        return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    said, folder = [], tmp_path / "sweep"
+    before = files()
+    assert not commands.sweep(sweep_fields, workdir=folder, report=said.append).failed
+    assert sum("finished before" in line for line in said) == 3
+    after = files()
+    assert (after.pop(folder / "runs.csv").count(b"\n")) > 3
+    assert after == before, "nothing but the table was written"
+
+
+@pytest.mark.slow
+def test_the_script_of_a_launcher_runs(script, tmp_path):
+    tool = tmp_path / "bin" / "rfjax"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m rfjax.main "$@"\n')
+    tool.chmod(0o755)
+    path = f"{tool.parent}:{os.environ['PATH']}"
+    root = Path(__file__).parents[3]
+    subprocess.run(
+        ["sh", script], check=True, cwd=root, env=os.environ | {"PATH": path}
+    )
+    runs = [run_folder.read_run(p.parent) for p in tmp_path.glob("sweep/*/run.json")]
+    assert [run["status"] for run in runs] == ["finished"] * 3
