@@ -12,10 +12,8 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import docstring_parser
 
 from rfjax.errors import UserError
 
@@ -35,7 +33,7 @@ def build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            raise UserError(_unknown_field(prefix + name, prefix, fields))
+            raise UserError(unknown_field(prefix + name, prefix, fields))
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING
         if required and field.default_factory is dataclasses.MISSING:
@@ -45,11 +43,39 @@ def build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
     return cls(
         **{
             name: _convert(value, hints[name], name=prefix + name)
-            if _KINDS not in fields[name].metadata
-            else _build_kinds(value, fields[name].metadata, name=prefix + name)
+            if kinds_of(fields[name]) is None
+            else _build_kinds(value, kinds_of(fields[name]), name=prefix + name)
             for name, value in values.items()
         }
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    """The configs that a field may hold.
+
+    Attributes:
+      table: kind -> config dataclass, or a row whose attribute `config` it is.
+      default: the kind of a section that names none; None: a kind must be given.
+      is_list: whether the field holds several of them.
+    """
+
+    table: Mapping[str, Any]
+    default: str | None = None
+    is_list: bool = False
+
+    def config(self, kind: str) -> type:
+        """The config dataclass of a kind."""
+        return _config_class(self.table[kind])
+
+    def kind_of(self, config: Any) -> str:
+        """The kind of a config that is built already."""
+        return next(k for k in self.table if self.config(k) is type(config))
+
+
+def kinds_of(field: dataclasses.Field) -> Kinds | None:
+    """The configs that a field declared by `one_of` or `many_of` may hold."""
+    return field.metadata.get("kinds")
 
 
 def one_of(
@@ -67,11 +93,12 @@ def one_of(
       required: whether the section must be there; else it is, when left out, the
         default kind with its defaults.
     """
-    metadata = {_KINDS: table, _DEFAULT_KIND: default}
+    kinds = Kinds(table, default)
+    metadata = {"kinds": kinds}
     if default is None or required:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(
-        default_factory=lambda: _config_class(table[default])(), metadata=metadata
+        default_factory=lambda: kinds.config(default)(), metadata=metadata
     )
 
 
@@ -84,9 +111,10 @@ def many_of(table: Mapping[str, Any], *, default: Sequence[str] = ()) -> Any:
       table: as in `one_of`.
       default: kinds of a field that is left out, each with its defaults.
     """
+    kinds = Kinds(table, is_list=True)
     return dataclasses.field(
-        default_factory=lambda: tuple(_config_class(table[kind])() for kind in default),
-        metadata={_KINDS: table, _IS_LIST: True},
+        default_factory=lambda: tuple(kinds.config(kind)() for kind in default),
+        metadata={"kinds": kinds},
     )
 
 
@@ -119,15 +147,14 @@ def build_kind(
     return build(_config_class(table[kind]), fields, prefix=f"{name}.")
 
 
-def _build_kinds(value: Any, metadata: Mapping[str, Any], *, name: str) -> Any:
+def _build_kinds(value: Any, kinds: Kinds, *, name: str) -> Any:
     """The config, or the tuple of them, of a field declared by a table."""
-    table = metadata[_KINDS]
-    if _IS_LIST not in metadata:
-        return build_kind(table, value, name=name, default=metadata[_DEFAULT_KIND])
+    if not kinds.is_list:
+        return build_kind(kinds.table, value, name=name, default=kinds.default)
     if not isinstance(value, list | tuple):
         raise UserError(f"{name} must be a list of sections, got {value!r}.")
     return tuple(
-        build_kind(table, section, name=f"{name}[{i}]")
+        build_kind(kinds.table, section, name=f"{name}[{i}]")
         for i, section in enumerate(value)
     )
 
@@ -139,140 +166,23 @@ def _config_class(row: Any) -> type:
 def to_dict(config: Any) -> dict[str, Any]:
     """The inverse of `build`: plain values, lists for tuples, with every `kind`."""
     return {
-        field.name: _plain(getattr(config, field.name), field.metadata)
+        field.name: plain(getattr(config, field.name), kinds_of(field))
         for field in dataclasses.fields(config)
     }
 
 
-_KINDS, _DEFAULT_KIND, _IS_LIST = "kinds", "default_kind", "is_list"  # field metadata
-
-
-@dataclasses.dataclass(frozen=True)
-class FieldInfo:
-    """One field of a config, for a reader.
-
-    Attributes:
-      name: with its sections, as "model.depth".
-      text: its line in the docstring of its dataclass.
-      value: in this config; `MISSING` if it must be set and is not.
-      default: `MISSING` if it must be set.
-      type: as it is annotated; for a section the kinds it may be of, or "section".
-      is_section: whether it holds further fields, which follow it.
-    """
-
-    name: str
-    text: str
-    value: Any
-    default: Any
-    type: str
-    is_section: bool
-
-
-MISSING = dataclasses.MISSING
-
-
-def describe(
-    cls: type, values: Mapping[str, Any], *, prefix: str = ""
-) -> Iterator[FieldInfo]:
-    """All fields of a config dataclass with their values, sections before their fields.
-
-    Args:
-      cls: as for `build`.
-      values: as for `build`; may be incomplete, and only its names are checked.
-      prefix: as for `build`.
-
-    Raises:
-      UserError: a field is unknown.
-    """
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    for name in values:
-        if name not in known:
-            raise UserError(_unknown_field(prefix + name, prefix, known))
-    hints = typing.get_type_hints(cls)
-    texts = docstring_parser.parse(cls.__doc__).params
-    texts = {p.arg_name: " ".join((p.description or "").split()) for p in texts}
-    for field in dataclasses.fields(cls):
-        default = field.default
-        if field.default_factory is not MISSING and _KINDS not in field.metadata:
-            default = field.default_factory()
-        value = values.get(field.name, default)
-        info = FieldInfo(
-            name=prefix + field.name,
-            text=texts.get(field.name, ""),
-            value=value,
-            default=default,
-            type=_type_name(hints[field.name]),
-            is_section=False,
-        )
-        section, kinds = _section_of(field, hints[field.name], value)
-        if section is None and not kinds:
-            yield info
-            continue
-        yield dataclasses.replace(info, type=kinds or "section", is_section=True)
-        if section is not None:
-            fields = value if isinstance(value, Mapping) else {}
-            if dataclasses.is_dataclass(value):
-                fields = to_dict(value)
-            if _KINDS in field.metadata:
-                fields = {name: v for name, v in fields.items() if name != "kind"}
-            yield from describe(section, fields, prefix=f"{prefix}{field.name}.")
-
-
-def _section_of(
-    field: dataclasses.Field, hint: Any, value: Any
-) -> tuple[type | None, str]:
-    """The config dataclass of a section, and the kinds that it may be of."""
-    if _KINDS in field.metadata:
-        table = field.metadata[_KINDS]
-        kind = field.metadata[_DEFAULT_KIND]
-        if isinstance(value, Mapping):
-            kind = value.get("kind", kind)
-        for name, cls in table.items():
-            if isinstance(value, cls):
-                kind = name
-        return table.get(kind), f"kind {kind}, one of {', '.join(table)}"
-    section = hint if dataclasses.is_dataclass(hint) else None
-    return section, ""
-
-
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is None and isinstance(hint, type):
-        return hint.__name__
-    return str(hint).replace("typing.", "").replace("| None", "or None")
-
-
-_KINDS, _DEFAULT_KIND = "kinds", "default_kind"  # in the metadata of a field
-
-
-def _build_one_of(value: Any, metadata: Mapping[str, Any], *, name: str) -> Any:
-    table = metadata[_KINDS]
-    if isinstance(value, tuple(table.values())):
-        return value
-    if not isinstance(value, Mapping):
-        raise UserError(f"{name} must be a section of fields, got {value!r}.")
-    kind = value.get("kind", metadata[_DEFAULT_KIND])
-    if kind not in table:
-        near = difflib.get_close_matches(str(kind), table, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise UserError(
-            f"{name}.kind must be one of {', '.join(table)}, got {kind!r}{hint}"
-        )
-    fields = {field: entry for field, entry in value.items() if field != "kind"}
-    return build(table[kind], fields, prefix=f"{name}.")
-
-
-def _plain(value: Any, metadata: Mapping[str, Any]) -> Any:
+def plain(value: Any, kinds: Kinds | None) -> Any:
+    """The value of a field as a config file would have it; `kinds` are the field's."""
     if dataclasses.is_dataclass(value):
-        if _KINDS not in metadata:
-            return to_dict(value)
-        kinds = {_config_class(row): kind for kind, row in metadata[_KINDS].items()}
-        return {"kind": kinds[type(value)], **to_dict(value)}
+        kind = {} if kinds is None else {"kind": kinds.kind_of(value)}
+        return {**kind, **to_dict(value)}
     if isinstance(value, list | tuple):
-        return [_plain(element, metadata) for element in value]
+        return [plain(element, kinds) for element in value]
     return value
 
 
-def _unknown_field(name: str, prefix: str, fields: Mapping[str, Any]) -> str:
+def unknown_field(name: str, prefix: str, fields: Mapping[str, Any]) -> str:
+    """What to say of a field that does not exist: the nearest that do."""
     near = difflib.get_close_matches(name.removeprefix(prefix), fields, n=3)
     hint = f"did you mean {' or '.join(prefix + n for n in near)}?" if near else (
         f"the fields are {', '.join(prefix + n for n in fields)}."

@@ -17,6 +17,7 @@ RANKS = {
     "types": 1,
     "errors": 0,
     "schema": 1,
+    "config_fields": 2,
     "whole_files": 1,
     "checksums": 1,
     "stopping": 2,

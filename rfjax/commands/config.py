@@ -7,8 +7,9 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 
-from rfjax import config_files, schema
+from rfjax import config_files
 from rfjax.commands.flags import AnyFields
+from rfjax.config_fields import MISSING, FieldInfo, describe
 from rfjax.errors import UserError
 
 WIDTH = 88
@@ -24,7 +25,7 @@ class ConfigDescription:
     """
 
     kind: config_files.Kind
-    fields: Sequence[schema.FieldInfo]
+    fields: Sequence[FieldInfo]
 
     def __str__(self) -> str:
         lines = [f"the config of {self.kind.name}, for `{self.kind.command}`"]
@@ -33,9 +34,9 @@ class ConfigDescription:
                 note = f" ({field.type})" if field.type != "section" else ""
                 lines += ["", f"{field.name}: {field.text}{note}"]
                 continue
-            value = "not set" if field.value is schema.MISSING else repr(field.value)
+            value = "not set" if field.value is MISSING else repr(field.value)
             note = f"{field.type}, must be set"
-            if field.default is not schema.MISSING:
+            if field.default is not MISSING:
                 note = f"{field.type}, default {field.default!r}"
             lines.append(f"{field.name} = {value}")
             lines += textwrap.wrap(
@@ -67,4 +68,4 @@ def describe_config(config: AnyFields) -> ConfigDescription:
         raise UserError(
             f"--config must be the config of {names}, and has no known field."
         )
-    return ConfigDescription(kind, tuple(schema.describe(kind.fields, config)))
+    return ConfigDescription(kind, tuple(describe(kind.fields, config)))

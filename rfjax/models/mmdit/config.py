@@ -17,15 +17,15 @@ class MMDiTConfig:
 
     Attributes:
       depth: number of blocks; also the number of heads, and 1/64 of the width.
-      patch_size: latent pixels a side of one image token.
-      latent_channels: C.
+      patch_size: latent pixels per side of one image token.
+      latent_channels: channels of the latents.
       context_dim: features of a text token.
       pooled_dim: features of the pooled text vector.
       qk_norm: RMSNorm on queries and keys, per head and stream (SD3 section 5.3.2).
       dual_attention_blocks: first blocks with a second, image-only attention (SD3.5
         medium: 13); fewer than `depth`.
-      grid_tokens: tokens a side of a square image of the target resolution.
-      max_grid_tokens: tokens a side of the full position table.
+      grid_tokens: tokens per side of a square image of the target resolution.
+      max_grid_tokens: tokens per side of the full position table.
       position_scale: distance of neighbouring positions; 256 / S at S px.
       position_file: .npy file of another full table, [max_grid_tokens**2, width], that
         came with imported weights; None for the computed one.

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every field of a config for a reader: value, default, type and meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import docstring_parser
+
+from rfjax.errors import UserError
+from rfjax.schema import Kinds, kinds_of, plain, unknown_field
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldInfo:
+    """One field of a config, for a reader.
+
+    Attributes:
+      name: with its sections, as "model.depth".
+      text: its line in the docstring of its dataclass.
+      value: in this config; `MISSING` if it must be set and is not.
+      default: `MISSING` if it must be set.
+      type: as it is annotated; for a section the kinds it may be of, or "section".
+      is_section: whether it holds further fields, which follow it.
+    """
+
+    name: str
+    text: str
+    value: Any
+    default: Any
+    type: str
+    is_section: bool
+
+
+MISSING = dataclasses.MISSING
+
+
+def describe(
+    cls: type, values: Mapping[str, Any], *, prefix: str = ""
+) -> Iterator[FieldInfo]:
+    """All fields of a config dataclass with their values, sections before their fields.
+
+    Args:
+      cls: as for `build`.
+      values: as for `build`; may be incomplete, and only its names are checked.
+      prefix: as for `build`.
+
+    Raises:
+      UserError: a field is unknown.
+    """
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            raise UserError(unknown_field(prefix + name, prefix, known))
+    hints = typing.get_type_hints(cls)
+    texts = docstring_parser.parse(cls.__doc__).params
+    texts = {p.arg_name: " ".join((p.description or "").split()) for p in texts}
+    for field in dataclasses.fields(cls):
+        kinds = kinds_of(field)
+        default = field.default
+        if field.default_factory is not MISSING and (kinds is None or kinds.is_list):
+            default = field.default_factory()
+        value = values.get(field.name, default)
+        section, type_name = _section_of(kinds, hints[field.name], value)
+        yield FieldInfo(
+            name=prefix + field.name,
+            text=texts.get(field.name, ""),
+            value=plain(value, kinds),
+            default=plain(default, kinds),
+            type=type_name,
+            is_section=section is not None,
+        )
+        if section is not None:
+            fields = {} if value is MISSING else plain(value, kinds)
+            if kinds is not None:
+                fields = {name: v for name, v in fields.items() if name != "kind"}
+            yield from describe(section, fields, prefix=f"{prefix}{field.name}.")
+
+
+def _section_of(kinds: Kinds | None, hint: Any, value: Any) -> tuple[type | None, str]:
+    """The config dataclass of a section, and the type of the field in words."""
+    if kinds is None:
+        if dataclasses.is_dataclass(hint):
+            return hint, "section"
+        return None, _type_name(hint)
+    names = ", ".join(kinds.table)
+    if kinds.is_list:
+        return None, f"list of sections of kind {names}"
+    kind = kinds.default
+    if isinstance(value, Mapping):
+        kind = value.get("kind", kind)
+    section = kinds.config(kind) if kind in kinds.table else None
+    return section, f"kind {kind}, one of {names}"
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is None and isinstance(hint, type):
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("| None", "or None")
