@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Docstrings are plain text for people at an editor; this turns them into reST.
+
+What they have and reST has not:
+
+- a code block is a block of four more spaces, without a `::` before it
+- lines in columns, such as a table of modules, stay lines
+- `x` in backticks is code, and `*`, `|`, `_` and `\\` mean nothing
+- `Returns: text` may begin on the line of its name
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_ONE_LINE_SECTION = re.compile(r"(Args|Returns|Raises|Yields): (\S.*)")
+_EXCEPTION = re.compile(r"([A-Z]\w+) ")
+_COLUMNS = re.compile(r"\S {3,}\S")
+_MARKUP = re.compile(r"``.+?``|`[^`]+`|[*|\\]|(?<=\w)_(?!\w)")
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Called by Sphinx; before napoleon, which reads the sections."""
+    app.connect("autodoc-process-docstring", _to_rest, priority=100)
+    return {"parallel_read_safe": True}
+
+
+def _to_rest(app, what, name, obj, options, lines: list[str]) -> None:
+    del app, name, obj, options
+    lines[:] = to_rest("\n".join(lines)).split("\n")
+    if what in ("property", "attribute"):
+        # An empty comment, or napoleon takes what is before a colon for the type.
+        lines[:0] = ["..", ""]
+
+
+def to_rest(text: str) -> str:
+    """A docstring, its common indent removed, as napoleon and docutils read it."""
+    blocks = re.split(r"\n{2,}", text)
+    return "\n\n".join(map(_block, blocks))
+
+
+def _block(block: str) -> str:
+    lines = block.split("\n")
+    if all(line.startswith("    ") or not line for line in lines):
+        return "::\n\n" + block
+    if lines[0].startswith(">>>"):
+        return block
+    if len(lines) > 1 and any(_COLUMNS.search(line) for line in lines):
+        return "::\n\n" + "\n".join("    " + line for line in lines)
+    return "\n".join(_escape(line) for line in _sections(lines))
+
+
+def _sections(lines: list[str]) -> list[str]:
+    """Puts what follows `Returns: ` on lines of its own."""
+    found: list[str] = []
+    began_on_line_of_name = False
+    for line in lines:
+        match = _ONE_LINE_SECTION.match(line)
+        if match is not None:
+            text = match[2]
+            if match[1] == "Raises":
+                text = _EXCEPTION.sub(r"\1: ", text, count=1)
+            found += ["", f"{match[1]}:", f"  {text}"]
+            began_on_line_of_name = True
+        elif began_on_line_of_name and line.startswith(" "):
+            found.append("  " + line)
+        else:
+            found.append(line)
+            began_on_line_of_name = False
+    return found
+
+
+def _escape(line: str) -> str:
+    def replace(match: re.Match) -> str:
+        found = match[0]
+        if found.startswith("``"):
+            return found
+        return f"`{found}`" if found.startswith("`") else f"\\{found}"
+
+    return _MARKUP.sub(replace, line)
