@@ -25,7 +25,6 @@ exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
 html_theme = "furo"
 html_title = "rfjax"
-# Of the sources, the pages are to show what is written, not how: no such copy is needed.
 html_copy_source = False
 pygments_style = "default"
 

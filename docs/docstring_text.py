@@ -5,7 +5,7 @@ What they have and reST has not:
 
 - a code block is a block of four more spaces, without a `::` before it
 - lines in columns, such as a table of modules, stay lines
-- `x` in backticks is code, and `*`, `|`, `_` and `\\` mean nothing
+- `x` in backticks is code, and `*`, `|`, `_` and backslashes mean nothing
 - `Returns: text` may begin on the line of its name
 """
 

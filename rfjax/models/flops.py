@@ -18,7 +18,12 @@ from rfjax.models.mmdit import MMDiTConfig, Network
 
 
 def num_params(config: MMDiTConfig, *, adaln: bool = True) -> int:
-    """Number of parameters, with or without the adaLN projections (a third of all)."""
+    """Number of parameters, with or without the adaLN projections (a third of all).
+
+    Example:
+      >>> f"{num_params(MMDiTConfig(depth=38)):,}"
+      '8,056,617,792'
+    """
     return sum(
         leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(_abstract_params(config))
