@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "docstring_text",
+    "reference_pages",
 ]
 exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
@@ -43,7 +44,7 @@ nitpick_ignore_regex = [
     ),
 ]
 
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 napoleon_numpy_docstring = False

@@ -44,7 +44,7 @@ def _block(block: str) -> str:
     lines = block.split("\n")
     if all(line.startswith("    ") or not line for line in lines):
         return "::\n\n" + block
-    if lines[0].startswith(">>>"):
+    if ">>> " in block:
         return block
     if len(lines) > 1 and any(_COLUMNS.search(line) for line in lines):
         return "::\n\n" + "\n".join("    " + line for line in lines)

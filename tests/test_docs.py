@@ -4,7 +4,7 @@
 import contextlib
 import doctest
 import functools
-import importlib
+import importlib.util
 import io
 import json
 import os
@@ -75,13 +75,16 @@ def test_examples_of_docstrings_run(module):
     assert results.failed == 0
 
 
-def test_every_module_is_in_the_reference():
-    pages = "".join(
-        path.read_text("utf-8") for path in (ROOT / "docs/reference").glob("*.md")
+def test_every_module_is_in_the_reference(tmp_path):
+    spec = importlib.util.spec_from_file_location(
+        "reference_pages", ROOT / "docs/reference_pages.py"
     )
+    reference_pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference_pages)
+    reference_pages.write_pages(tmp_path)
+    pages = "".join(path.read_text() for path in (tmp_path / "reference").iterdir())
     described = re.findall(r"automodule:: (\S+)", pages)
-    assert sorted(described) == sorted(set(described))
-    assert set(described) == MODULES
+    assert sorted(described) == sorted(MODULES - {"rfjax"})
 
 
 @pytest.mark.parametrize(("page", "line"), _command_lines())

@@ -80,16 +80,7 @@ def make_train_stream(
     process_index: int = 0,
     process_count: int = 1,
 ) -> pipeline.TrainStream:
-    """As `pipeline.make_train_stream`, without files.
-
-    Example:
-      >>> stream = make_train_stream(SyntheticConfig(), global_batch_size=4, seed=0)
-      >>> next(stream).latents.shape
-      (4, 8, 8, 16)
-      >>> stream.get_state()
-      {'global_next_index': 4}
-      >>> stream.close()
-    """
+    """As `pipeline.make_train_stream`, without files."""
     source = SyntheticSource(config, split="train")
     return pipeline.stream_from_source(
         source,
