@@ -30,7 +30,7 @@ html_copy_source = False
 pygments_style = "default"
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["deflist"]
 
 nitpicky = True
 # Objects of other projects: their inventories would have to be fetched, and CI has no
