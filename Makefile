@@ -23,9 +23,11 @@ notebooks: install
 	FAST=1 $(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=300 notebooks
 
 # The guides and the reference, in docs/_build/html. Every warning is an error, and so is
-# a reference to nothing; no network is needed.
+# a reference to nothing. No network is needed: links to elsewhere are listed, not tried.
 docs: install
 	$(VENV)/bin/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	grep -rhoE --include='*.html' 'reference external" href="[^"]+' docs/_build/html \
+	  | sed 's/.*href="//' | sort -u > docs/_build/external_links.txt
 
 install: $(VENV)/.installed
 
