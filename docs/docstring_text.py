@@ -3,7 +3,7 @@
 
 What they have and reST has not:
 
-- a code block is a block of four more spaces, without a `::` before it
+- an indented block outside of a section is code, without a `::` before it
 - lines in columns, such as a table of modules, stay lines
 - `x` in backticks is code, and `*`, `|`, `_` and backslashes mean nothing
 - `Returns: text` may begin on the line of its name
@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+_SECTION = re.compile(r"[A-Z]\w+:")
 _ONE_LINE_SECTION = re.compile(r"(Args|Returns|Raises|Yields): (\S.*)")
 _EXCEPTION = re.compile(r"([A-Z]\w+) ")
 _COLUMNS = re.compile(r"\S {3,}\S")
@@ -36,13 +37,19 @@ def _to_rest(app, what, name, obj, options, lines: list[str]) -> None:
 
 def to_rest(text: str) -> str:
     """A docstring, its common indent removed, as napoleon and docutils read it."""
-    blocks = re.split(r"\n{2,}", text)
-    return "\n\n".join(map(_block, blocks))
+    blocks = []
+    in_section = False
+    for block in re.split(r"\n{2,}", text):
+        left = [line for line in block.split("\n") if line[:1].strip()]
+        if left:
+            in_section = bool(_SECTION.match(left[-1]))
+        blocks.append(_block(block, is_code=not left and not in_section))
+    return "\n\n".join(blocks)
 
 
-def _block(block: str) -> str:
+def _block(block: str, *, is_code: bool) -> str:
     lines = block.split("\n")
-    if all(line.startswith("    ") or not line for line in lines):
+    if is_code:
         return "::\n\n" + block
     if ">>> " in block:
         return block
