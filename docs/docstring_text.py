@@ -11,7 +11,9 @@ What they have and reST has not:
 
 from __future__ import annotations
 
+import contextlib
 import re
+import typing
 from typing import Any
 
 _SECTION = re.compile(r"[A-Z]\w+:")
@@ -24,6 +26,7 @@ _MARKUP = re.compile(r"``.+?``|`[^`]+`|[*|\\]|(?<=\w)_(?!\w)")
 def setup(app: Any) -> dict[str, Any]:
     """Called by Sphinx; before napoleon, which reads the sections."""
     app.connect("autodoc-process-docstring", _to_rest, priority=100)
+    app.connect("autodoc-before-process-signature", _drop_annotated)
     return {"parallel_read_safe": True}
 
 
@@ -33,6 +36,15 @@ def _to_rest(app, what, name, obj, options, lines: list[str]) -> None:
     if what in ("property", "attribute"):
         # An empty comment, or napoleon takes what is before a colon for the type.
         lines[:0] = ["..", ""]
+
+
+def _drop_annotated(app, function, bound_method) -> None:
+    """Types without what `Annotated` adds to them for the command line."""
+    del app, bound_method
+    with contextlib.suppress(NameError, TypeError):  # names for type checkers only
+        plain = typing.get_type_hints(function)
+        if plain != typing.get_type_hints(function, include_extras=True):
+            function.__annotations__ = plain
 
 
 def to_rest(text: str) -> str:
