@@ -18,7 +18,7 @@ from typing import Any
 
 _SECTION = re.compile(r"[A-Z]\w+:")
 _ONE_LINE_SECTION = re.compile(r"(Args|Returns|Raises|Yields): (\S.*)")
-_EXCEPTION = re.compile(r"([A-Z]\w+) ")
+_EXCEPTION = re.compile(r"^(  [A-Z]\w+)(?= )")
 _COLUMNS = re.compile(r"\S {3,}\S")
 _MARKUP = re.compile(r"``.+?``|`[^`]+`|[*|\\]|(?<=\w)_(?!\w)")
 
@@ -71,22 +71,19 @@ def _block(block: str, *, is_code: bool) -> str:
 
 
 def _sections(lines: list[str]) -> list[str]:
-    """Puts what follows `Returns: ` on lines of its own."""
+    """Puts what follows `Returns: ` on lines of its own; a colon after exceptions."""
     found: list[str] = []
-    began_on_line_of_name = False
+    extra_indent = section = ""
     for line in lines:
         match = _ONE_LINE_SECTION.match(line)
         if match is not None:
-            text = match[2]
-            if match[1] == "Raises":
-                text = _EXCEPTION.sub(r"\1: ", text, count=1)
-            found += ["", f"{match[1]}:", f"  {text}"]
-            began_on_line_of_name = True
-        elif began_on_line_of_name and line.startswith(" "):
-            found.append("  " + line)
-        else:
-            found.append(line)
-            began_on_line_of_name = False
+            found += ["", f"{match[1]}:"]
+            extra_indent, section = "  ", match[1]
+            line = match[2]
+        elif not line.startswith(" "):
+            extra_indent, section = "", line.rstrip(":")
+        line = extra_indent + line
+        found.append(_EXCEPTION.sub(r"\1:", line) if section == "Raises" else line)
     return found
 
 
