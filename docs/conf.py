@@ -28,6 +28,7 @@ html_theme = "furo"
 html_title = "rfjax"
 html_copy_source = False
 pygments_style = "default"
+smartquotes = False  # `--flag` keeps its hyphens
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]

@@ -18,7 +18,7 @@ from typing import Any
 
 _SECTION = re.compile(r"[A-Z]\w+:")
 _ONE_LINE_SECTION = re.compile(r"(Args|Returns|Raises|Yields): (\S.*)")
-_EXCEPTION = re.compile(r"^(  [A-Z]\w+)(?= )")
+_EXCEPTION = re.compile(r"^(  [A-Z]\w+),?(?= )")
 _COLUMNS = re.compile(r"\S {3,}\S")
 _MARKUP = re.compile(r"``.+?``|`[^`]+`|[*|\\]|(?<=\w)_(?!\w)")
 
@@ -65,6 +65,8 @@ def _block(block: str, *, is_code: bool) -> str:
         return "::\n\n" + block
     if ">>> " in block:
         return block
+    if lines[0] == "Example:":  # of a command line
+        return "\n".join(["Example:", "  ::", "", *("  " + line for line in lines[1:])])
     if len(lines) > 1 and any(_COLUMNS.search(line) for line in lines):
         return "::\n\n" + "\n".join("    " + line for line in lines)
     return "\n".join(_escape(line) for line in _sections(lines))
