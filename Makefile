@@ -6,7 +6,7 @@ RFJAX := $(VENV)/bin/rfjax
 # A worker that dies ends the run: to replace it can leave the others waiting for ever.
 WORKERS := -n 2 --dist loadfile --max-worker-restart=0
 
-.PHONY: demo test test-slow notebooks lint install clean-demo
+.PHONY: demo test test-slow notebooks docs lint install clean-demo
 
 demo: install
 	RFJAX=$(RFJAX) bash launch/demo.sh
@@ -21,6 +21,13 @@ test-slow: install
 
 notebooks: install
 	FAST=1 $(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=300 notebooks
+
+# The guides and the reference, in docs/_build/html. Every warning is an error, and so is
+# a reference to nothing. No network is needed: links to elsewhere are listed, not tried.
+docs: install
+	$(VENV)/bin/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	grep -rhoE --include='*.html' 'reference external" href="[^"]+' docs/_build/html \
+	  | sed 's/.*href="//' | sort -u > docs/_build/external_links.txt
 
 install: $(VENV)/.installed
 

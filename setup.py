@@ -24,6 +24,7 @@ ENCODE = [
 ]
 TENSORBOARD = ["tensorflow-cpu", "tensorboard"]
 NOTEBOOKS = ["ipykernel", "nbformat", "nbclient", "nbmake"]
+DOCS = ["sphinx", "myst-parser", "furo"]
 TEST = ["pytest", "pytest-xdist", "nbmake", "ruff"]
 
 setup(
@@ -40,6 +41,7 @@ setup(
         "absl-py",
         "array-record",
         "clu",
+        "cyclopts",
         "flax>=0.12",
         "grain>=0.2.18",
         "jax>=0.10",
@@ -64,8 +66,9 @@ setup(
         "demo": ENCODE,
         "tensorboard": TENSORBOARD,
         "notebooks": NOTEBOOKS,
-        "test": TEST + ENCODE + NOTEBOOKS,
-        "dev": TEST + ENCODE + NOTEBOOKS,
+        "docs": DOCS,
+        "test": TEST + ENCODE + NOTEBOOKS + DOCS,
+        "dev": TEST + ENCODE + NOTEBOOKS + DOCS,
     },
     entry_points={"console_scripts": ["rfjax = rfjax.main:run"]},
 )

@@ -125,6 +125,13 @@ def parse(name) -> Formulation:
 
     Raises:
       UserError: unknown name, with the nearest valid ones, or parameters out of range.
+
+    Example:
+      >>> formulation = parse("rf/lognorm(0.00,1.00)")
+      >>> formulation.prediction, formulation.density
+      ('velocity', LogitNormal(mean=0.0, std=1.0))
+      >>> len(REGISTRY)
+      61
     """
     if name in REGISTRY:
         return REGISTRY[name]

@@ -27,6 +27,18 @@ def guided(
         itself is returned), more follows the text more.
 
     Source: Ho and Salimans 2022, arXiv:2207.12598.
+
+    Example:
+      The velocity of this model is its text vector, 1 for the caption and 0 without:
+
+      >>> def velocity_fn(noisy_latents, timesteps, conditioning):
+      ...     text = conditioning.pooled[:, :, None, None]
+      ...     return jnp.broadcast_to(text, noisy_latents.shape)
+      >>> empty = Conditioning(context=jnp.zeros([1, 1, 1]), pooled=jnp.zeros([1, 1]))
+      >>> caption = Conditioning(context=jnp.zeros([1, 1, 1]), pooled=jnp.ones([1, 1]))
+      >>> velocity = guided(velocity_fn, unconditional=empty, guidance_scale=5.0)
+      >>> velocity(jnp.zeros([1, 1, 1, 1]), jnp.ones([1]), caption).item()
+      5.0
     """
     if guidance_scale == 1:
         return velocity_fn

@@ -211,6 +211,11 @@ def noisy_latents(path, latents, noise, timesteps):
       latents: [B, ...] clean latents.
       noise: [B, ...] standard normal.
       timesteps: [B] in [0, 1].
+
+    Example:
+      >>> noise = jnp.ones([1, 2])
+      >>> noisy_latents(RECTIFIED_FLOW, 0 * noise, noise, jnp.array([0.25]))
+      Array([[0.25, 0.25]], dtype=float32)
     """
     a, b = path.coefficients(timesteps)
     return per_example(a, latents) * latents + per_example(b, noise) * noise

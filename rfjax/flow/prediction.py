@@ -126,6 +126,20 @@ def convert(prediction, *, source, destination, noisy_latents, a, b):
       noisy_latents: z = a latents + b noise.
       a: as in `target`.
       b: as in `target`.
+
+    Example:
+      Half-way between latents 0 and noise 2, the velocity is 2:
+
+      >>> half = jnp.array([0.5])
+      >>> convert(
+      ...     jnp.array([2.0]),
+      ...     source="velocity",
+      ...     destination="latents",
+      ...     noisy_latents=jnp.array([1.0]),
+      ...     a=half,
+      ...     b=half,
+      ... )
+      Array([0.], dtype=float32)
     """
     latents, noise = separate(source, prediction, noisy_latents=noisy_latents, a=a, b=b)
     return target(destination, latents=latents, noise=noise, a=a, b=b)

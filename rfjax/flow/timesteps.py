@@ -47,6 +47,14 @@ def sample_timesteps(keys, *, density):
 
     Returns:
       [B] float32 in [0, 1].
+
+    Example:
+      >>> density = LogitNormal(mean=0.0, std=1.0)
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> [f"{t:.2f}" for t in sample_timesteps(keys, density=density)]
+      ['0.73', '0.08', '0.79']
+      >>> float(density.cdf(0.5))
+      0.5
     """
     return density.from_uniform(jax.vmap(_open_uniform)(keys))
 
@@ -223,6 +231,12 @@ def shift_timesteps(timesteps, *, shift):
 
     Raises:
       UserError: if shift <= 0.
+
+    Example:
+      >>> shift_timesteps(0.5, shift=3.0)
+      0.75
+      >>> shift_timesteps(0.75, shift=1 / 3.0)
+      0.5
     """
     require_positive("shift", shift)
     # The denominator is 1 + (shift - 1) t, written so that rounding never exceeds 1.
@@ -240,6 +254,10 @@ def resolution_shift(*, num_pixels, reference_num_pixels):
 
     Raises:
       UserError: if a count is not positive.
+
+    Example:
+      >>> resolution_shift(num_pixels=1024**2, reference_num_pixels=256**2)
+      4.0
     """
     require_positive("num_pixels", num_pixels)
     require_positive("reference_num_pixels", reference_num_pixels)

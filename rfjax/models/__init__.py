@@ -27,6 +27,11 @@ def make_model(config: BackboneConfig, *, layout: Layout = ONE_DEVICE) -> Model:
     Args:
       config: of any backbone in `BACKBONES`.
       layout: where activations live; by default they stay where they are.
+
+    Example:
+      >>> from rfjax.models.mmdit import MMDiTConfig
+      >>> f"{make_model(MMDiTConfig(depth=38)).num_params:,}"
+      '8,056,617,792'
     """
     (backbone,) = {row for row in BACKBONES.values() if row.config is type(config)}
     return Model(backbone, config, layout)

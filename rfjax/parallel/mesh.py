@@ -63,6 +63,10 @@ class MeshConfig:
 
         Raises:
           UserError: if the axes do not multiply to the number of devices.
+
+        Example:
+          >>> MeshConfig(fsdp=4).resolve(8)
+          MeshConfig(slice=1, data=2, fsdp=4, tensor=1, sequence=1)
         """
         sizes = dataclasses.asdict(self)
         fixed = math.prod(size for size in sizes.values() if size != -1)

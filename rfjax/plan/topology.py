@@ -147,6 +147,11 @@ def parse_topology(name: str) -> Topology:
 
     Raises:
       UserError: if there is no such chip, or no slice of that shape.
+
+    Example:
+      >>> slices = parse_topology("2*v5p-128")
+      >>> str(slices), slices.num_chips
+      ('2*v5p:4x4x4', 128)
     """
     match = re.fullmatch(
         r"(?:(\d+)\*)?(\w+?)(?::(\d+(?:x\d+)*)|-(\d+))", name.lower().strip()

@@ -23,6 +23,12 @@ def depth_of_size(
     the outer two lines continued: size grows about as depth cubed.
 
     Raises: CannotFit if the table knows fewer than two depths.
+
+    Example:
+      >>> import pandas as pd
+      >>> table = pd.DataFrame({"depth": [1, 2, 4], "params": [1e6, 8e6, 64e6]})
+      >>> depth_of_size(table, np.array([27e6]), size_measure="params").round(6)
+      array([3.])
     """
     log_depth, log_size = _known_models(table, size_measure)
     return np.exp(_interpolate(np.log(sizes), log_size, log_depth))

@@ -192,6 +192,19 @@ def fit_law(
       options: how to fit.
 
     Raises: CannotFit with the reason if the law cannot be determined.
+
+    Example:
+      >>> import pandas as pd
+      >>> table = pd.DataFrame(
+      ...     {"params": n, "samples": d, "loss": 0.5 + 40 / n**0.4 + 10 / d**0.3}
+      ...     for n in (1e6, 1e7, 1e8)
+      ...     for d in (1e5, 1e6, 1e7)
+      ... )
+      >>> fit = fit_law(table, options=FitOptions(num_bootstraps=100))
+      >>> {name: round(float(value), 3) for name, value in fit.values.items()}
+      {'E': 0.5, 'A': 40.0, 'B': 10.0, 'alpha': 0.4, 'beta': 0.3}
+      >>> round(fit.predict(size=1e9, samples=1e8).value, 3)
+      0.55
     """
     chosen = laws.get_law(law)
     points = select_points(table, law=chosen, size_measure=size_measure, loss=loss)

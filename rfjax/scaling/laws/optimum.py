@@ -104,6 +104,19 @@ def optimum(
       size_measure: what the fit calls size.
 
     Raises: CannotFit if the law does not have both inputs.
+
+    Example:
+      >>> import pandas as pd
+      >>> from rfjax.scaling.laws.fit import FitOptions, fit_law
+      >>> table = pd.DataFrame(
+      ...     {"params": n, "samples": d, "loss": 0.5 + 40 / n**0.4 + 10 / d**0.3}
+      ...     for n in (1e6, 1e7, 1e8)
+      ...     for d in (1e5, 1e6, 1e7)
+      ... )
+      >>> fit = fit_law(table, options=FitOptions(num_bootstraps=100))
+      >>> best = optimum(fit, flops=1e16, cost=cost_of(table, size_measure="params"))
+      >>> f"{best.size.value:.1e} parameters, {best.samples.value:.1e} samples"
+      '3.6e+07 parameters, 4.6e+07 samples'
     """
     if fit.law.inputs != ("size", "samples"):
         raise CannotFit(
