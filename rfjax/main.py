@@ -333,7 +333,7 @@ def fit(values: dict[str, Any]) -> int:
             where=values["where"],
             budgets=[_number(text, flag="budget") for text in values["budget"] or ()],
             forecasts=[_model(text) for text in values["forecast"] or ()],
-            json=values["json"],
+            json_file=values["json"],
         )
     except CannotFit as error:
         raise UserError(str(error)) from error

@@ -25,10 +25,10 @@ from rfjax.flow.formulations import Formulation
 from rfjax.flow.objective import loss_at_timesteps
 from rfjax.models.mmdit import Network
 from rfjax.parallel.mesh import put_batch, replicated
+from rfjax.timestep_levels import NUM_LEVELS
 from rfjax.types import Batch
 
 PROTOCOL = "val_v1"
-NUM_LEVELS = 8  # t = k / 8
 NOISE_SEED = 0x5D3  # part of the protocol: another seed is another metric
 
 

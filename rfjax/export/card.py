@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,23 +139,9 @@ def model_card(
 
     Python code that loads something else than the format's usual is given as `loading`.
     """
-    prefix = "val_ema" if weights == "ema" else "val"
-    validation = _newest(run.metrics, f"{prefix}/loss", step=step)
-    samples = _newest(run.metrics, "samples", step=step)
-    rows = {
-        "depth": run.model.depth,
-        "parameters": f"{flops.num_params(run.model):,}",
-        "weights": f"{weights}, {dtype}, {format} layout",
-        "step": step,
-        "samples seen": samples["samples"] if samples else "not recorded",
-        "data set": run.record.get("data", "not recorded"),
-        "validation loss": _validation_text(run, validation, f"{prefix}/loss"),
-        "objective": run.config["objective"],
-        "shift in training": run.config["shift"],
-        "shift in sampling": run.shift,
-        "guidance scale in sampling": run.config["sample"]["guidance_scale"],
-        "written by": f"rfjax {run.record.get('code_version', '')}",
-    }
+    rows = _facts(
+        run, weights=weights, stored_as=f"{dtype}, {format} layout", step=step
+    )
     flat = traverse_util.flatten_dict(run.config, sep=".")
     warnings = [f"> **Warning:** {warning}\n" for warning in run.warnings]
     return "\n".join(
@@ -193,7 +179,30 @@ def model_card(
     )
 
 
-def _newest(metrics, name: str, *, step: int) -> Mapping[str, Any] | None:
+def _facts(run: Run, *, weights: str, stored_as: str, step: int) -> dict[str, Any]:
+    """What a reader looks for first: name -> value."""
+    loss = "val_ema/loss" if weights == "ema" else "val/loss"
+    validation = _newest(run.metrics, loss, step=step)
+    samples = _newest(run.metrics, "samples", step=step)
+    return {
+        "depth": run.model.depth,
+        "parameters": f"{flops.num_params(run.model):,}",
+        "weights": f"{weights}, {stored_as}",
+        "step": step,
+        "samples seen": samples["samples"] if samples else "not recorded",
+        "data set": run.record.get("data", "not recorded"),
+        "validation loss": _validation_text(run, validation, loss),
+        "objective": run.config["objective"],
+        "shift in training": run.config["shift"],
+        "shift in sampling": run.shift,
+        "guidance scale in sampling": run.config["sample"]["guidance_scale"],
+        "written by": f"rfjax {run.record.get('code_version', '')}",
+    }
+
+
+def _newest(
+    metrics: Sequence[Mapping[str, Any]], name: str, *, step: int
+) -> Mapping[str, Any] | None:
     """The last line at or before a step that has a metric."""
     lines = [line for line in metrics if name in line and line["step"] <= step]
     return lines[-1] if lines else None

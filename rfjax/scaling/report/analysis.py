@@ -18,11 +18,10 @@ from rfjax.scaling.laws.law import CannotFit, get_law
 from rfjax.scaling.laws.optimum import Cost, Optimum, cost_of, optimum
 from rfjax.scaling.laws.points import input_columns, size_of
 from rfjax.scaling.study import quality
+from rfjax.timestep_levels import NUM_LEVELS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_NUM_TIMESTEP_LEVELS = 8  # of the validation protocol: t = k / 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +106,7 @@ def analyse(
     Raises: UserError with the reason if the law cannot be fitted.
     """
     options = options or FitOptions()
-    chosen = get_law(law)
-    inputs = input_columns(chosen, size_measure=size_measure)
+    inputs = input_columns(get_law(law), size_measure=size_measure)
     table = quality.mark_unusable(table, loss=loss, inputs=inputs)
     if where is not None:
         table = quality.mark_unwanted(table, where)
@@ -121,27 +119,16 @@ def analyse(
     cost, optima, isoflops = None, (), ()
     if law == "chinchilla":
         cost = cost_of(fitted, size_measure=size_measure)
-        largest = cost.flops(
-            size_of(fitted, size_measure=size_measure), fitted["samples"]
-        ).max()
-        optima = tuple(
-            optimum(
-                fit, flops=flops, cost=cost, table=fitted, size_measure=size_measure
-            )
-            for flops in (budgets or largest * np.array([1.0, 10.0, 100.0]))
+        optima = _find_optima(
+            fit, fitted, cost=cost, budgets=budgets, size_measure=size_measure
         )
         if "train_flops" in fitted:
             isoflops = tuple(
                 isoflop_parabolas(fitted, loss=loss, size_measure=size_measure)
             )
     backtest: BackTest | str = "not asked for"
-    if holdout_largest and "size" in chosen.inputs:
-        try:
-            backtest = hold_out_largest(fitted, loss=loss, options=options, **how)
-        except CannotFit as error:
-            backtest = str(error)
-    elif holdout_largest:
-        backtest = f"{chosen.formula} has no size to hold out"
+    if holdout_largest:
+        backtest = _back_test(fitted, loss=loss, options=options, **how)
     return Study(
         table=table,
         fitted=fitted,
@@ -176,19 +163,53 @@ def forecast(
     return Forecast(depth, inputs, fit.predict(**inputs), fit.predict_outcome(**inputs))
 
 
-def _fit_timesteps(table, *, loss, law, size_measure, options):
+def _find_optima(
+    fit: Fit,
+    table: pd.DataFrame,
+    *,
+    cost: Cost,
+    budgets: Sequence[float],
+    size_measure: str,
+) -> tuple[Optimum, ...]:
+    """The compute-optimal model of each budget, or of three from the largest spent."""
+    sizes = size_of(table, size_measure=size_measure)
+    largest = cost.flops(sizes, table["samples"]).max()
+    return tuple(
+        optimum(fit, flops=flops, cost=cost, table=table, size_measure=size_measure)
+        for flops in (budgets or largest * np.array([1.0, 10.0, 100.0]))
+    )
+
+
+def _back_test(
+    table: pd.DataFrame, *, loss: str, law: str, size_measure: str, options: FitOptions
+) -> BackTest | str:
+    """The back-test, or the reason why there is none."""
+    chosen = get_law(law)
+    if "size" not in chosen.inputs:
+        return f"{chosen.formula} has no size to hold out"
+    try:
+        return hold_out_largest(
+            table, law=law, size_measure=size_measure, loss=loss, options=options
+        )
+    except CannotFit as error:
+        return str(error)
+
+
+def _fit_timesteps(
+    table: pd.DataFrame, *, loss: str, law: str, size_measure: str, options: FitOptions
+) -> dict[float, Fit | str]:
     """The same law for the loss at each level t = k / 8 that the table has."""
     fits: dict[float, Fit | str] = {}
     # Only parameters are reported per t, and those have profile intervals.
     options = dataclasses.replace(options, num_bootstraps=MIN_BOOTSTRAPS)
-    for level in range(_NUM_TIMESTEP_LEVELS):
+    for level in range(NUM_LEVELS):
         column = f"{loss}_t{level}"
         if column not in table:
             continue
         try:
-            fits[level / _NUM_TIMESTEP_LEVELS] = fit_law(
+            fits[level / NUM_LEVELS] = fit_law(
                 table, law=law, size_measure=size_measure, loss=column, options=options
             )
         except CannotFit as error:
-            fits[level / _NUM_TIMESTEP_LEVELS] = str(error)
+            fits[level / NUM_LEVELS] = str(error)
     return fits

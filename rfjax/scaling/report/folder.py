@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json as json_format
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def run_fit(
     where: str | None = None,
     budgets: Sequence[float] = (),
     forecasts: Sequence[Mapping[str, float]] = (),
-    json: str | Path | None = None,
+    json_file: str | Path | None = None,
     options: FitOptions | None = None,
 ) -> FitReport:
     """Fits a study and writes its report.
@@ -78,7 +78,7 @@ def run_fit(
       where: condition on columns, as "depth >= 2"; other rows are left out, visibly.
       budgets: training FLOPs to find the compute-optimal model for.
       forecasts: models to predict, such as {"depth": 12, "samples": 1e6}.
-      json: a file for a second copy of `fit.json`.
+      json_file: a second copy of `fit.json`.
       options: everything else about the fit.
 
     Raises: UserError with the reason if the law cannot be fitted or `out` holds
@@ -112,8 +112,8 @@ def run_fit(
         options=options,
     )
     document = _write_folder(out, study, replaces=earlier_files)
-    if json is not None:
-        whole_files.write_json(json, document)
+    if json_file is not None:
+        whole_files.write_json(json_file, document)
     logging.info("wrote %s", out / "index.html")
     return FitReport(study, document, out)
 
@@ -121,7 +121,7 @@ def run_fit(
 def _files_of_report(out: Path) -> list[str]:
     """Names of the files that an earlier report wrote and nobody altered since."""
     try:
-        written = json_format.loads((out / REPORT_FILE).read_bytes())["files"]
+        written = json.loads((out / REPORT_FILE).read_bytes())["files"]
         return [
             REPORT_FILE,
             *(n for n in written if not checksums.find_damage(out, {n: written[n]})),
@@ -148,6 +148,6 @@ def _write_folder(
         (folder / "index.html").write_text(page(study, pictures), encoding="utf-8")
         files = checksums.compute(folder, sorted(folder.iterdir()))
         document = describe(study) | {"files": files}
-        text = json_format.dumps(document, indent=2, allow_nan=False) + "\n"
+        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         (folder / REPORT_FILE).write_text(text, encoding="utf-8")
     return document

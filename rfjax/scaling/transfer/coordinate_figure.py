@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from rfjax.scaling.report.figures import STYLE
+from rfjax.scaling.style import STYLE
 from rfjax.scaling.transfer.coordinates import ACTIVATIONS, Coordinate, fit_slopes
 
 _STYLES = {  # parameterisation -> (label, colour)

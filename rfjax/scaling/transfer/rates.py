@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from rfjax.errors import UserError
 from rfjax.scaling.laws.points import require_columns
-from rfjax.scaling.report.figures import STYLE
+from rfjax.scaling.style import STYLE
 
 COLUMNS = ("depth", "learning_rate", "parameterisation")
 _TITLES = {"standard": "standard", "mup": "muP"}

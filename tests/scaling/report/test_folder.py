@@ -30,7 +30,7 @@ def report(sweep, tmp_path):
         num_bootstraps=100,
         budgets=[1e15],
         forecasts=[{"depth": 7, "samples": 1e7}],
-        json=tmp_path / "copy" / "fit.json",
+        json_file=tmp_path / "copy" / "fit.json",
     )
 
 
