@@ -33,7 +33,9 @@ SHOWN_BY = {
     "whole_files.new_folder": "test_a_folder_is_made_beside_others",
     "whole_files._remove": "test_a_folder_is_made_beside_others",
     "whole_files._replace_folder": "test_what_is_no_report_is_left_alone",
-    "checkpoint._keep_foreign_leftover": "test_a_checkpoint_with_notes_in_it_stays",
+    "checkpoint.manager._keep_foreign_leftover": (
+        "test_a_checkpoint_with_notes_in_it_stays"
+    ),
     "checksums.join_parts": "test_parts_of_a_list_are_joined",
     "bench.checkpoint.measure_saving": "test_all_of_the_state_is_saved",
 }

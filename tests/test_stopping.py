@@ -12,6 +12,7 @@ import time
 import pytest
 
 from rfjax import checkpoint, main, stopping
+from rfjax.checkpoint.restore import readable
 
 HEADER = """
 import hashlib, os, signal, sys, time
@@ -226,7 +227,7 @@ def test_what_a_library_makes_of_a_stop_is_no_error_of_its_own(
     """An interrupted read must not look like a damaged checkpoint."""
 
     def read(values):
-        with checkpoint._readable(tmp_path, 3):
+        with readable(tmp_path, 3):
             try:
                 signal.raise_signal(signal.SIGTERM)
             except KeyboardInterrupt as stopped:
@@ -242,7 +243,7 @@ def test_what_a_library_makes_of_a_stop_is_no_error_of_its_own(
         monkeypatch.setitem(main.COMMANDS, "verify", main.Command(run, "", {}))
         assert main.run(["verify"]) == 143
         assert capsys.readouterr().err == "rfjax verify: stopped by SIGTERM\n"
-    with pytest.raises(checkpoint.CheckpointError), checkpoint._readable(tmp_path, 3):
+    with pytest.raises(checkpoint.CheckpointError), readable(tmp_path, 3):
         raise RuntimeError("control: nobody asked to stop")
 
 
