@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compiler is told about a platform, in training and in plans alike."""
+"""Compiler options per platform, the same in training and in plans."""
 
 from __future__ import annotations
 
 from jax.sharding import Mesh
 
-# platform -> options of the compiler
+# platform -> compiler options
 COMPILER_OPTIONS = {
-    # Room for the blocks of one instruction. The default, 16 MiB, forces matrix
+    # Memory for the blocks of one instruction. The default, 16 MiB, forces matrix
     # products with several inputs and outputs into blocks that leave the matrix unit
     # idle; a chip has 128 MiB, which the kernels and prefetched arrays share.
     "tpu": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
     # Keeps barriers until instructions are fused. Without them the gradient of each
-    # unrolled block is computed anew out of those of all later blocks.
+    # unrolled block is recomputed from those of all later blocks.
     "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"},
 }
 

@@ -167,7 +167,7 @@ def test_what_is_no_report_is_left_alone(sweep, tmp_path, monkeypatch, name):
     (work / "here" / "listed" / "index.html").mkdir()
     (work / "here" / "listed" / "index.html" / "thesis.tex").write_text("kept")
     before = tree(tmp_path)
-    with pytest.raises(ValueError, match=r"^out .*(must|holds what no earlier report)"):
+    with pytest.raises(ValueError, match=r"^out .*(must|holds files that no earlier)"):
         run_fit(runs="sweep", out=name, num_bootstraps=100, holdout_largest=False)
     assert tree(tmp_path) == before
 
