@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything a depth-scaling study says, from its runs table, before any drawing."""
+"""The results of a depth-scaling study, computed from its runs table."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """The loss of a model that is not in the table, by the law.
+    """The predicted loss of a model that is not in the table.
 
     Attributes:
-      depth: its depth, where the request named one.
-      inputs: the law's inputs.
-      law: the law's loss with its interval.
-      outcome: the same with the interval for what one run will measure.
+      depth: its depth, None if the request named a size.
+      inputs: the inputs of the law.
+      law: the loss by the law, with its interval.
+      outcome: the same with the interval for the outcome of one run.
     """
 
     depth: float | None
@@ -46,18 +46,18 @@ class Study:
     """A fitted study.
 
     Attributes:
-      table: every row, with its reason if it may not be fitted.
+      table: every row, with the reason why it is not fitted, empty if it may be.
       fitted: the rows that were fitted.
       loss: column of the loss.
-      size_measure: what size is.
+      size_measure: the measure of size.
       law_name: a name in `laws.LAWS`.
-      fit: the law.
-      cost: what training costs, None for laws without size and samples.
+      fit: the fitted law.
+      cost: the cost of training, None for laws without size and samples.
       optima: compute-optimal models, one per budget.
       isoflops: parabolas as a cross-check of the optima.
       per_timestep: t -> fit of the loss at that t, or the reason why there is none.
       backtest: the fit without the largest model, or the reason why there is none.
-      forecasts: what the law says of models that were asked for.
+      forecasts: predictions for the requested models.
     """
 
     table: pd.DataFrame
@@ -93,17 +93,19 @@ def analyse(
       table: from `load_runs` or `load_table`.
       loss: column of the loss.
       law: a name in `laws.LAWS`; "compute" is fitted to the frontier's rows only.
-      size_measure: what size is: params, params_without_adaln or flops.
+      size_measure: measure of size: params, params_without_adaln or flops.
       holdout_largest: whether to test the law on its largest model.
-      mid_run: whether to fit rows too at which the learning rate has not cooled down.
-      where: condition on columns, as "depth >= 2"; other rows are left out, visibly.
-      budgets: training FLOPs to find the compute-optimal model for; by default
-        the largest budget of the table, ten and a hundred times that.
+      mid_run: whether to also fit rows at which the learning rate has not cooled down.
+      where: condition on columns, such as "depth >= 2"; other rows are excluded, with
+        that reason.
+      budgets: training FLOPs to find the compute-optimal model for; by default 1, 10
+        and 100 times the largest budget of the table.
       forecasts: models to predict, each with `depth` or `size`, and `samples`; or
         `flops` for the compute law.
       options: how to fit.
 
-    Raises: UserError with the reason if the law cannot be fitted.
+    Raises: CannotFit with the reason if the law cannot be fitted; UserError if `where`
+      is not a condition on columns.
     """
     options = options or FitOptions()
     inputs = input_columns(get_law(law), size_measure=size_measure)
@@ -126,7 +128,7 @@ def analyse(
             isoflops = tuple(
                 isoflop_parabolas(fitted, loss=loss, size_measure=size_measure)
             )
-    backtest: BackTest | str = "not asked for"
+    backtest: BackTest | str = "not requested"
     if holdout_largest:
         backtest = _back_test(fitted, loss=loss, options=options, **how)
     return Study(
@@ -153,7 +155,7 @@ def forecast(
 ) -> Forecast:
     """Predicts one model, given by depth or size and by samples, or by flops.
 
-    Raises: UserError if the request does not name the law's inputs.
+    Raises: CannotFit if the request does not name the inputs of the law.
     """
     inputs = dict(request)
     depth = inputs.pop("depth", None)

@@ -25,7 +25,7 @@ REPORT_FILE = "fit.json"
 
 @dataclasses.dataclass(frozen=True)
 class FitReport:
-    """What `run_fit` found and where it wrote it.
+    """What `run_fit` found, and where it wrote that.
 
     Attributes:
       study: the fits and the rows behind them.
@@ -64,26 +64,27 @@ def run_fit(
 
     Args:
       runs: sweep folder; give this or `table`.
-      table: CSV of somebody else's runs.
-      columns: of the CSV, our name -> theirs: params, samples, loss, and
-        optionally train_flops, depth, run, seed.
+      table: CSV of other runs; give this or `runs`.
+      columns: our name -> name in the CSV: params, samples, loss, and optionally
+        train_flops, depth, run, seed.
       out: folder to write. An earlier report there is replaced if the folder holds
-        nothing but the files that its `fit.json` lists.
+        nothing but the files that its `fit.json` lists, unaltered.
       law: "chinchilla" (size and samples), "size", "samples" or "compute".
       size_measure: "params", "params_without_adaln" or "flops" (per sample).
       loss: column of the loss; by default val_ema/loss of runs, loss of a CSV.
       num_bootstraps: resamples for predictions and the compute-optimal frontier.
       holdout_largest: whether to test the law on its largest model.
-      mid_run: whether to fit rows too at which the learning rate has not cooled down.
-      where: condition on columns, as "depth >= 2"; other rows are left out, visibly.
+      mid_run: whether to also fit rows at which the learning rate has not cooled down.
+      where: condition on columns, such as "depth >= 2"; other rows are excluded, with
+        that reason.
       budgets: training FLOPs to find the compute-optimal model for.
       forecasts: models to predict, such as {"depth": 12, "samples": 1e6}.
-      json_file: a second copy of `fit.json`.
-      options: everything else about the fit.
+      json_file: path of a second copy of `fit.json`.
+      options: all other options of the fit.
 
-    Raises: UserError with the reason if the law cannot be fitted or `out` holds
-      anything else, before anything is written; FileNotFoundError if the runs or the
-      table are missing.
+    Raises: CannotFit with the reason if the law cannot be fitted, UserError if `out`
+      holds anything else, MissingFileError if the runs or the table are missing; all
+      before anything is written.
     """
     if (runs is None) == (table is None):
         raise UserError("give exactly one of runs (a folder) and table (a CSV).")
@@ -119,7 +120,7 @@ def run_fit(
 
 
 def _files_of_report(out: Path) -> list[str]:
-    """Names of the files that an earlier report wrote and nobody altered since."""
+    """Names of the files that an earlier report wrote and that are unaltered since."""
     try:
         written = json.loads((out / REPORT_FILE).read_bytes())["files"]
         return [
@@ -133,8 +134,8 @@ def _files_of_report(out: Path) -> list[str]:
 def _write_folder(
     out: Path, study: Study, *, replaces: Sequence[str]
 ) -> dict[str, Any]:
-    """Writes the whole report in the place of an earlier one; returns `fit.json`."""
-    # matplotlib takes a second to import, and only reports need it.
+    """Writes the report in place of an earlier one; returns what `fit.json` holds."""
+    # Importing matplotlib takes a second, and only reports need it.
     from rfjax.scaling.report.figures import draw_all
 
     with whole_files.new_folder(out, replaces=replaces) as folder:

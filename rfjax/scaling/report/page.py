@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study as one HTML page that needs nothing beside it."""
+"""A study as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def summary(study: Study) -> str:
 
 
 def _law(study: Study) -> list[str]:
-    """The title, the law, its parameters and what a reader should know about them."""
+    """The title, the law, its parameters and notes on them."""
     fit = study.fit
     level = f"{fit.options.confidence:.0%}"
     return [
@@ -115,7 +115,7 @@ def _optima(study: Study) -> list[str]:
         return []
     has_depth = study.optima[0].depth is not None
     return [
-        "<h2>What to train with a budget</h2>",
+        "<h2>What to train on a budget</h2>",
         _table(
             ["FLOPs", "size", "samples", "loss", *["depth"] * has_depth],
             [
@@ -134,7 +134,7 @@ def _optima(study: Study) -> list[str]:
 
 
 def _forecasts(study: Study) -> list[str]:
-    """The models that were asked for, if there are any."""
+    """The requested models, if there are any."""
     if not study.forecasts:
         return []
     return [
@@ -150,6 +150,7 @@ def _forecasts(study: Study) -> list[str]:
 
 
 def _figure(name: str, caption: str, picture: bytes) -> str:
+    """One figure, with the PNG inside."""
     encoded = base64.b64encode(picture).decode("ascii")
     return (
         f'<figure id="{name}"><img alt="{html.escape(caption)}" '
@@ -159,6 +160,7 @@ def _figure(name: str, caption: str, picture: bytes) -> str:
 
 
 def _backtest(backtest: BackTest | str) -> str:
+    """The table of held-out points, or why there is none."""
     if isinstance(backtest, str):
         return f"<p>No back-test: {html.escape(backtest)}</p>"
     rows = [
@@ -177,6 +179,7 @@ def _backtest(backtest: BackTest | str) -> str:
 
 
 def _judge(backtest: BackTest) -> str:
+    """How many held-out points the fit predicted, in a sentence."""
     points = backtest.predictions
     inside = sum(point.inside for point in points)
     worst = max(abs(point.relative_error) for point in points)
@@ -188,6 +191,7 @@ def _judge(backtest: BackTest) -> str:
 
 
 def _provenance(study: Study) -> list[str]:
+    """Excluded rows, failed fits per t, and the options."""
     excluded = excluded_rows(study.table)
     refused = {
         timestep: fit

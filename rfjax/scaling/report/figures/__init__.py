@@ -5,7 +5,7 @@ gallery     every figure with its caption
 losses      the measured losses, along training and against compute
 law         the fitted law
 checks      how far the law can be trusted
-models      the models of a study, told apart by colour and name
+models      the models of a study, distinguished by colour and name
 axes        what the figures have in common
 """
 

@@ -48,22 +48,22 @@ def draw_all(study: Study) -> Iterator[tuple[str, str, Figure]]:
             )
         yield (
             "residuals",
-            "What the law leaves over, in per cent of the loss. The band is two "
+            "What the law leaves unexplained, in percent of the loss. The band is two "
             "standard deviations.",
             checks.residuals(study),
         )
         if any(isinstance(fit, Fit) for fit in study.per_timestep.values()):
             yield (
                 "per_timestep",
-                "The law fitted to the loss at each t by itself (0 is data, 1 is "
+                "The law fitted to the loss at each t separately (0 is data, 1 is "
                 f"noise), with {level} intervals.",
                 checks.per_timestep(study),
             )
         if isinstance(study.backtest, BackTest):
             yield (
                 "prediction",
-                "The largest model, predicted by a fit that has not seen it, with the "
-                f"{level} interval for the outcome of one run, and what it came to.",
+                "The largest model: predicted by a fit that has not seen it, with the "
+                f"{level} interval for the outcome of one run, and measured.",
                 checks.prediction(study),
             )
         if study.isoflops:

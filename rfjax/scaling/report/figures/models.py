@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models of a study, told apart by colour and name."""
+"""The models of a study, distinguished by colour and name."""
 
 from __future__ import annotations
 
