@@ -124,7 +124,7 @@ def on_first(function: Callable[[], None]) -> None:
     if is_first():
         try:
             function()
-        except Exception as caught:  # the others are told first
+        except Exception as caught:  # raised below, once the others know
             error = caught
     if jax.process_count() > 1:
         failed = multihost_utils.broadcast_one_to_all(np.bool_(error is not None))
