@@ -32,7 +32,7 @@ PAGES = {
         "Checkpoints and files",
         ("checkpoint", "run_folder", "checksums", "whole_files", "stopping"),
     ),
-    "evaluation": ("Evaluation", ("evaluation",)),
+    "evaluation": ("Evaluation", ("evaluation", "timestep_levels")),
     "scaling": ("Scaling study", ("scaling",)),
     "plan": ("Plans", ("plan",)),
     "bench": ("Benchmarks", ("bench",)),

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder's list of checksums: what every file in it was when it was written.
+"""The list of checksums of a folder: the state of every file when it was written.
 
     FOLDER/checksums.json    {"files": {path: [bytes, XXH3]}, "self": XXH3 of "files"}
 
-XXH3 finds every accident, such as a flipped bit or a lost block, at the speed of
-memory; it is no protection from somebody who wants to deceive.
+XXH3 detects every accident, such as a flipped bit or a lost block, at the speed of
+memory; it does not protect against deliberate changes.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ FILE = "checksums.json"
 # Path relative to the folder -> [bytes, 128 bits of XXH3 in hexadecimal].
 Checksums = dict[str, list]
 
-_NUM_THREADS = 4  # that read at a time; hashing itself takes a fraction of it
+_NUM_THREADS = 4  # reading in parallel; hashing takes a fraction of the time
 
 
 def compute(folder: Path, paths: Iterable[Path]) -> Checksums:
-    """Size and hash of the files among the paths, which are relative to the folder."""
+    """Size and hash of the files among the paths, by their path within the folder."""
 
-    def describe(path: Path) -> tuple[str, list]:
+    def entry_of(path: Path) -> tuple[str, list]:
+        """Relative path -> [bytes, hash]."""
         return path.relative_to(folder).as_posix(), [path.stat().st_size, _hash(path)]
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return dict(pool.map(describe, [path for path in paths if path.is_file()]))
+        return dict(pool.map(entry_of, [path for path in paths if path.is_file()]))
 
 
-def write(folder: Path, checksums: Mapping[str, list], *, part: int | None = None):
-    """Writes the list of a folder, or the numbered part of it that is known here."""
+def write(
+    folder: Path, checksums: Mapping[str, list], *, part: int | None = None
+) -> None:
+    """Writes the list of a folder, or one numbered part of it."""
     files = dict(sorted(checksums.items()))
     text = json.dumps({"files": files, "self": _hash_of_list(files)}, indent=1)
     name = FILE if part is None else f"{FILE}.{part}"
@@ -46,11 +49,11 @@ def write(folder: Path, checksums: Mapping[str, list], *, part: int | None = Non
 
 
 def join_parts(folder: Path, *, leave_out: Collection[str]) -> None:
-    """Writes the list of a folder from its parts, hashing what is in none of them.
+    """Writes the list of a folder from its parts, hashing the files in none of them.
 
     Args:
-      folder: that holds files and parts of the list.
-      leave_out: files that are not in the list.
+      folder: holds the files and the parts of the list, which are removed.
+      leave_out: paths of files to leave out of the list.
     """
     parts = sorted(folder.glob(f"{FILE}.*"))
     known: Checksums = {}
@@ -62,7 +65,7 @@ def join_parts(folder: Path, *, leave_out: Collection[str]) -> None:
 
 
 def read(folder: Path) -> Checksums | None:
-    """The list of a folder, or None if there is none.
+    """The list of a folder, or None if it has none.
 
     Raises:
       UserError: the list itself is damaged.
@@ -83,15 +86,16 @@ def read(folder: Path) -> Checksums | None:
 def find_damage(
     folder: Path, checksums: Mapping[str, list], *, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
-    """What is wrong with the files of a list, in words; empty if nothing is.
+    """Describes what is wrong with the files of a list; empty if nothing is.
 
     Args:
-      folder: that holds the files.
-      checksums: as `read` gives them.
-      share: (i, n): look at the i-th of n parts of the files only.
+      folder: holds the files.
+      checksums: as `read` returns them.
+      share: (i, n): check only the i-th of n parts of the files.
     """
 
-    def describe(name: str) -> str | None:
+    def damage(name: str) -> str | None:
+        """What is wrong with one file, None if nothing is."""
         num_bytes, expected = checksums[name]
         path = folder / name
         try:
@@ -104,14 +108,14 @@ def find_damage(
         return None
 
     index, count = share
-    # By size, so that every part holds its share of the large files.
+    # By size, so that every part has its share of the large files.
     names = sorted(checksums, key=lambda name: (checksums[name][0], name))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return [found for found in pool.map(describe, names[index::count]) if found]
+        return [found for found in pool.map(damage, names[index::count]) if found]
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a file, in words; None if the list does not know it either."""
+    """Describes what is wrong with a file; None if nothing is, or it is not listed."""
     try:
         known = read(path.parent) or {}
     except ValueError as error:
@@ -121,7 +125,7 @@ def damage_of(path: Path) -> str | None:
 
 
 def foreign_files(folder: Path, checksums: Collection[str]) -> list[Path]:
-    """Files in a folder and below that are not in its list."""
+    """Files in a folder, at any depth, that are not in its list."""
     return [
         path
         for path in sorted(folder.rglob("*"))

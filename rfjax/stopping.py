@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals that ask a command to stop, and the exit status that says so.
+"""Signals that ask a command to stop, and the exit status that reports it.
 
 SIGTERM (a job manager's notice), SIGINT (Ctrl-C) and SIGHUP (the terminal is gone) all
-mean: save what there is to save, and end with status 128 + number, so that a job
+mean: save what there is to save, and exit with status 128 + number, so that a job
 manager never takes the run for a finished one.
 
-While nothing is unsaved, `Stopped` is raised wherever the command stands, and again if
-that was inside a callback of a library, where Python drops exceptions. Python cannot
-raise while the main thread is inside the compiler, so a second thread then ends the
-process. While something is unsaved, the request is only noted, and whoever sets
-`unsaved` looks at `requested` and saves.
+While nothing is unsaved, `Stopped` is raised wherever the command is, and again if that
+was inside a callback of a library, where Python drops exceptions. Python cannot raise
+while the main thread is inside the compiler, so a second thread then ends the process.
+While something is unsaved, the request is only recorded, and the code that sets
+`unsaved` checks `requested` and saves.
 
 A second SIGTERM or SIGHUP changes nothing: job managers send several. A second Ctrl-C
-ends the process at once, from that second thread too.
+ends the process immediately, again from the second thread.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from rfjax import whole_files
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 EXIT_STATUSES = tuple(128 + number for number in SIGNALS)
 
-# Seconds that the main thread may take to notice a signal (it is inside the compiler
-# if it does not), until `Stopped` is raised again, and to leave altogether.
+# Seconds that the main thread may take to notice a signal (if it does not, it is inside
+# the compiler), until `Stopped` is raised again, and to exit.
 NOTICE_SECONDS = 1.0
 REPEAT_SECONDS = 0.3
 LEAVE_SECONDS = 20.0
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked to stop, and what was to be saved is saved.
+    """A signal asked to stop, and everything that had to be saved is saved.
 
     Attributes:
-      signal: the first that came.
+      signal: the first one received.
     """
 
     def __init__(self, number: signal.Signals):
@@ -56,13 +56,13 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """What was asked for so far; made by `handling`.
+    """The requests to stop so far; made by `handling`.
 
     Attributes:
-      requested: the first signal that came, or None.
+      requested: the first signal received, or None.
       unsaved: whether there is something to save before the process may end.
-      closed: whether signals come too late to be asked anything.
-      keep_ignoring: whether the process ends next, so that no handler comes back.
+      closed: whether signals come too late to have an effect.
+      keep_ignoring: whether the process exits next, so that no handler is restored.
     """
 
     def __init__(self):
@@ -74,21 +74,21 @@ class StopSignals:
         self._raised_at: float | None = None
 
     def raise_if_requested(self) -> None:
-        """Raises Stopped if a signal came."""
+        """Raises Stopped if a signal was received."""
         if self.requested is not None:
             raise Stopped(self.requested)
 
     def raise_again(self) -> None:
         """Raises Stopped if it was raised before.
 
-        For whoever catches all errors: a library may have made another one of it.
+        For code that catches all errors: a library may have turned it into another.
         """
         if self._raised_at is not None:
             raise Stopped(self.requested)
 
     @contextlib.contextmanager
     def last_words(self, function: Callable[[], None]) -> Iterator[None]:
-        """Within the block, called if the process ends without leaving the block."""
+        """Within the block, `function` is called if the process exits inside it."""
         self._last_words.append(function)
         try:
             yield
@@ -96,7 +96,7 @@ class StopSignals:
             self._last_words.remove(function)
 
     def handle(self, number: int, frame: object = None) -> None:
-        """The handler; runs in the main thread."""
+        """The signal handler; runs in the main thread."""
         del frame
         if self.closed:
             return
@@ -111,14 +111,15 @@ class StopSignals:
             raise Stopped(self.requested)
 
     def watch(self, pipe: int) -> None:
-        """Ends the process where the main thread cannot; runs in a thread of its own.
+        """Ends the process where the main thread cannot; runs in its own thread.
 
         Args:
-          pipe: gives the number of each signal as a byte, and 0 to return.
+          pipe: file descriptor that yields the number of each signal as a byte, and 0
+            to return.
         """
         first, num_interrupts, came, repeated = 0, 0, 0.0, 0.0
         while True:
-            # Sleeps until there is a signal; then looks at what the main thread does.
+            # Sleeps until the first signal; then watches what the main thread does.
             if select.select([pipe], [], [], 0.05 if first else None)[0]:
                 numbers = os.read(pipe, 64)
                 if 0 in numbers:
@@ -143,7 +144,7 @@ class StopSignals:
                     signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
 
     def _end(self, number: int) -> None:
-        """Ends the process without another instruction of the main thread."""
+        """Ends the process without returning to the main thread."""
         for function in self._last_words:
             with contextlib.suppress(Exception):
                 function()
@@ -160,9 +161,9 @@ _current: StopSignals | None = None
 def handling() -> Iterator[StopSignals]:
     """Within the block, signals ask to stop instead of killing the process.
 
-    Blocks within blocks share one `StopSignals`. Only the main thread can set handlers;
-    elsewhere (a notebook's worker) signals keep their meaning. So does a SIGHUP that is
-    ignored already, as under nohup.
+    Nested blocks share one `StopSignals`. Only the main thread can set handlers;
+    elsewhere (in a worker of a notebook) signals keep their meaning. So does a SIGHUP
+    that is already ignored, as under nohup.
     """
     global _current
     if _current is not None:
@@ -180,19 +181,20 @@ def handling() -> Iterator[StopSignals]:
 
 
 def raise_again() -> None:
-    """As `StopSignals.raise_again`, for whoever does not handle signals itself."""
+    """As `StopSignals.raise_again`, for code that does not handle signals itself."""
     if _current is not None:
         _current.raise_again()
 
 
 def ignore_signals() -> None:
-    """For the last instructions of a process, whose exit status is decided."""
+    """Ignores all signals: for the end of a process, whose exit status is decided."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def _handlers(stop: StopSignals) -> Iterator[None]:
+    """Within the block, signals go to `stop`, and a thread watches over it."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     watcher = threading.Thread(
@@ -221,7 +223,7 @@ def _handlers(stop: StopSignals) -> Iterator[None]:
 
 
 def _is_leaving(exception: BaseException | None) -> bool:
-    """Whether what is being handled, or what that came from, is `Stopped` already."""
+    """Whether the exception, or one that led to it, is already `Stopped`."""
     while exception is not None and not isinstance(exception, Stopped):
         exception = exception.__context__
     return exception is not None
@@ -229,14 +231,15 @@ def _is_leaving(exception: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def _quiet_once_requested(stop: StopSignals) -> Iterator[None]:
-    """Within the block, what a stop leaves half done in a library is not printed.
+    """Within the block, errors that a stop causes inside libraries are not printed.
 
-    Python prints what it drops: `Stopped` in a callback, and errors of other threads,
-    such as reads whose event loop is gone.
+    Python prints exceptions that it drops: `Stopped` in a callback, and errors of other
+    threads, such as reads whose event loop is gone.
     """
     report = sys.unraisablehook
 
     def report_unless_requested(dropped: sys.UnraisableHookArgs) -> None:
+        """Prints as before until a stop is requested."""
         if stop.requested is None:
             report(dropped)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders that are there whole or not at all, whatever kills the process.
+"""Files and folders that appear complete or not at all, even if the process is killed.
 
-Nothing is ever removed here that was not written here: what is half done gets a name
-that nobody else has, and a folder is replaced only if every file in it is known.
+Nothing is ever removed here that was not written here: unfinished files get a name
+that is otherwise unused, and a folder is replaced only if every file in it is known.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 
 from rfjax.errors import UserError
 
-# What is being written, for a process that ends without leaving its blocks.
+# What is being written, for a process that exits without leaving its blocks.
 _unfinished: set[Path] = set()
 
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Gives a name to write to, beside `path`, whose file takes its place at the end.
+    """Yields a path to write to, next to `path`, whose file replaces it at the end.
 
-    If the block raises, what was at `path` stays, and nothing else is left. A link
-    stays a link: the file that it points to is replaced. What is no regular file (a
-    pipe, /dev/null) is written to.
+    If the block raises, `path` stays as it was and nothing else is left. A link stays a
+    link: the file it points to is replaced. What is not a regular file (a pipe,
+    /dev/null) is written to directly.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -37,7 +37,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     if path.is_symlink():
         path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Ends like the file itself: writers of pictures choose the format by it.
+    # Has the suffix of the file, by which writers of pictures choose their format.
     partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     with _removing(partial):
         yield partial
@@ -56,7 +56,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def unused(path: Path | str) -> Path:
-    """The path itself if nothing is there, else with the first free number: a-2.png."""
+    """The path itself if it is unused, else with the first free number: a-2.png."""
     path, number = Path(path), 1
     chosen = path
     while os.path.lexists(chosen):
@@ -66,7 +66,7 @@ def unused(path: Path | str) -> Path:
 
 
 def check_free(path: Path | str, *, field: str) -> None:
-    """Raises UserError unless `path` is absent or an empty folder; names the field."""
+    """Raises UserError unless `path` is absent or an empty folder."""
     path = Path(path)
     check_not_around(path, field=field)
     if path.is_symlink():
@@ -91,12 +91,12 @@ def check_not_around(path: Path | str, *, field: str) -> None:
 
 
 def check_replaceable(path: Path | str, *, files: Collection[str], field: str) -> None:
-    """Raises UserError unless a folder may be replaced; names what stands in the way.
+    """Raises UserError unless a folder may be replaced, naming what prevents it.
 
     Args:
       path: absent, or a folder that holds nothing but regular files named in `files`.
       files: names of files that an earlier call wrote there.
-      field: what the user called the path.
+      field: what the user calls the path.
     """
     path = Path(path)
     check_not_around(path, field=field)
@@ -110,12 +110,14 @@ def check_replaceable(path: Path | str, *, files: Collection[str], field: str) -
     _refuse_foreign(path, path, files=files, field=field)
 
 
-def _refuse_foreign(folder: Path, path: Path, *, files: Collection[str], field: str):
-    """Raises UserError if a folder, for the user `path`, holds other things."""
+def _refuse_foreign(
+    folder: Path, path: Path, *, files: Collection[str], field: str
+) -> None:
+    """Raises UserError if a folder, which the user knows as `path`, holds others."""
     foreign = _foreign(folder, files)
     if foreign:
         raise UserError(
-            f"{field} {path} exists and holds what no earlier report wrote "
+            f"{field} {path} exists and holds files that no earlier report wrote "
             f"({', '.join(foreign[:3])}{', ...' if foreign[3:] else ''}); choose "
             "another folder. Nothing was changed."
         )
@@ -125,15 +127,15 @@ def _refuse_foreign(folder: Path, path: Path, *, files: Collection[str], field: 
 def new_folder(
     path: Path | str, *, replaces: Collection[str] = (), field: str = "out"
 ) -> Iterator[Path]:
-    """Gives a folder to fill, beside `path`, that takes its name at the end.
+    """Yields a folder to fill, next to `path`, that takes its name at the end.
 
     If the block raises, nothing of it is left.
 
     Args:
-      path: folder to make. By the end there must be nothing there, an empty folder
+      path: folder to make. When the block ends, it must be absent, an empty folder
         (OSError otherwise), or a folder of the files `replaces`, which are removed.
       replaces: names of files that an earlier call wrote.
-      field: what the user called the path.
+      field: what the user calls the path.
 
     Raises:
       UserError: the folder to replace holds anything else; it stays as it is.
@@ -150,14 +152,14 @@ def new_folder(
 
 
 def remove_unfinished() -> None:
-    """Removes what this process has not finished writing, before it ends at once."""
+    """Removes what this process has not finished writing, before an immediate exit."""
     for partial in list(_unfinished):
         _remove(partial)
 
 
 @contextlib.contextmanager
 def _removing(partial: Path) -> Iterator[None]:
-    """Removes a file or folder of ours, if it still has that name after the block."""
+    """Removes a file or folder of ours, if it still exists after the block."""
     _unfinished.add(partial)
     try:
         yield
@@ -168,18 +170,21 @@ def _removing(partial: Path) -> Iterator[None]:
 
 
 def _remove(partial: Path) -> None:
+    """Removes a file or a folder that this process wrote."""
     if partial.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
     else:
         partial.unlink(missing_ok=True)
 
 
-def _replace_folder(path: Path, new: Path, *, files: Collection[str], field: str):
+def _replace_folder(
+    path: Path, new: Path, *, files: Collection[str], field: str
+) -> None:
     """Puts a folder in the place of one that holds nothing but `files`."""
     old = _beside(path, "replaced")
     try:
         os.rename(path, old)
-        # Looked at where nobody adds to it any more.
+        # Checked under a name that no other process adds files to.
         _refuse_foreign(old, path, files=files, field=field)
         os.rename(new, path)
     except BaseException:
@@ -192,7 +197,7 @@ def _replace_folder(path: Path, new: Path, *, files: Collection[str], field: str
 
 
 def _foreign(folder: Path, files: Collection[str]) -> list[str]:
-    """Names in a folder that are not those of regular files in `files`."""
+    """Names in a folder other than those of regular files in `files`."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -203,5 +208,5 @@ def _foreign(folder: Path, files: Collection[str]) -> list[str]:
 
 
 def _beside(path: Path, what: str) -> Path:
-    """A name in the same folder that nothing has."""
+    """An unused name in the same folder."""
     return path.with_name(f".{path.name}.{what}-{secrets.token_hex(4)}")

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "rfjax"
 RANKS = {
     "types": 1,
     "errors": 0,
+    "timestep_levels": 0,
     "schema": 1,
     "config_fields": 2,
     "whole_files": 1,

@@ -2,7 +2,7 @@
 """No command removes what it did not write: every place that removes or replaces.
 
 A new `rmtree`, `unlink`, `replace` or `rename` makes the first test fail until a test
-here shows that a stranger's files beside it and under it survive.
+here shows that other files next to it and below it survive.
 """
 
 import ast
@@ -29,11 +29,13 @@ OF_PATHS = {"unlink", "rmdir", "rename"}
 
 # Where the project removes or replaces -> what shows that nothing else is lost.
 SHOWN_BY = {
-    "whole_files.replacing": "test_a_file_is_written_beside_others",
-    "whole_files.new_folder": "test_a_folder_is_made_beside_others",
-    "whole_files._remove": "test_a_folder_is_made_beside_others",
+    "whole_files.replacing": "test_a_file_is_written_next_to_others",
+    "whole_files.new_folder": "test_a_folder_is_made_next_to_others",
+    "whole_files._remove": "test_a_folder_is_made_next_to_others",
     "whole_files._replace_folder": "test_what_is_no_report_is_left_alone",
-    "checkpoint._keep_foreign_leftover": "test_a_checkpoint_with_notes_in_it_stays",
+    "checkpoint.manager._keep_foreign_leftover": (
+        "test_a_checkpoint_with_notes_in_it_stays"
+    ),
     "checksums.join_parts": "test_parts_of_a_list_are_joined",
     "bench.checkpoint.measure_saving": "test_all_of_the_state_is_saved",
 }
@@ -71,7 +73,7 @@ def test_every_place_that_removes_or_replaces_is_known():
 
 @pytest.fixture
 def theirs(tmp_path):
-    """Checks, at the end, that a stranger's files are what and where they were."""
+    """Makes files of others, and checks at the end that they are intact."""
     files = {}
 
     def put(name):
@@ -90,8 +92,8 @@ def fail_in(context):
         raise ZeroDivisionError
 
 
-def test_a_file_is_written_beside_others(tmp_path, theirs):
-    # As the names of what is half done were once made.
+def test_a_file_is_written_next_to_others(tmp_path, theirs):
+    # As names of unfinished files were once made.
     theirs(f".{os.getpid()}.a.json")
     theirs("a.json.txt")
     target = theirs("elsewhere/a.json")
@@ -99,7 +101,7 @@ def test_a_file_is_written_beside_others(tmp_path, theirs):
     whole_files.write_json(tmp_path / "a.json", 2)
     fail_in(whole_files.replacing(tmp_path / "a.json"))
     assert (tmp_path / "a.json").read_text() == "2\n"
-    # A folder is never taken for a file, and fails with all that is in it.
+    # A folder is never taken for a file; the write fails and its content stays.
     with pytest.raises(OSError, match="directory"):
         whole_files.write_text(target.parent, "")
     assert sorted(path.name for path in tmp_path.glob("*a.json")) == [
@@ -133,7 +135,7 @@ def test_a_name_that_is_taken_is_not_used(tmp_path, theirs):
     assert whole_files.unused(tmp_path / "sample.png").name == "sample-4.png"
 
 
-def test_a_folder_is_made_beside_others(tmp_path, theirs):
+def test_a_folder_is_made_next_to_others(tmp_path, theirs):
     theirs(f".out.partial-{os.getpid()}/a.txt")
     theirs("beside/a.txt")
     fail_in(whole_files.new_folder(tmp_path / "out"))
@@ -149,7 +151,7 @@ def test_a_folder_is_made_beside_others(tmp_path, theirs):
         (folder / "half.txt").write_text("")
         whole_files.remove_unfinished()  # the process ends here
         assert not folder.exists()
-        folder.mkdir()  # so that this process can go on
+        folder.mkdir()  # so that this process can continue
 
 
 def test_a_folder_is_replaced_only_if_it_is_ours(tmp_path, theirs):
@@ -183,7 +185,7 @@ def test_a_folder_is_the_same_by_any_name(tmp_path):
 
 def test_parts_of_a_list_are_joined(tmp_path, theirs):
     theirs("step/notes.txt")
-    theirs("checksums.json.1")  # beside, not in the folder
+    theirs("checksums.json.1")  # next to the folder, not in it
     step = tmp_path / "step"
     checksums.write(step, {}, part=0)
     checksums.join_parts(step, leave_out=())
@@ -191,7 +193,7 @@ def test_parts_of_a_list_are_joined(tmp_path, theirs):
 
 
 def test_a_checkpoint_with_notes_in_it_stays(tmp_path, theirs):
-    """Old checkpoints are removed, but not with what somebody put into them."""
+    """Old checkpoints are removed, but not with other files in them."""
     import jax.numpy as jnp
 
     from rfjax.train.state import TrainState
@@ -210,7 +212,7 @@ def test_a_checkpoint_with_notes_in_it_stays(tmp_path, theirs):
     assert checkpoint.finished_steps(tmp_path) == [2], "control: 1 was ours alone"
     theirs("checkpoints/2/state/notes.txt")
     theirs("checkpoints/notes.txt")
-    theirs("checkpoints/1/thesis.tex")  # a name like that of a step
+    theirs("checkpoints/1/thesis.tex")  # named like a step
     save(checkpoint.Checkpoints(tmp_path, config=config), 3)
     assert checkpoint.finished_steps(tmp_path) == [1, 2, 3]
     # As older versions saved them: without a list, so only known names are ours.

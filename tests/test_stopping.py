@@ -13,6 +13,7 @@ import time
 import pytest
 
 from rfjax import checkpoint, main, stopping
+from rfjax.checkpoint.restore import readable
 
 # The file whose function `rfjax verify` calls.
 VERIFY = importlib.import_module("rfjax.commands.verify")
@@ -31,7 +32,7 @@ def ready():
 
 
 def run_script(body, *numbers, cwd, pause=0.3):
-    """Sends signals to a script that says ready; (status, stderr, seconds it took)."""
+    """Sends signals to a script that prints ready; (status, stderr, seconds)."""
     process = subprocess.Popen(
         # The tests themselves may run under nohup.
         ["env", "--default-signal=HUP,INT", sys.executable, "-c",
@@ -112,13 +113,13 @@ with stopping.handling() as stop, stop.last_words(lambda: Path("said").touch()):
         ([signal.SIGTERM, signal.SIGTERM], 143),
     ],
 )
-def test_nothing_unsaved_ends_at_once_and_leaves_nothing_half_written(
+def test_nothing_unsaved_ends_at_once_and_leaves_nothing_unfinished(
     script, numbers, status, tmp_path
 ):
     returned, errors, seconds = run_script(script, *numbers, cwd=tmp_path)
     assert returned == status, errors
     assert "Traceback" not in errors
-    assert seconds < 10, "the scripts would run for ever"
+    assert seconds < 10, "the scripts would run forever"
     assert {path.name for path in tmp_path.iterdir()} <= {"said"}
     assert (tmp_path / "said").exists() == (script is IN_THE_COMPILER)
 
@@ -150,7 +151,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["said"]
 
 
-def test_a_hangup_under_nohup_means_nothing(tmp_path):
+def test_a_hangup_under_nohup_has_no_effect(tmp_path):
     body = """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with stopping.handling() as stop:
@@ -231,7 +232,7 @@ def test_what_a_library_makes_of_a_stop_is_no_error_of_its_own(
     """An interrupted read must not look like a damaged checkpoint."""
 
     def read():
-        with checkpoint._readable(tmp_path, 3):
+        with readable(tmp_path, 3):
             try:
                 signal.raise_signal(signal.SIGTERM)
             except KeyboardInterrupt as stopped:
@@ -247,7 +248,7 @@ def test_what_a_library_makes_of_a_stop_is_no_error_of_its_own(
         monkeypatch.setattr(VERIFY, "verify", run)
         assert main.run(["verify"]) == 143
         assert capsys.readouterr().err == "rfjax verify: stopped by SIGTERM\n"
-    with pytest.raises(checkpoint.CheckpointError), checkpoint._readable(tmp_path, 3):
+    with pytest.raises(checkpoint.CheckpointError), readable(tmp_path, 3):
         raise RuntimeError("control: nobody asked to stop")
 
 

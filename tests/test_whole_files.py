@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file or folder is there whole, or all stays as it was."""
+"""A file or folder appears complete, or everything stays as it was."""
 
 import json
 

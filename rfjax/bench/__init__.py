@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks: figures measured beside a baseline, in one run."""
+"""Benchmarks: figures measured alongside a baseline, in one run."""

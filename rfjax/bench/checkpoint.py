@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long checkpoints hold training up, beside bare writes of the same bytes.
+"""How long checkpoints hold up training, compared with bare writes of the same bytes.
 
 Saves are asynchronous: the loop waits until the arrays are copied off the device, and
-goes on while they are written. Neither side waits until the disk has flushed its cache.
+continues while they are written. Neither side waits for the disk to flush its cache.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _TIMES = ("step", "stall", "save", "hashing", "raw", "restore", "verifying")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointReport:
-    """Seconds, one entry for each round.
+    """Seconds, one entry per round.
 
     Attributes:
-      state_bytes: parameters, average and optimizer state, of this process.
+      state_bytes: bytes of the train state that this process writes.
       every_steps: steps between saves.
-      step: of training, with no save under way.
-      stall: that the loop waits for a save to start.
+      step: a training step, with no save in progress.
+      stall: how long the loop waits for a save to start.
       save: until the checkpoint is complete on disk.
-      hashing: of that, in checksums; never in the training thread.
+      hashing: the part of it spent on checksums; never in the training thread.
       restore: until the state is back on the devices.
-      verifying: of that, in comparing checksums.
+      verifying: the part of it spent on comparing checksums.
       raw: bare writes of the same bytes.
     """
 
@@ -52,7 +52,7 @@ class CheckpointReport:
 
     @property
     def stall_share(self) -> float:
-        """Of the run time, by the medians."""
+        """Share of the run time that the loop waits for saves, by the medians."""
         stall = statistics.median(self.stall)
         return stall / (stall + self.every_steps * statistics.median(self.step))
 
@@ -63,7 +63,7 @@ class CheckpointReport:
 
     @property
     def hashing_share(self) -> float:
-        """Of the time of a save, by the medians."""
+        """Share of the time of a save spent on checksums, by the medians."""
         return statistics.median(self.hashing) / statistics.median(self.save)
 
     def to_json(self) -> dict[str, Any]:
@@ -76,15 +76,15 @@ class CheckpointReport:
 
     def __str__(self) -> str:
         rows = [
-            f"{self.state_bytes / 1e6:,.0f} MB of train state; median (least to most) "
-            f"of {len(self.save)} rounds",
+            f"{self.state_bytes / 1e6:,.0f} MB of train state; "
+            f"median (lowest to highest) of {len(self.save)} rounds",
             *(
                 f"{name:<10} {spread(getattr(self, name), scale=1e3)} ms"
                 for name in _TIMES
             ),
             f"{'ratio':<10} {spread(self.ratios, digits=2)} of a save to bare writes",
             f"{self.hashing_share:.1%} of a save goes into checksums",
-            f"training stands still {self.stall_share:.2%} of the time with a save "
+            f"training waits {self.stall_share:.2%} of the time with a save "
             f"every {self.every_steps:,} steps",
         ]
         return "\n".join(rows)
@@ -100,20 +100,21 @@ def measure_saving(
     rounds: int,
     report: Callable[[str], None] = lambda line: None,
 ) -> CheckpointReport:
-    """Trains, saves, writes and restores a train state, in turns.
+    """Trains, saves, writes and restores a train state, one after the other.
 
     Args:
-      state: where to start from.
+      state: initial train state.
       abstract_state: the same as ShapeDtypeStructs with shardings.
       train_step: state -> the state after one step; may donate its argument.
-      config: when the run saves.
-      folder: empty, on the disk to measure.
+      config: how often the run saves.
+      folder: an empty folder on the disk to measure.
       rounds: how often everything is timed, after a round that does not count.
-      report: receives a line for each round.
+      report: receives one line per round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in _TIMES}
 
     def note(name: str, start: float) -> None:
+        """Records the time since `start`."""
         seconds[name].append(time.perf_counter() - start)
 
     for number in range(rounds + 1):
@@ -155,7 +156,7 @@ def measure_saving(
 
 
 def _own_shards(state: Any) -> Iterator[jax.Array]:
-    """What this process writes: each part of the state once, whoever else holds it."""
+    """What this process writes: each part of the state once, of all its replicas."""
     for leaf in jax.tree.leaves(state):
         for shard in leaf.addressable_shards:
             if shard.replica_id == 0:

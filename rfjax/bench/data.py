@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the training pipeline reads, beside bare ArrayRecord reads.
+"""How fast the training pipeline reads, compared with bare ArrayRecord reads.
 
-Both read the same records in random order in one process, in turns, so that the ratio
-holds on a busy machine too.
+Both read the same records in random order in one process, alternately, so that the
+ratio also holds on a busy machine.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import concurrent.futures
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -26,12 +27,12 @@ from rfjax.encoders.images.patch_pca import PatchPCAConfig
 
 @dataclasses.dataclass(frozen=True)
 class ReadingReport:
-    """Rates in examples per second, one entry for each round.
+    """Rates in examples per second, one entry per round.
 
     Attributes:
-      raw: bare ArrayRecord reads, records thrown away.
-      pipeline: batches out of `train_stream`.
-      example_bytes: stored size of one example.
+      raw: bare ArrayRecord reads, with the records discarded.
+      pipeline: batches from `train_stream`.
+      example_bytes: mean stored size of an example, in bytes.
     """
 
     raw: Sequence[float]
@@ -40,7 +41,7 @@ class ReadingReport:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Pipeline over raw, in each round."""
+        """Pipeline rate over raw rate, per round."""
         return tuple(p / r for p, r in zip(self.pipeline, self.raw, strict=True))
 
     def __str__(self) -> str:
@@ -63,13 +64,13 @@ def measure_reading(
     """Measures the training split of a data set.
 
     Args:
-      root: the data folder; files should fit the page cache, or both sides measure the
-        disk.
-      batch_size: examples in a batch.
-      num_batches: batches in a round; several times `read_threads`, since those read
+      root: the data folder; its files should fit the page cache, or both sides measure
+        the disk.
+      batch_size: examples per batch.
+      num_batches: batches per round; several times `read_threads`, since batches read
         ahead at the end of a round count against the pipeline.
-      read_threads: of both sides.
-      rounds: how often both are measured, in turns.
+      read_threads: threads of each side.
+      rounds: how often both are measured, alternately.
     """
     manifest = shards.check_shards(root, full=False)
     own = [file for file in manifest.files if file.split == "train"]
@@ -87,7 +88,7 @@ def measure_reading(
             for _ in pool.map(lambda index: len(source[index]), order.tolist()):
                 pass
             raw.append(order.size / (time.perf_counter() - start))
-            # Drop what was read ahead: every batch counted is read while measured.
+            # Drops what was read ahead: every batch that counts is read while measured.
             stream.set_state(stream.get_state())
             start = time.perf_counter()
             for _ in range(num_batches):
@@ -124,7 +125,8 @@ def write_random_dataset(
         pooled_dim=pooled_dim,
     )
 
-    def draw(shape):
+    def draw(shape: tuple[int, ...]) -> np.ndarray:
+        """Normal values in bfloat16."""
         return rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
 
     text = {
@@ -133,7 +135,8 @@ def write_random_dataset(
         "pooled": draw((pooled_dim,)),
     }
 
-    def examples(count):
+    def examples(count: int) -> Iterator[dict[str, Any]]:
+        """Examples that share one text."""
         for index in range(count):
             yield {
                 "latents": draw(latent_shape),

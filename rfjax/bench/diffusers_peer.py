@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rfjax.errors import MissingPackageError
 from rfjax.types import Batch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_step(
@@ -22,19 +26,19 @@ def make_step(
     ema_every_steps: int,
     num_params: int,
 ) -> Callable[[], None]:
-    """One step of rectified flow on a fixed batch, in float32 on the CPU.
+    """Makes one step of rectified flow on a fixed batch, in float32 on the CPU.
 
-    It does what an rfjax step does: logit-normal timesteps, noise, forward, backward,
-    clipping, AdamW (PyTorch's fused kernel) and the moving average.
+    The step does what an rfjax step does: logit-normal timesteps, noise, forward,
+    backward, clipping, AdamW (PyTorch's fused kernel) and the moving average.
 
     Args:
-      transformer_config: of `SD3Transformer2DModel`.
+      transformer_config: fields of `SD3Transformer2DModel`.
       batch: examples, as NumPy arrays.
       optimizer: lr, betas, eps and weight_decay of `torch.optim.AdamW`.
-      clip_norm: global norm.
-      ema_decay: of the moving average.
+      clip_norm: global norm that gradients are clipped to.
+      ema_decay: decay of the moving average.
       ema_every_steps: steps between its updates.
-      num_params: that the model must have.
+      num_params: number of parameters that the model must have.
 
     Raises:
       MissingPackageError: torch or diffusers are not installed.
@@ -61,6 +65,7 @@ def make_step(
     steps_done = 0
 
     def step() -> None:
+        """Trains one step."""
         nonlocal steps_done
         timesteps = torch.sigmoid(torch.randn(len(latents)))
         noise = torch.randn_like(latents)
@@ -84,5 +89,6 @@ def make_step(
     return step
 
 
-def _tensor(torch, array: np.ndarray):
+def _tensor(torch: ModuleType, array: np.ndarray) -> torch.Tensor:
+    """A copy in float32."""
     return torch.from_numpy(np.array(array, np.float32))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How repeated measurements are told: the middle, and how far they lie apart."""
+"""How repeated measurements are reported: by their median and their range."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 
 def spread(values: Sequence[float], *, scale: float = 1.0, digits: int = 0) -> str:
-    """Median (least to most) of measurements.
+    """Formats measurements as "median (lowest to highest)".
 
     Args:
-      values: one a round.
-      scale: what they are multiplied by: 1e3 for seconds told in ms.
-      digits: after the point.
+      values: one per round.
+      scale: factor on the values, such as 1e3 for seconds reported in ms.
+      digits: decimal places.
     """
     middle, low, high = (
         f"{of(values) * scale:,.{digits}f}" for of in (statistics.median, min, max)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a train step takes on this machine, part by part, and beside a peer.
+"""How long a train step takes on this machine, part by part, compared with a peer.
 
-A machine is never quiet: rfjax and the peer are timed in turns, so that what disturbs
+Machines are never idle: rfjax and the peer are timed alternately, so that what disturbs
 one disturbs the other, and their ratio holds.
 """
 
@@ -18,18 +18,18 @@ from rfjax.bench.spread import spread
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """Seconds a step, one entry for each round.
+    """Seconds per step, one entry per round.
 
     Attributes:
-      device: what it ran on.
-      num_devices: how many of them.
-      global_batch_size: examples a step.
-      num_params: of the model.
+      device: the kind of device.
+      num_devices: number of devices.
+      global_batch_size: examples per step.
+      num_params: parameters of the model.
       flops_per_sample: model FLOPs of forward and backward for one example.
-      peak_flops: FLOP/s of one device, None if it is not in a table with sources.
+      peak_flops: FLOP/s of one device, None if no published figure is known.
       parts: name -> seconds: forward alone, forward and backward, the whole step.
-      peer_name: what stands beside it, None if nothing does.
-      peer: seconds of the peer's whole step.
+      peer_name: what it is compared with, None if nothing.
+      peer: seconds per step of the peer.
     """
 
     device: str
@@ -44,17 +44,17 @@ class StepReport:
 
     @property
     def seconds(self) -> Sequence[float]:
-        """Of the whole step."""
+        """Seconds of the whole step."""
         return self.parts["step"]
 
     @property
     def ratios(self) -> Sequence[float]:
-        """Time over the peer's, round by round."""
+        """Time over that of the peer, round by round."""
         return [own / peer for own, peer in zip(self.seconds, self.peer, strict=True)]
 
     @property
     def flops_per_second(self) -> float:
-        """Model FLOP/s of one device, by the median step."""
+        """Model FLOP/s per device, by the median step."""
         flops = self.flops_per_sample * self.global_batch_size / self.num_devices
         return flops / statistics.median(self.seconds)
 
@@ -68,19 +68,19 @@ class StepReport:
 
     def __str__(self) -> str:
         rows = [
-            f"{self.num_params:,} parameters, {self.global_batch_size} examples a step "
-            f"on {self.num_devices} x {self.device}; median (least to most) of "
-            f"{len(self.seconds)} rounds",
-            *(f"{name:<22} {spread(times, scale=1e3)} ms"
+            f"{self.num_params:,} parameters, {self.global_batch_size} examples per "
+            f"step on {self.num_devices} x {self.device}; median (lowest to highest) "
+            f"of {len(self.seconds)} rounds",
+            *(f"{name:<24} {spread(times, scale=1e3)} ms"
               for name, times in self.parts.items()),
-            f"{'model FLOP/s a device':<22} {self.flops_per_second:.3e}"
+            f"{'model FLOP/s per device':<24} {self.flops_per_second:.3e}"
             + (f", MFU {self.flops_per_second / self.peak_flops:.1%}"
                if self.peak_flops else ""),
         ]  # fmt: skip
         if self.peer:
             rows += [
-                f"{self.peer_name:<22} {spread(self.peer, scale=1e3)} ms",
-                f"{'ratio of the steps':<22} {spread(self.ratios, digits=2)}",
+                f"{self.peer_name:<24} {spread(self.peer, scale=1e3)} ms",
+                f"{'ratio of the steps':<24} {spread(self.ratios, digits=2)}",
             ]
         return "\n".join(rows)
 
@@ -92,13 +92,13 @@ def time_in_turns(
     repeats: int = 1,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each action, in each round.
+    """Seconds of each action in each round.
 
     Args:
       actions: name -> what to time; returns when its work is done.
       rounds: how often all of them are timed, one after the other.
-      repeats: calls of an action in a round; their mean counts.
-      report: receives a line for each round.
+      repeats: calls of an action per round; their mean counts.
+      report: receives one line per round.
     """
     for action in actions.values():
         action()  # compiles, allocates, warms caches

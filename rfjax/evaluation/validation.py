@@ -32,10 +32,10 @@ from rfjax.parallel.mesh import (
     reading_share,
     replicated,
 )
+from rfjax.timestep_levels import NUM_LEVELS
 from rfjax.types import Batch
 
 PROTOCOL = "val_v1"
-NUM_LEVELS = 8  # t = k / 8
 NOISE_SEED = 0x5D3  # part of the protocol: another seed is another metric
 
 

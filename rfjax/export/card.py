@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from flax import traverse_util
 from rfjax import run_folder, schema
 from rfjax.errors import MissingFileError, UserError
 from rfjax.flow import formulations
-from rfjax.flow import path as paths
+from rfjax.flow.path import RECTIFIED_FLOW
 from rfjax.models import BACKBONES, Model, make_model
 
 LONGEST_VALUE = 300  # characters of one value in the card
 
 # What Markdown, HTML, tables, formulas or automatic links are made of; underscores
-# inside words are none of it.
+# inside words are not.
 ACTIVE = re.compile(
     r"[\\`*{}\[\]#!|<>&~:@$^]|(?<=www)\.|(?<![a-z0-9])_|_(?![a-z0-9])", re.IGNORECASE
 )
@@ -49,9 +49,9 @@ class Run:
     """A run folder as export sees it.
 
     Attributes:
-      name: of the folder.
-      config: config.json.
-      record: run.json, {} without.
+      name: name of the folder.
+      config: content of config.json.
+      record: content of run.json, {} if there is none.
       metrics: the lines of metrics.jsonl.
       model: the model of its model section.
     """
@@ -64,21 +64,20 @@ class Run:
 
     @property
     def shift(self) -> float:
-        """Resolution shift of the run's own sampler."""
+        """Resolution shift of the sampler of the run."""
         return self.config["sample"]["shift"]
 
     @property
     def predicts_velocity(self) -> bool:
-        """Whether the network gives what flow-matching schedulers integrate."""
+        """Whether the network predicts what flow-matching schedulers integrate."""
         formulation = formulations.parse(self.config["objective"])
         return (
-            formulation.path == paths.RECTIFIED_FLOW
-            and formulation.prediction == "velocity"
+            formulation.path == RECTIFIED_FLOW and formulation.prediction == "velocity"
         )
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user of the weights in PyTorch has to know."""
+        """What a user of the weights in PyTorch must know."""
         warnings = []
         if self.config["data"]["context_mask"]:
             warnings.append(
@@ -98,7 +97,7 @@ def read_run(workdir: Path) -> Run:
 
     Raises:
       MissingFileError: if it holds no config.json.
-      UserError: if config.json is not that of a run.
+      UserError: if config.json, run.json or metrics.jsonl is not that of a run.
     """
     path = workdir / run_folder.CONFIG_FILE
     if not path.is_file():
@@ -120,7 +119,7 @@ def read_run(workdir: Path) -> Run:
                 )
             ),
         )
-        _ = run.shift, run.warnings  # reads whatever else is needed
+        _ = run.shift, run.warnings  # checks the fields that are used later
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"config.json, run.json and metrics.jsonl of workdir {workdir} must be "
@@ -138,27 +137,19 @@ def model_card(
     step: int,
     loading: str | None = None,
 ) -> str:
-    """README.md for exported weights; the arguments are those of the export.
+    """README.md for exported weights.
 
-    Python code that loads something else than the layout's usual is given as `loading`.
+    Args:
+      run: where the weights come from.
+      layout: "diffusers" or "sd3".
+      weights: "ema" or "raw".
+      dtype: of the exported weights.
+      step: of the exported checkpoint.
+      loading: Python code that loads the export, by default that of the layout.
     """
-    prefix = "val_ema" if weights == "ema" else "val"
-    validation = _newest(run.metrics, f"{prefix}/loss", step=step)
-    samples = _newest(run.metrics, "samples", step=step)
-    rows = {
-        "depth": run.model.config.depth,
-        "parameters": f"{run.model.num_params:,}",
-        "weights": f"{weights}, {dtype}, {layout} layout",
-        "step": step,
-        "samples seen": samples["samples"] if samples else "not recorded",
-        "data set": run.record.get("data", "not recorded"),
-        "validation loss": _validation_text(run, validation, f"{prefix}/loss"),
-        "objective": run.config["objective"],
-        "shift in training": run.config["shift"],
-        "shift in sampling": run.shift,
-        "guidance scale in sampling": run.config["sample"]["guidance_scale"],
-        "written by": f"rfjax {run.record.get('code_version', '')}",
-    }
+    rows = _facts(
+        run, weights=weights, stored_as=f"{dtype}, {layout} layout", step=step
+    )
     flat = traverse_util.flatten_dict(run.config, sep=".")
     warnings = [f"> **Warning:** {warning}\n" for warning in run.warnings]
     return "\n".join(
@@ -196,13 +187,37 @@ def model_card(
     )
 
 
-def _newest(metrics, name: str, *, step: int) -> Mapping[str, Any] | None:
+def _facts(run: Run, *, weights: str, stored_as: str, step: int) -> dict[str, Any]:
+    """The main facts about the weights: name -> value."""
+    loss = "val_ema/loss" if weights == "ema" else "val/loss"
+    validation = _newest(run.metrics, loss, step=step)
+    samples = _newest(run.metrics, "samples", step=step)
+    return {
+        "depth": run.model.config.depth,
+        "parameters": f"{run.model.num_params:,}",
+        "weights": f"{weights}, {stored_as}",
+        "step": step,
+        "samples seen": samples["samples"] if samples else "not recorded",
+        "data set": run.record.get("data", "not recorded"),
+        "validation loss": _validation_text(run, validation, loss),
+        "objective": run.config["objective"],
+        "shift in training": run.config["shift"],
+        "shift in sampling": run.shift,
+        "guidance scale in sampling": run.config["sample"]["guidance_scale"],
+        "written by": f"rfjax {run.record.get('code_version', '')}",
+    }
+
+
+def _newest(
+    metrics: Sequence[Mapping[str, Any]], name: str, *, step: int
+) -> Mapping[str, Any] | None:
     """The last line at or before a step that has a metric."""
     lines = [line for line in metrics if name in line and line["step"] <= step]
     return lines[-1] if lines else None
 
 
 def _validation_text(run: Run, line: Mapping[str, Any] | None, name: str) -> str:
+    """The validation loss with its step and protocol."""
     if line is None:
         return "not measured"
     protocol = run.record.get("validation_protocol", "unknown")
@@ -210,12 +225,13 @@ def _validation_text(run: Run, line: Mapping[str, Any] | None, name: str) -> str
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> list[str]:
+    """The lines of a Markdown table of names and values."""
     body = [f"| {escape(name)} | {escape(value)} |" for name, value in rows.items()]
     return [f"| {title} | |", "|---|---|", *body]
 
 
 def escape(value: Any) -> str:
-    """One line of text that Markdown shows as it is: no markup, HTML, cell or link."""
+    """One line of text that Markdown shows literally: no markup, HTML, cell or link."""
     text = value if isinstance(value, str) else json.dumps(value)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if len(text) > LONGEST_VALUE:

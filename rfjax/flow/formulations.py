@@ -30,13 +30,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfjax.errors import UserError
-from rfjax.flow import path as paths
-from rfjax.flow import prediction as predictions
-from rfjax.flow import timesteps as densities
-from rfjax.types import VelocityFn
+from rfjax.flow.path import (
+    COSINE,
+    EDM,
+    LDM_LINEAR,
+    RECTIFIED_FLOW,
+    Path,
+    per_example,
+)
+from rfjax.flow.prediction import PREDICTIONS, convert
+from rfjax.flow.timesteps import (
+    CosMap,
+    LogitNormal,
+    Mode,
+    TimestepDensity,
+    Uniform,
+    UniformLevels,
+)
+from rfjax.types import Conditioning, VelocityFn
 
 # Below this log-SNR a noise prediction says too little about the latents to be used
-# (a division by a_t < 0.007), so sampling asks for the noise of this level instead.
+# (a division by a_t < 0.007), so the network is called at this level instead.
 _NOISE_LOG_SNR_MIN = -10.0
 
 
@@ -49,7 +63,7 @@ class Formulation:
     prediction: z_t itself for rf, eps and v, c_in z_t for EDM. Its timesteps are
     rectified, b_t / (a_t + b_t) in [0, 1], whatever the path: a monotone function of
     the discrete level, of the t of the cosine path and of EDM's c_noise = ln(sigma) / 4
-    that one embedding serves and that compares across formulations.
+    for which one embedding serves, and which compares across formulations.
 
     Attributes:
       name: as in the paper, e.g. "rf/lognorm(0.00,1.00)".
@@ -59,21 +73,21 @@ class Formulation:
     """
 
     name: str
-    path: paths.Path
+    path: Path
     prediction: str
-    density: densities.TimestepDensity
+    density: TimestepDensity
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.name
 
-    def velocity_fn(self, network_fn) -> VelocityFn:
-        """Makes a rectified-flow velocity out of a network of this formulation.
+    def velocity_fn(self, network_fn: VelocityFn) -> VelocityFn:
+        """Makes a rectified-flow velocity from a network of this formulation.
 
         The result takes noisy latents on the rectified path and timesteps in [0, 1], so
         solvers, guidance and validation treat all formulations alike. Where the network
-        cannot be asked (beyond the ends of its path, or for the noise when there is
-        hardly a signal) it is asked at the nearest timestep where it can, with its
-        input scaled for the t it was meant for; nothing is NaN at t = 0 or 1.
+        cannot be called (beyond the ends of its path, or for the noise when there is
+        hardly any signal) it is called at the nearest timestep where it can be, with
+        its input scaled for the original t; nothing is NaN at t = 0 or 1.
 
         Args:
           network_fn: (input, timesteps, conditioning) -> prediction, see the class.
@@ -81,19 +95,22 @@ class Formulation:
         Returns:
           A `VelocityFn`; `network_fn` itself when it already predicts the velocity.
         """
-        if self.path == paths.RECTIFIED_FLOW and self.prediction == "velocity":
+        if self.path == RECTIFIED_FLOW and self.prediction == "velocity":
             return network_fn
-        input_scale = predictions.PREDICTIONS[self.prediction].input_scale
+        input_scale = PREDICTIONS[self.prediction].input_scale
         lowest, highest = self._timestep_range()
 
-        def velocity(noisy_latents, timesteps, conditioning):
-            t = paths.per_example(timesteps, noisy_latents)
+        def velocity(
+            noisy_latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning
+        ) -> jax.Array:
+            """The velocity, by way of whatever the network predicts."""
+            t = per_example(timesteps, noisy_latents)
             network_input = input_scale(1 - t, t) * noisy_latents
-            asked = jnp.clip(timesteps, lowest, highest)
-            prediction = network_fn(network_input, asked, conditioning)
-            b = paths.per_example(asked, noisy_latents)
+            called_at = jnp.clip(timesteps, lowest, highest)
+            prediction = network_fn(network_input, called_at, conditioning)
+            b = per_example(called_at, noisy_latents)
             a = 1 - b
-            return predictions.convert(
+            return convert(
                 prediction.astype(noisy_latents.dtype),
                 source=self.prediction,
                 destination="velocity",
@@ -104,8 +121,8 @@ class Formulation:
 
         return velocity
 
-    def _timestep_range(self):
-        """Returns the first and last timestep that the network can be asked at."""
+    def _timestep_range(self) -> tuple[float, float]:
+        """Returns the first and the last timestep that the network can be called at."""
         with jax.ensure_compile_time_eval():  # also while a caller is being traced
             lowest, highest = map(float, self.path.to_rectified(jnp.array([0.0, 1.0])))
         if self.prediction == "noise":
@@ -113,10 +130,10 @@ class Formulation:
         return lowest, highest
 
 
-def parse(name) -> Formulation:
+def parse(name: str) -> Formulation:
     """Returns the formulation of a name.
 
-    Besides the 61 names of the paper, any parameters in range do:
+    Besides the 61 names of the paper, any parameters in range are accepted:
     `rf/lognorm(0.25,1.00)`, `rf/mode(0.50)`, `edm(-0.40,1.00)`. A name of the paper
     means the exact value of its grid, so `rf/mode(1.29)` has s = 1.2917.
 
@@ -146,21 +163,20 @@ def parse(name) -> Formulation:
     )
 
 
-def _rectified(name, density):
-    return Formulation(name, paths.RECTIFIED_FLOW, "velocity", density)
+def _rectified(name: str, density: TimestepDensity) -> Formulation:
+    return Formulation(name, RECTIFIED_FLOW, "velocity", density)
 
 
-def _mode(name, scale):
-    return _rectified(name, densities.Mode(scale))
+def _mode(name: str, scale: float) -> Formulation:
+    return _rectified(name, Mode(scale))
 
 
-def _lognorm(name, mean, std):
-    return _rectified(name, densities.LogitNormal(mean, std))
+def _lognorm(name: str, mean: float, std: float) -> Formulation:
+    return _rectified(name, LogitNormal(mean, std))
 
 
-def _edm(name, log_sigma_mean, log_sigma_std):
-    path = paths.EDM(log_sigma_mean, log_sigma_std)
-    return Formulation(name, path, "F", densities.Uniform())
+def _edm(name: str, log_sigma_mean: float, log_sigma_std: float) -> Formulation:
+    return Formulation(name, EDM(log_sigma_mean, log_sigma_std), "F", Uniform())
 
 
 _NUMBER = r"([+-]?\d+(?:\.\d+)?)"
@@ -171,15 +187,15 @@ _FAMILIES = {
 }
 
 
-def _paper_formulations():
+def _paper_formulations() -> list[Formulation]:
     """Lists the 61, family by family."""
-    levels = densities.UniformLevels(paths.LDM_LINEAR.num_levels)
-    uniform = densities.Uniform()
+    levels = UniformLevels(LDM_LINEAR.num_levels)
+    uniform = Uniform()
     return [
-        Formulation("eps/linear", paths.LDM_LINEAR, "noise", levels),
-        Formulation("v/linear", paths.LDM_LINEAR, "v", levels),
-        Formulation("eps/cos", paths.COSINE, "noise", uniform),
-        Formulation("v/cos", paths.COSINE, "v", uniform),
+        Formulation("eps/linear", LDM_LINEAR, "noise", levels),
+        Formulation("v/linear", LDM_LINEAR, "v", levels),
+        Formulation("eps/cos", COSINE, "noise", uniform),
+        Formulation("v/cos", COSINE, "v", uniform),
         _rectified("rf", uniform),
         *(
             _mode(f"rf/mode({s:.2f})", float(s))
@@ -190,7 +206,7 @@ def _paper_formulations():
             for m in (-1.0, -0.5, 0.0, 0.5, 1.0)
             for s in (0.2, 0.6, 1.0, 1.4, 1.8, 2.2)
         ),
-        _rectified("rf/cosmap", densities.CosMap()),
+        _rectified("rf/cosmap", CosMap()),
         *(
             _edm(f"edm({mean:.2f},{std:.2f})", mean, std)
             for mean in (-1.2, -0.6, 0.0, 0.6, 1.2)
@@ -198,8 +214,8 @@ def _paper_formulations():
         ),
         # EDM's c_in, c_skip, c_out depend on sigma = b / a alone, so the log-SNR of
         # another path (t / (1 - t) and tan(pi t / 2)) needs no path of its own.
-        Formulation("edm/rf", paths.RECTIFIED_FLOW, "F", uniform),
-        Formulation("edm/cos", paths.COSINE, "F", uniform),
+        Formulation("edm/rf", RECTIFIED_FLOW, "F", uniform),
+        Formulation("edm/cos", COSINE, "F", uniform),
     ]
 
 

@@ -23,8 +23,8 @@ def guided(
       unconditional: conditioning of v_u, usually the embedding of the empty caption,
         for B examples or for one that all share. Context of the same length and mask
         (or none) as the conditioning of v_c.
-      guidance_scale: a Python number: 0 is unconditional, 1 unguided (and `velocity_fn`
-        itself is returned), more follows the text more.
+      guidance_scale: a Python number: 0 is unconditional, 1 unguided (`velocity_fn`
+        itself is returned); larger values follow the text more closely.
 
     Source: Ho and Salimans 2022, arXiv:2207.12598.
 
@@ -43,7 +43,10 @@ def guided(
     if guidance_scale == 1:
         return velocity_fn
 
-    def velocity(noisy_latents, timesteps, conditioning):
+    def velocity(
+        noisy_latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning
+    ) -> jax.Array:
+        """The guided velocity."""
         doubled = _joined(conditioning, unconditional)
         both = velocity_fn(
             jnp.concatenate([noisy_latents, noisy_latents]),
@@ -57,19 +60,20 @@ def guided(
     return velocity
 
 
-def _joined(conditioning, unconditional):
+def _joined(conditioning: Conditioning, unconditional: Conditioning) -> Conditioning:
     """Concatenates two conditionings; the second may hold a single example."""
     _check_same_layout(conditioning, unconditional)
 
-    def join(first, second):
+    def join(first: jax.Array, second: jax.Array) -> jax.Array:
+        """Appends the second, repeated for each example where it is a single one."""
         repeated = jnp.broadcast_to(second, (len(first), *second.shape[1:]))
         return jnp.concatenate([first, repeated.astype(first.dtype)])
 
     return jax.tree.map(join, conditioning, unconditional)
 
 
-def _check_same_layout(conditioning, unconditional):
-    """Raises UserError unless both could stand in one batch."""
+def _check_same_layout(conditioning: Conditioning, unconditional: Conditioning) -> None:
+    """Raises UserError unless both fit in one batch."""
     layouts = [
         {
             "context": value.context.shape[1:],

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loss of every formulation, and the validation loss they share.
 
-Training draws t and noise, mixes z_t, asks the network, and takes the mean squared
-error of what it predicts. All of it happens on the rectified path, where every other
-path arrives by a rescaling that the network input and the target do not see. The draws
-of an example depend on the seed, the step and the example alone: not on its row, the
-batch size or the devices.
+Training draws t and noise, mixes z_t, calls the network, and takes the mean squared
+error of what it predicts. All of it happens on the rectified path, to which every other
+path reduces by a rescaling that changes neither the network input nor the target. The
+draws of an example depend only on the seed, the step and the example: not on its row,
+the batch size or the devices.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from rfjax.errors import UserError
-from rfjax.flow import path as paths
-from rfjax.flow import prediction as predictions
+from rfjax.flow import path
 from rfjax.flow.formulations import Formulation
+from rfjax.flow.prediction import PREDICTIONS, target
 from rfjax.flow.timesteps import Shifted, Uniform, sample_timesteps, shift_timesteps
-from rfjax.types import Batch
+from rfjax.types import Batch, VelocityFn
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +37,9 @@ class LossOutput:
     timesteps: jax.Array
 
 
-def example_keys(seed_key, *, step, sample_index):
+def example_keys(
+    seed_key: jax.Array, *, step: int | jax.Array, sample_index: jax.Array
+) -> jax.Array:
     """Returns one key per example, a function of (seed, step, sample index) alone.
 
     Args:
@@ -53,10 +55,10 @@ def example_keys(seed_key, *, step, sample_index):
 
 
 def loss_per_example(
-    network_fn,
+    network_fn: VelocityFn,
     batch: Batch,
     *,
-    keys,
+    keys: jax.Array,
     formulation: Formulation,
     shift: float = 1.0,
     density_as: str = "sampler",
@@ -65,12 +67,12 @@ def loss_per_example(
 
     Args:
       network_fn: (input [B, H, W, C] float32, timesteps [B] float32, conditioning) ->
-        prediction [B, H, W, C]; what goes in and out is said at `Formulation`. For rf
-        they are noisy latents and velocity.
+        prediction [B, H, W, C]; `Formulation` says what goes in and out. For rf that is
+        noisy latents and velocity.
       batch: clean latents and their conditioning.
       keys: [B] keys, see `example_keys`.
       formulation: path, prediction and density of timesteps.
-      shift: > 0, moves timesteps towards noise once they are drawn; 1 leaves them.
+      shift: > 0, moves the drawn timesteps towards noise; 1 leaves them unchanged.
       density_as: "sampler" draws t from the density; "weight" draws t uniformly and
         multiplies the loss by the density, Eq. 18. Equal in expectation.
 
@@ -94,27 +96,30 @@ def loss_per_example(
         lambda key: jax.random.normal(key, latents.shape[1:], jnp.float32)
     )(noise_keys)
 
-    b = paths.per_example(timesteps, latents)
+    b = path.per_example(timesteps, latents)
     a = 1 - b
-    input_scale = predictions.PREDICTIONS[formulation.prediction].input_scale(a, b)
+    input_scale = PREDICTIONS[formulation.prediction].input_scale(a, b)
     noisy_latents = a * latents + b * noise
     prediction = network_fn(input_scale * noisy_latents, timesteps, batch.conditioning)
-    target = predictions.target(
-        formulation.prediction, latents=latents, noise=noise, a=a, b=b
-    )
-    loss = weight * _mean_squared_error(prediction, target)
+    wanted = target(formulation.prediction, latents=latents, noise=noise, a=a, b=b)
+    loss = weight * _mean_squared_error(prediction, wanted)
     return LossOutput(loss=loss, timesteps=timesteps)
 
 
 def loss_at_timesteps(
-    network_fn, batch: Batch, *, timesteps, noise, formulation: Formulation
-):
+    network_fn: VelocityFn,
+    batch: Batch,
+    *,
+    timesteps: jax.Array,
+    noise: jax.Array,
+    formulation: Formulation,
+) -> jax.Array:
     """Returns the error of the rectified-flow velocity at given t, for any formulation.
 
-    The network is asked through `Formulation.velocity_fn`: same noisy latents, same
-    log-SNR and same units for all, so values compare across formulations, which
-    training losses never do. For rf it is the plain velocity loss. For a noise
-    prediction it is its error times 1/(1 - t)^2, with t held at 0.9933 at most.
+    The network is called through `Formulation.velocity_fn`: the same noisy latents,
+    log-SNR and units for all, so values compare across formulations, which training
+    losses never do. For rf it is the plain velocity loss. For a noise
+    prediction it is its error times 1/(1 - t)^2, with t at most 0.9933.
 
     Args:
       network_fn: as in `loss_per_example`.
@@ -127,22 +132,26 @@ def loss_at_timesteps(
       [B] float32, mean over H, W, C.
     """
     latents = batch.latents.astype(jnp.float32)
-    noisy_latents = paths.noisy_latents(paths.RECTIFIED_FLOW, latents, noise, timesteps)
+    noisy_latents = path.noisy_latents(path.RECTIFIED_FLOW, latents, noise, timesteps)
     velocity_fn = formulation.velocity_fn(network_fn)
     velocity = velocity_fn(noisy_latents, timesteps, batch.conditioning)
     return _mean_squared_error(velocity, noise - latents)
 
 
-def _sample(keys, *, formulation, shift):
-    """Draws timesteps of the path from its density; rectifies and shifts them."""
+def _sample(
+    keys: jax.Array, *, formulation: Formulation, shift: float
+) -> tuple[jax.Array, jax.Array | float]:
+    """Draws timesteps of the path from its density, rectified and shifted; weight 1."""
     timesteps = sample_timesteps(keys, density=formulation.density)
     timesteps = formulation.path.to_rectified(timesteps)
     return shift_timesteps(timesteps, shift=shift), 1.0
 
 
-def _weight(keys, *, formulation, shift):
+def _weight(
+    keys: jax.Array, *, formulation: Formulation, shift: float
+) -> tuple[jax.Array, jax.Array | float]:
     """Draws timesteps uniformly; the weight is the density, shifted, Eq. 18."""
-    if formulation.path != paths.RECTIFIED_FLOW:
+    if formulation.path != path.RECTIFIED_FLOW:
         raise UserError(
             "density_as='weight' needs a formulation on the rectified path, got "
             f"{formulation}; choose density_as='sampler'."
@@ -154,7 +163,7 @@ def _weight(keys, *, formulation, shift):
 _TIMESTEPS_AND_WEIGHT = {"sampler": _sample, "weight": _weight}
 
 
-def _mean_squared_error(prediction, target):
+def _mean_squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
     """Returns [B] float32."""
     squares = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
     return squares.mean(axis=tuple(range(1, squares.ndim)))

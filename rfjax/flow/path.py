@@ -37,18 +37,18 @@ class Path(abc.ABC):
     """Signal and noise as functions of the timestep; timesteps may have any shape."""
 
     @abc.abstractmethod
-    def coefficients(self, timesteps):
+    def coefficients(self, timesteps: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (a_t, b_t)."""
 
     @abc.abstractmethod
-    def log_snr(self, timesteps):
+    def log_snr(self, timesteps: jax.Array) -> jax.Array:
         """Returns log(a_t^2 / b_t^2), natural logarithm, always finite."""
 
     @abc.abstractmethod
-    def log_snr_derivative(self, timesteps):
+    def log_snr_derivative(self, timesteps: jax.Array) -> jax.Array:
         """Returns the derivative of `log_snr` in t, negative and finite."""
 
-    def to_rectified(self, timesteps):
+    def to_rectified(self, timesteps: jax.Array) -> jax.Array:
         """Returns the timestep at which rectified flow has this path's log-SNR at t."""
         a, b = self.coefficients(timesteps)
         return b / (a + b)
@@ -58,15 +58,15 @@ class Path(abc.ABC):
 class RectifiedFlow(Path):
     """Straight lines, z_t = (1 - t) latents + t noise, Eq. 13."""
 
-    def coefficients(self, timesteps):
+    def coefficients(self, timesteps: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (1 - t, t)."""
         return 1 - timesteps, timesteps
 
-    def log_snr(self, timesteps):
+    def log_snr(self, timesteps: jax.Array) -> jax.Array:
         """Returns 2 log((1 - t) / t)."""
         return -2 * logit(_inside(timesteps))
 
-    def log_snr_derivative(self, timesteps):
+    def log_snr_derivative(self, timesteps: jax.Array) -> jax.Array:
         """Returns -2 / (t (1 - t))."""
         t = _inside(timesteps)
         return -2 / (t * (1 - t))
@@ -76,18 +76,18 @@ class RectifiedFlow(Path):
 class Cosine(Path):
     """A quarter circle, z_t = cos(pi t / 2) latents + sin(pi t / 2) noise, Eq. 17."""
 
-    def coefficients(self, timesteps):
+    def coefficients(self, timesteps: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (cos(pi t / 2), sin(pi t / 2))."""
         # The cosine as a sine: cos(pi/2) rounds to a small number of either sign.
         half_pi = math.pi / 2
         return jnp.sin(half_pi * (1 - timesteps)), jnp.sin(half_pi * timesteps)
 
-    def log_snr(self, timesteps):
+    def log_snr(self, timesteps: jax.Array) -> jax.Array:
         """Returns -2 log tan(pi t / 2)."""
         a, b = self.coefficients(_inside(timesteps))
         return 2 * (jnp.log(a) - jnp.log(b))
 
-    def log_snr_derivative(self, timesteps):
+    def log_snr_derivative(self, timesteps: jax.Array) -> jax.Array:
         """Returns -2 pi / sin(pi t)."""
         a, b = self.coefficients(_inside(timesteps))
         return -math.pi / (a * b)  # sin(pi t) = 2 a b
@@ -109,16 +109,16 @@ class EDM(Path):
         require_finite("edm mean P_m", self.log_sigma_mean)
         require_positive("edm standard deviation P_s", self.log_sigma_std)
 
-    def coefficients(self, timesteps):
+    def coefficients(self, timesteps: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (1, exp(P_m + P_s q)), q the standard normal quantile of t."""
         return jnp.ones_like(timesteps), jnp.exp(-self.log_snr(timesteps) / 2)
 
-    def log_snr(self, timesteps):
+    def log_snr(self, timesteps: jax.Array) -> jax.Array:
         """Returns -2 (P_m + P_s q): for uniform t, N(-2 P_m, (2 P_s)^2)."""
         quantile = ndtri(_inside(timesteps))
         return -2 * (self.log_sigma_mean + self.log_sigma_std * quantile)
 
-    def log_snr_derivative(self, timesteps):
+    def log_snr_derivative(self, timesteps: jax.Array) -> jax.Array:
         """Returns -2 P_s / normal density at q."""
         quantile = ndtri(_inside(timesteps))
         inverse_density = math.sqrt(2 * math.pi) * jnp.exp(quantile**2 / 2)
@@ -129,8 +129,8 @@ class EDM(Path):
 class Linear(Path):
     """A discrete variance-preserving schedule, a_t = sqrt(prod_(s<=t) (1 - beta_s)).
 
-    Level i of T stands at t = i / (T - 1). Between levels the log-SNR is interpolated
-    linearly in t, so that the solvers may ask anywhere. The ends are not pure: the
+    Level i of T is at t = i / (T - 1). Between levels the log-SNR is interpolated
+    linearly in t, so that solvers may evaluate it anywhere. The ends are not pure: the
     log-SNR runs from 7.07 to -5.36 for "ldm", from 9.21 to -10.12 for "ddpm".
 
     Attributes:
@@ -147,39 +147,40 @@ class Linear(Path):
             )
 
     @property
-    def num_levels(self):
+    def num_levels(self) -> int:
         """T, the number of discrete noise levels."""
         return len(_log_snr_table(self.betas))
 
-    def coefficients(self, timesteps):
+    def coefficients(self, timesteps: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (sqrt(sigmoid(log_snr)), sqrt(sigmoid(-log_snr)))."""
         log_snr = self.log_snr(timesteps)
         return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
-    def log_snr(self, timesteps):
+    def log_snr(self, timesteps: jax.Array) -> jax.Array:
         """Returns log(a^2 / (1 - a^2)), linear between the levels."""
         table = self._table(timesteps)
         levels = jnp.arange(len(table), dtype=table.dtype)
         return jnp.interp(timesteps * (len(table) - 1), levels, table)
 
-    def log_snr_derivative(self, timesteps):
+    def log_snr_derivative(self, timesteps: jax.Array) -> jax.Array:
         """Returns the slope between the two levels around t."""
         table = self._table(timesteps)
         last = len(table) - 1
         level = jnp.clip(jnp.floor(timesteps * last).astype(jnp.int32), 0, last - 1)
         return (table[level + 1] - table[level]) * last
 
-    def _table(self, timesteps):
+    def _table(self, timesteps: jax.Array) -> jax.Array:
+        """Returns the [T] log-SNR of every level, at the precision of the timesteps."""
         dtype = jnp.result_type(timesteps, jnp.float32)
         return jnp.asarray(_log_snr_table(self.betas), dtype=dtype)
 
 
-def _ddpm_betas():
+def _ddpm_betas() -> np.ndarray:
     """beta_t = beta_0 + t/(T-1) (beta_(T-1) - beta_0), Ho et al. 2020."""
     return np.linspace(1e-4, 0.02, 1000)
 
 
-def _ldm_betas():
+def _ldm_betas() -> np.ndarray:
     """beta_t = (sqrt beta_0 + t/(T-1) (sqrt beta_(T-1) - sqrt beta_0))^2.
 
     The end values are those of Stable Diffusion; the paper does not print them.
@@ -191,7 +192,7 @@ BETAS = {"ddpm": _ddpm_betas, "ldm": _ldm_betas}
 
 
 @functools.cache
-def _log_snr_table(betas):
+def _log_snr_table(betas: str) -> np.ndarray:
     """Returns [T] float64, the log-SNR of every level."""
     signal_variance = np.cumprod(1 - BETAS[betas]())
     return np.log(signal_variance) - np.log1p(-signal_variance)
@@ -203,7 +204,9 @@ LDM_LINEAR = Linear("ldm")
 DDPM_LINEAR = Linear("ddpm")
 
 
-def noisy_latents(path, latents, noise, timesteps):
+def noisy_latents(
+    path: Path, latents: jax.Array, noise: jax.Array, timesteps: jax.Array
+) -> jax.Array:
     """Returns z_t = a_t latents + b_t noise, Eq. 2.
 
     Args:
@@ -221,7 +224,9 @@ def noisy_latents(path, latents, noise, timesteps):
     return per_example(a, latents) * latents + per_example(b, noise) * noise
 
 
-def velocity_from_noise(path, noise, *, noisy_latents, timesteps):
+def velocity_from_noise(
+    path: Path, noise: jax.Array, *, noisy_latents: jax.Array, timesteps: jax.Array
+) -> jax.Array:
     """Returns u_t = (a'_t / a_t) z_t - (b_t / 2) log_snr'_t noise, Eqs. 9 and 10.
 
     It is dz_t/dt along the path, at fixed latents and noise; noise - latents for
@@ -231,17 +236,21 @@ def velocity_from_noise(path, noise, *, noisy_latents, timesteps):
     return log_a_derivative * noisy_latents + noise_scale * noise
 
 
-def noise_from_velocity(path, velocity, *, noisy_latents, timesteps):
+def noise_from_velocity(
+    path: Path, velocity: jax.Array, *, noisy_latents: jax.Array, timesteps: jax.Array
+) -> jax.Array:
     """Returns -2 / (log_snr'_t b_t) (velocity - (a'_t / a_t) z_t), below Eq. 10.
 
-    The minus is real: log_snr' is negative. At t = 0, where noise no longer moves z_t
-    for some paths, the result is finite and means nothing.
+    The minus sign is intended: log_snr' is negative. At t = 0, where noise no longer
+    moves z_t on some paths, the result is finite but meaningless.
     """
     log_a_derivative, noise_scale = _velocity_terms(path, timesteps, like=velocity)
     return (velocity - log_a_derivative * noisy_latents) / noise_scale
 
 
-def _velocity_terms(path, timesteps, *, like):
+def _velocity_terms(
+    path: Path, timesteps: jax.Array, *, like: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Returns a'_t / a_t and -b_t log_snr'_t / 2, shaped for arrays like `like`."""
     t = _inside(timesteps)
     signal, derivative = jax.jvp(
@@ -252,11 +261,11 @@ def _velocity_terms(path, timesteps, *, like):
     return per_example(derivative / signal, like), per_example(noise_scale, like)
 
 
-def per_example(values, like):
+def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
     """Reshapes [B] to [B, 1, ..., 1], to multiply an array of the rank of `like`."""
     return jnp.reshape(values, jnp.shape(values) + (1,) * (like.ndim - 1))
 
 
-def _inside(timesteps):
-    """Keeps t off 0 and 1, where a log-SNR is infinite."""
+def _inside(timesteps: jax.Array) -> jax.Array:
+    """Keeps t away from 0 and 1, where a log-SNR is infinite."""
     return jnp.clip(timesteps, _TIMESTEP_MIN, 1 - _TIMESTEP_MIN)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling: walks dz = velocity dt from noise at t = 1 to latents at t = 0.
+"""Sampling: integrates dz = velocity dt from noise at t = 1 to latents at t = 0.
 
-The walk is always on the rectified path; `Formulation.velocity_fn` brings networks of
+This is always done on the rectified path; `Formulation.velocity_fn` takes networks of
 other formulations there. Nothing is lost: an Euler step of the rectified flow from t to
 t' is latents (1 - t') + noise t' with both as predicted at t, which is DDIM on a
-variance-preserving path and EDM's Euler step on its own. What remains of a path is the
-grid of timesteps.
+variance-preserving path and EDM's Euler step on its own. All that remains of a path is
+its grid of timesteps.
 
 Step grids, `GRIDS`, all with num_steps + 1 timesteps from 1 to 0:
 
@@ -23,14 +23,16 @@ The resolution shift moves any of them towards noise.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rfjax.errors import UserError
-from rfjax.flow import path as paths
 from rfjax.flow.formulations import Formulation, parse
+from rfjax.flow.path import EDM, RECTIFIED_FLOW
 from rfjax.flow.timesteps import shift_timesteps
 from rfjax.types import Conditioning, VelocityFn
 
@@ -38,7 +40,7 @@ from rfjax.types import Conditioning, VelocityFn
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """Where a solver arrived.
+    """What a solver arrived at.
 
     Attributes:
       latents: [B, H, W, C], at t = 0.
@@ -52,7 +54,7 @@ class Solution:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSetting:
-    """How the paper samples: Euler, so many steps, guided so strongly."""
+    """How the paper samples: with Euler, by the number of steps and the guidance."""
 
     num_steps: int
     guidance_scale: float
@@ -71,7 +73,7 @@ PAPER_SETTINGS = {
 
 def integrate(
     velocity_fn: VelocityFn,
-    noise,
+    noise: jax.Array,
     conditioning: Conditioning,
     *,
     num_steps: int,
@@ -88,9 +90,9 @@ def integrate(
       noise: [B, H, W, C] standard normal float32.
       conditioning: of the same B examples.
       num_steps: at least 1.
-      solver: a key of `SOLVERS`; "euler" and "adams_bashforth" call velocity_fn once a
-        step, "heun" twice.
-      shift: > 0, moves the grid towards noise; 1 leaves it.
+      solver: a key of `SOLVERS`; "euler" and "adams_bashforth" call velocity_fn once
+        per step, "heun" twice.
+      shift: > 0, moves the grid towards noise; 1 leaves it unchanged.
       formulation: what the network was trained as; None is rf.
       grid: a key of `GRIDS`; None is "karras" for edm(P_m,P_s), else "uniform".
 
@@ -118,53 +120,78 @@ def integrate(
         dtype=noise.dtype,
     )
     step_sizes = jnp.diff(timesteps)
-    # How much further each step goes than the one before it; 0 on the first.
     growth = jnp.concatenate(
         [jnp.zeros(1, noise.dtype), step_sizes[1:] / step_sizes[:-1]]
     )
 
-    def velocity_at(latents, timestep):
+    def velocity_at(latents: jax.Array, timestep: jax.Array) -> jax.Array:
+        """The velocity of a batch whose examples are all at one timestep."""
         timesteps = jnp.full(len(noise), timestep)
         return velocity_fn(latents, timesteps, conditioning).astype(noise.dtype)
 
-    def advance(state, step):
+    def advance(
+        state: tuple[jax.Array, jax.Array, jax.Array], step: Step
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
+        """Takes one step; the state is (latents, path length, previous velocity)."""
         latents, path_length, previous = state
-        change, velocity = SOLVERS[solver](velocity_at, latents, previous, *step)
+        change, velocity = SOLVERS[solver](velocity_at, latents, previous, step)
         length = jnp.sqrt(jnp.square(change).sum(axis=tuple(range(1, noise.ndim))))
         return (latents + change, path_length + length, velocity), None
 
     start = noise, jnp.zeros(len(noise), noise.dtype), jnp.zeros_like(noise)
-    steps = timesteps[:-1], step_sizes, growth
+    steps = Step(timesteps[:-1], step_sizes, growth)
     (latents, path_length, _), _ = jax.lax.scan(advance, start, steps)
     return Solution(latents=latents, path_length=path_length)
 
 
-def _euler(velocity_at, latents, previous, timestep, step_size, growth):
+class Step(NamedTuple):
+    """One step of a grid.
+
+    Attributes:
+      timestep: where it starts.
+      size: change of the timestep, negative.
+      growth: its size over that of the step before it; 0 on the first.
+    """
+
+    timestep: jax.Array
+    size: jax.Array
+    growth: jax.Array
+
+
+_VelocityAt = Callable[[jax.Array, jax.Array], jax.Array]  # of latents at a timestep
+_Change = tuple[jax.Array, jax.Array]  # of the latents, and the velocity at the start
+
+
+def _euler(
+    velocity_at: _VelocityAt, latents: jax.Array, previous: jax.Array, step: Step
+) -> _Change:
     """First order: follows the velocity at the start of the step."""
-    del previous, growth
-    velocity = velocity_at(latents, timestep)
-    return step_size * velocity, velocity
+    del previous
+    velocity = velocity_at(latents, step.timestep)
+    return step.size * velocity, velocity
 
 
-def _heun(velocity_at, latents, previous, timestep, step_size, growth):
+def _heun(
+    velocity_at: _VelocityAt, latents: jax.Array, previous: jax.Array, step: Step
+) -> _Change:
     """Second order: averages the velocities at both ends of the step."""
-    del previous, growth
-    velocity = velocity_at(latents, timestep)
-    end = velocity_at(latents + step_size * velocity, timestep + step_size)
-    return step_size * (velocity + end) / 2, velocity
+    del previous
+    velocity = velocity_at(latents, step.timestep)
+    end = velocity_at(latents + step.size * velocity, step.timestep + step.size)
+    return step.size * (velocity + end) / 2, velocity
 
 
-def _adams_bashforth(velocity_at, latents, previous, timestep, step_size, growth):
+def _adams_bashforth(
+    velocity_at: _VelocityAt, latents: jax.Array, previous: jax.Array, step: Step
+) -> _Change:
     """Second order from one call: extrapolates to mid-step from the previous velocity.
 
     The two-step Adams-Bashforth method for steps of unequal size; Euler on the first.
     """
-    velocity = velocity_at(latents, timestep)
-    return step_size * (velocity + growth / 2 * (velocity - previous)), velocity
+    velocity = velocity_at(latents, step.timestep)
+    return step.size * (velocity + step.growth / 2 * (velocity - previous)), velocity
 
 
-# name -> (velocity_at, latents, previous velocity, timestep, step_size, growth) ->
-# (change of latents, velocity at timestep)
 SOLVERS = {"euler": _euler, "heun": _heun, "adams_bashforth": _adams_bashforth}
 
 
@@ -174,7 +201,7 @@ def step_grid(
     shift: float = 1.0,
     formulation: Formulation | None = None,
     grid: str | None = None,
-):
+) -> jax.Array:
     """Returns the [num_steps + 1] timesteps that `integrate` visits, from 1 to 0.
 
     Arguments and errors as in `integrate`; the grids are described in this module.
@@ -187,42 +214,50 @@ def step_grid(
     """
     formulation = formulation or parse("rf")
     if grid is None:
-        grid = "karras" if isinstance(formulation.path, paths.EDM) else "uniform"
+        grid = "karras" if isinstance(formulation.path, EDM) else "uniform"
     if grid not in GRIDS:
         raise UserError(
             f"grid must be one of {sorted(GRIDS)}, got {grid!r}; choose 'uniform'."
         )
     if num_steps < 1:
         raise UserError(
-            f"num_steps must be at least 1, got {num_steps}; choose such as 50."
+            f"num_steps must be at least 1, got {num_steps}; choose for example 50."
         )
     return GRIDS[grid](num_steps, shift=shift, formulation=formulation)
 
 
-def _uniform_grid(num_steps, *, shift, formulation):
+def _uniform_grid(
+    num_steps: int, *, shift: float, formulation: Formulation
+) -> jax.Array:
+    """Even in the t of the path."""
     path_timesteps = np.linspace(1, 0, num_steps + 1)[1:-1]
     return _with_ends(formulation.path.to_rectified(path_timesteps), shift=shift)
 
 
-def _karras_grid(num_steps, *, shift, formulation):
+def _karras_grid(
+    num_steps: int, *, shift: float, formulation: Formulation
+) -> jax.Array:
     """Karras et al. 2022, arXiv:2206.00364, eq. 5."""
     del formulation
     sigmas = np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), num_steps) ** 7
     return _with_ends((sigmas / (1 + sigmas))[1:], shift=shift)
 
 
-def _diffusers_grid(num_steps, *, shift, formulation):
-    if formulation.path != paths.RECTIFIED_FLOW:
+def _diffusers_grid(
+    num_steps: int, *, shift: float, formulation: Formulation
+) -> jax.Array:
+    """That of FlowMatchEulerDiscreteScheduler."""
+    if formulation.path != RECTIFIED_FLOW:
         raise UserError(
             "grid 'diffusers' integrates rectified flow only, because that scheduler "
-            f"knows no other path, got {formulation}; choose grid 'uniform'."
+            f"supports no other path, got {formulation}; choose grid 'uniform'."
         )
     last = shift_timesteps(1 / 1000, shift=shift)  # of 1000 training timesteps
     timesteps = shift_timesteps(np.linspace(1, last, num_steps), shift=shift)
     return jnp.append(timesteps, 0)
 
 
-def _with_ends(inner_timesteps, *, shift):
+def _with_ends(inner_timesteps: jax.Array, *, shift: float) -> jax.Array:
     """Shifts a grid and completes it: from pure noise at 1 to latents at 0."""
     inner = shift_timesteps(inner_timesteps, shift=shift)
     return jnp.concatenate([jnp.ones(1), inner, jnp.zeros(1)])

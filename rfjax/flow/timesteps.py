@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often each timestep is trained: four densities of t, and the resolution shift.
+"""How often each timestep is trained: densities of t, and the resolution shift.
 
 Every density maps a uniform number u in (0, 1) to a timestep, so one uniform draw per
 example serves them all. `density` is the probability density of the result and `cdf`
@@ -38,7 +38,7 @@ class TimestepDensity(Protocol):
         """Returns the probability of a timestep below t."""
 
 
-def sample_timesteps(keys, *, density):
+def sample_timesteps(keys: jax.Array, *, density: TimestepDensity) -> jax.Array:
     """Draws one timestep per key.
 
     Args:
@@ -59,8 +59,8 @@ def sample_timesteps(keys, *, density):
     return density.from_uniform(jax.vmap(_open_uniform)(keys))
 
 
-def _open_uniform(key):
-    """Draws from the middles of 2^23 equal cells: neither 0 nor 1 can come up."""
+def _open_uniform(key: jax.Array) -> jax.Array:
+    """Draws from the middles of 2^23 equal cells: neither 0 nor 1 can occur."""
     return jax.random.uniform(key, dtype=jnp.float32) + 2.0**-24
 
 
@@ -68,15 +68,15 @@ def _open_uniform(key):
 class Uniform:
     """t ~ U(0, 1): what plain `rf` trains on."""
 
-    def from_uniform(self, uniform):
+    def from_uniform(self, uniform: jax.Array) -> jax.Array:
         """Returns u itself."""
         return uniform
 
-    def density(self, timesteps):
+    def density(self, timesteps: jax.Array) -> jax.Array:
         """Returns 1."""
         return jnp.ones_like(timesteps)
 
-    def cdf(self, timesteps):
+    def cdf(self, timesteps: jax.Array) -> jax.Array:
         """Returns t itself."""
         return timesteps
 
@@ -90,7 +90,7 @@ class UniformLevels(Uniform):
 
     num_levels: int
 
-    def from_uniform(self, uniform):
+    def from_uniform(self, uniform: jax.Array) -> jax.Array:
         """Returns the level that u falls on, as a timestep."""
         return jnp.floor(uniform * self.num_levels) / (self.num_levels - 1)
 
@@ -106,11 +106,11 @@ class LogitNormal:
         require_finite("lognorm mean m", self.mean)
         require_positive("lognorm standard deviation s", self.std)
 
-    def from_uniform(self, uniform):
+    def from_uniform(self, uniform: jax.Array) -> jax.Array:
         """Returns sigmoid(m + s q), q the standard normal quantile of u."""
         return jax.nn.sigmoid(self.mean + self.std * ndtri(uniform))
 
-    def density(self, timesteps):
+    def density(self, timesteps: jax.Array) -> jax.Array:
         """Returns Eq. 19; its limit 0 at both ends."""
         inside = (timesteps > 0) & (timesteps < 1)
         t = jnp.where(inside, timesteps, 0.5)
@@ -120,7 +120,7 @@ class LogitNormal:
         scale = self.std * math.sqrt(2 * math.pi)
         return jnp.where(inside, jnp.exp(log_density) / scale, 0.0)
 
-    def cdf(self, timesteps):
+    def cdf(self, timesteps: jax.Array) -> jax.Array:
         """Returns the normal CDF of logit(t)."""
         return ndtr((logit(timesteps) - self.mean) / self.std)
 
@@ -139,28 +139,31 @@ class Mode:
         if not -1 <= self.scale <= MODE_SCALE_MAX:
             raise UserError(
                 f"mode scale s must be in [-1, 2/(pi - 2) = {MODE_SCALE_MAX:.4f}], "
-                f"where t is monotone in u, got {self.scale}; choose such as 1.29."
+                f"where t is monotone in u, got {self.scale}; choose for example 1.29."
             )
 
-    def from_uniform(self, uniform):
+    def from_uniform(self, uniform: jax.Array) -> jax.Array:
         """Returns f(u; s) = 1 - u - s (cos^2(pi u / 2) - 1 + u), decreasing in u."""
         bend = jnp.cos(math.pi / 2 * uniform) ** 2 - 1 + uniform
         return 1 - uniform - self.scale * bend
 
-    def density(self, timesteps):
+    def density(self, timesteps: jax.Array) -> jax.Array:
         """Returns 1 / |f'(u)| at the u with f(u) = t, found by bisection."""
         u = self._inverse(timesteps)
         slope = -1 - self.scale * (1 - math.pi / 2 * jnp.sin(math.pi * u))
         return 1 / jnp.abs(slope)
 
-    def cdf(self, timesteps):
+    def cdf(self, timesteps: jax.Array) -> jax.Array:
         """Returns 1 - u at the u with f(u) = t."""
         return 1 - self._inverse(timesteps)
 
-    def _inverse(self, timesteps):
+    def _inverse(self, timesteps: jax.Array) -> jax.Array:
         """Solves f(u) = t for u, which has no closed form."""
 
-        def halve(_, bounds):
+        def halve(
+            _: int, bounds: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            """Keeps the half of the bounds that holds u."""
             low, high = bounds
             middle = (low + high) / 2
             too_small = self.from_uniform(middle) > timesteps  # f decreases
@@ -175,17 +178,17 @@ class Mode:
 class CosMap:
     """The density that gives rectified flow the log-SNR of the cosine path, Eq. 21."""
 
-    def from_uniform(self, uniform):
+    def from_uniform(self, uniform: jax.Array) -> jax.Array:
         """Returns 1 - 1 / (tan(pi u / 2) + 1)."""
         # sin / (sin + cos) is the same and stays finite at u = 1.
         sine, cosine = jnp.sin(math.pi / 2 * uniform), jnp.cos(math.pi / 2 * uniform)
         return sine / (sine + cosine)
 
-    def density(self, timesteps):
+    def density(self, timesteps: jax.Array) -> jax.Array:
         """Returns 2 / (pi - 2 pi t + 2 pi t^2), Eq. 22."""
         return 2 / (math.pi - 2 * math.pi * timesteps + 2 * math.pi * timesteps**2)
 
-    def cdf(self, timesteps):
+    def cdf(self, timesteps: jax.Array) -> jax.Array:
         """Returns 2/pi atan(t / (1 - t))."""
         return 2 / math.pi * jnp.arctan2(timesteps, 1 - timesteps)
 
@@ -200,30 +203,31 @@ class Shifted:
     def __post_init__(self):
         require_positive("shift", self.shift)
 
-    def from_uniform(self, uniform):
+    def from_uniform(self, uniform: jax.Array) -> jax.Array:
         """Draws from the base density and shifts."""
         return shift_timesteps(self.base.from_uniform(uniform), shift=self.shift)
 
-    def density(self, timesteps):
+    def density(self, timesteps: jax.Array) -> jax.Array:
         """Returns the base density at the unshifted t, times its derivative in t."""
         derivative = self.shift / (self.shift - (self.shift - 1) * timesteps) ** 2
         return self.base.density(self._unshifted(timesteps)) * derivative
 
-    def cdf(self, timesteps):
+    def cdf(self, timesteps: jax.Array) -> jax.Array:
         """Returns the base CDF at the unshifted t."""
         return self.base.cdf(self._unshifted(timesteps))
 
-    def _unshifted(self, timesteps):
+    def _unshifted(self, timesteps: jax.Array) -> jax.Array:
+        """Returns the timesteps before the shift."""
         return shift_timesteps(timesteps, shift=1 / self.shift)
 
 
-def shift_timesteps(timesteps, *, shift):
+def shift_timesteps(timesteps: jax.Array, *, shift: float) -> jax.Array:
     """Moves timesteps towards noise: t -> shift t / (1 + (shift - 1) t), Eq. 23.
 
     Adds -2 ln(shift) to the log-SNR of rectified flow. Shifts compose by multiplying.
 
     Args:
-      timesteps: any shape in [0, 1]; 0 and 1 stay where they are.
+      timesteps: any shape in [0, 1]; 0 and 1 are not moved.
       shift: Python float > 0, usually > 1; 1 is the identity.
 
     Returns:
@@ -243,14 +247,14 @@ def shift_timesteps(timesteps, *, shift):
     return shift * timesteps / (1 - timesteps + shift * timesteps)
 
 
-def resolution_shift(*, num_pixels, reference_num_pixels):
-    """Returns the shift that carries timesteps to another resolution, sqrt(m / n).
+def resolution_shift(*, num_pixels: int, reference_num_pixels: int) -> float:
+    """Returns the shift that adapts timesteps to another resolution, sqrt(m / n).
 
     Source: section 5.3.2, which settles on 3.0 for 1024 x 1024 by preference study.
 
     Args:
-      num_pixels: m, height times width of the images to train or sample.
-      reference_num_pixels: n, height times width where t is left as it is.
+      num_pixels: m, height times width of the images to train on or sample.
+      reference_num_pixels: n, height times width at which t is unchanged.
 
     Raises:
       UserError: if a count is not positive.
@@ -264,15 +268,15 @@ def resolution_shift(*, num_pixels, reference_num_pixels):
     return math.sqrt(num_pixels / reference_num_pixels)
 
 
-def require_positive(field, value):
+def require_positive(field: str, value: float) -> None:
     """Raises UserError unless value is a finite number > 0."""
     if not 0 < value < math.inf:
         raise UserError(
-            f"{field} must be a finite number > 0, got {value}; choose such as 1.0."
+            f"{field} must be a finite number > 0, got {value}; choose for example 1.0."
         )
 
 
-def require_finite(field, value):
+def require_finite(field: str, value: float) -> None:
     """Raises UserError unless value is a finite number."""
     if not math.isfinite(value):
-        raise UserError(f"{field} must be finite, got {value}; choose such as 0.0.")
+        raise UserError(f"{field} must be finite, got {value}; choose for example 0.0.")

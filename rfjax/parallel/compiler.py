@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compiler is told about a platform, in training and in plans alike."""
+"""Compiler options per platform, the same in training and in plans."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from jax.sharding import Mesh
 
 from rfjax import cpu
 
-# platform -> options of the compiler
+# platform -> compiler options
 COMPILER_OPTIONS = {
-    # Room for the blocks of one instruction. The default, 16 MiB, forces matrix
+    # Memory for the blocks of one instruction. The default, 16 MiB, forces matrix
     # products with several inputs and outputs into blocks that leave the matrix unit
     # idle; a chip has 128 MiB, which the kernels and prefetched arrays share.
     "tpu": {"xla_tpu_scoped_vmem_limit_kib": "32768"},

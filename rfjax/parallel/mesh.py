@@ -29,8 +29,8 @@ class MeshConfig:
     """Size of each mesh axis; at most one may be -1, to be inferred.
 
     Attributes:
-      slice: slices of a multislice TPU job, each a copy of the model; 1 elsewhere.
-      data: copies of the model in a slice, each with its share of the batch.
+      slice: slices of a multislice TPU job, each with a copy of the model; else 1.
+      data: copies of the model per slice, each with its share of the batch.
       fsdp: shards of parameters, optimizer state and batch.
       tensor: shards of heads and MLP width.
       sequence: shards of the image tokens of each example.
@@ -55,7 +55,7 @@ class MeshConfig:
             )
 
     def describe(self) -> str:
-        """The sizes in words, as errors print them."""
+        """The sizes as errors print them, e.g. "slice=1 data=-1"."""
         return " ".join(f"{axis}={n}" for axis, n in dataclasses.asdict(self).items())
 
     def resolve(self, num_devices: int) -> MeshConfig:
@@ -125,20 +125,20 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] = ()) -> Mesh
 
 
 def arrange(devices: Sequence[jax.Device], axes: Mapping[str, int]) -> np.ndarray:
-    """Devices in the shape of the mesh: neighbours on the network are neighbours here.
+    """Devices in the shape of the mesh, with neighbours on the network as neighbours.
 
     Args:
       devices: as many as the axes multiply to.
       axes: mesh axis -> size, `slice` first.
 
     Raises:
-      UserError: if TPU devices come from another number of slices than `slice` says.
+      UserError: if the number of slices of TPU devices is not that of axis `slice`.
     """
     num_slices, *inner = axes.values()
     slices: dict[int, list[jax.Device]] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
-    if devices[0].platform != "tpu":  # no such network: any equal parts will do
+    if devices[0].platform != "tpu":  # no such network: any equal parts are fine
         groups = np.array_split(np.array(devices), num_slices)
         slices = dict(enumerate(map(list, groups)))
     check_slices(num_slices, len(slices))
@@ -179,18 +179,18 @@ def fit_sizes(config: MeshConfig, *, num_devices: int, width: int) -> MeshConfig
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-    """Parts that a batch is split into."""
+    """Number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def reading_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): which of equal parts of every batch this process reads.
+    """(index, count): which of `count` equal parts of every batch this process reads.
 
-    Processes that hold the same rows, because `tensor` or `sequence` reaches across
-    them, read the same part.
+    Processes that hold the same rows, because `tensor` or `sequence` spans them, read
+    the same part.
 
     Raises:
-      UserError: if processes hold some of their rows in common and others not.
+      UserError: if two processes share some of their rows, but not all.
     """
     held: dict[int, set[int]] = {}
     for shard, devices in enumerate(mesh.devices.reshape(num_batch_shards(mesh), -1)):
@@ -201,7 +201,7 @@ def reading_share(mesh: Mesh) -> tuple[int, int]:
         raise UserError(
             "mesh.tensor * mesh.sequence must stay inside a process or fill whole "
             f"processes, got {mesh.shape['tensor']} * {mesh.shape['sequence']} with "
-            f"{mesh.size // len(held)} devices a process; choose divisors of that."
+            f"{mesh.size // len(held)} devices per process; choose divisors of that."
         )
     return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
@@ -216,11 +216,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(batch, *, mesh: Mesh):
-    """Joins each process's rows of a batch into global arrays on the mesh.
+def put_batch(batch: Any, *, mesh: Mesh) -> Any:
+    """Joins the rows of all processes into global arrays on the mesh.
 
     Args:
-      batch: pytree of host arrays, this process's share of [B, ...].
+      batch: pytree of host arrays, the share of [B, ...] of this process.
       mesh: the mesh; its batch axes must divide B.
 
     Returns:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes, one program: joined from the environment, one of them writes.
+"""Several processes, one program: joined by the environment; the first one writes.
 
-Each host of a pod runs the same command. `start` joins them, before JAX is used:
+Every host runs the same command. `start` joins them, before JAX is used:
 
 - `JAX_COORDINATOR_ADDRESS` (host:port of the first process), `JAX_NUM_PROCESSES` and
   `JAX_PROCESS_ID` together decide, on any cluster and on one machine;
-- else TPU VMs, TPU jobs on GKE (several slices too) and SLURM steps are recognised, and
-  JAX finds the others by itself;
-- else this process is alone.
+- otherwise TPU VMs, TPU jobs on GKE (also of several slices) and SLURM steps are
+  recognised, and JAX finds the other processes by itself;
+- otherwise this process is alone.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ ADDRESS, COUNT, INDEX = VARIABLES = (
 
 
 def start() -> None:
-    """Joins the other processes of the job, if there are any; once is enough.
+    """Joins the other processes of the job, if there are any; later calls do nothing.
 
     Raises:
-      UserError: the variables contradict each other, or the cluster that they point
-        to cannot be joined.
+      UserError: the variables are incomplete or out of range, or the cluster cannot
+        be joined.
     """
     if jax.distributed.is_initialized():
         return
     given = read_variables(os.environ)
     if given is None and not in_cluster(os.environ):
         return
-    # It would take SIGTERM for itself; `rfjax.stopping` handles it in every process.
+    # It would intercept SIGTERM, which `rfjax.stopping` handles in every process.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**(given or {}))
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the processes of this job must find each other, and do not: {error}; "
+            f"the processes of this job must find each other, and cannot: {error}; "
             f"set {', '.join(VARIABLES)} in each of them, and start them all."
         ) from error
 
@@ -64,10 +64,10 @@ def read_variables(environ: Mapping[str, str]) -> dict[str, str | int] | None:
     if len(missing) == len(VARIABLES):
         return None
     if missing:
-        there = [name for name in VARIABLES if name not in missing]
+        given = [name for name in VARIABLES if name not in missing]
         raise UserError(
             f"{', '.join(VARIABLES)} must be set together, got "
-            f"{', '.join(f'{name}={environ[name]}' for name in there)} without "
+            f"{', '.join(f'{name}={environ[name]}' for name in given)} without "
             f"{' and '.join(missing)}; set all of them, or none on one machine."
         )
     address, count, index = (environ[name] for name in VARIABLES)
@@ -93,24 +93,24 @@ def in_cluster(environ: Mapping[str, str], *, devices: Path = Path("/dev")) -> b
 
     Args:
       environ: environment variables.
-      devices: folder of device files.
+      devices: the folder of device files.
     """
     if "SLURM_STEP_NODELIST" in environ:  # set by srun, not in the script of sbatch
         return int(environ.get("SLURM_NTASKS", 1)) > 1
     platforms = environ.get("JAX_PLATFORMS", "")
     if platforms and "tpu" not in platforms.split(","):
         return False
-    if "TPU_SKIP_MDS_QUERY" in environ:  # the user says that there is no cluster
+    if "TPU_SKIP_MDS_QUERY" in environ:  # the user says there is no cluster
         return False
     if "TPU_WORKER_HOSTNAMES" in environ:  # GKE
         num_hosts = len(environ["TPU_WORKER_HOSTNAMES"].split(","))
         return num_hosts > 1 or int(environ.get("MEGASCALE_NUM_SLICES", 1)) > 1
-    # A TPU VM names its chips alone; JAX asks the metadata server for its neighbours.
+    # A TPU VM names only its chips; JAX asks the metadata server for its neighbours.
     return any((devices / name).exists() for name in ("accel0", "vfio/0"))
 
 
 def is_first() -> bool:
-    """Whether this process writes and prints for all."""
+    """Whether this process writes and prints on behalf of all."""
     return jax.process_index() == 0
 
 
@@ -124,29 +124,32 @@ def on_first(function: Callable[[], None]) -> None:
     if is_first():
         try:
             function()
-        except Exception as caught:  # told to the others before it ends this process
+        except Exception as caught:  # raised below, once the others know
             error = caught
     if jax.process_count() > 1:
         failed = multihost_utils.broadcast_one_to_all(np.bool_(error is not None))
         if failed and not is_first():
             raise UserError(
-                "process 0 must be able to go on, and stopped; its output says why."
+                "process 0 must be able to continue, but failed; its output says why."
             )
     if error is not None:
         raise error
 
 
 def any_of_them(flag: bool) -> bool:
-    """Whether the flag is true in any process; all of them ask, and get one answer."""
+    """Whether the flag is true in any process; all must call it, and get one answer."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
 
 
 def leave(*, seconds: float = 10.0) -> None:
-    """Takes leave of the other processes, before this one ends; waits a while for them.
+    """Disconnects from the other processes, before this one ends.
 
     A process that ends without it makes the others abort.
+
+    Args:
+      seconds: how long to wait for the others.
     """
     if jax.distributed.is_initialized():
         thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
@@ -157,8 +160,8 @@ def leave(*, seconds: float = 10.0) -> None:
 class Ballot:
     """`any_of_them` at every step of a loop, without waiting for the others.
 
-    The question goes to the devices like a step, so it is answered when the work
-    before it is done, for the price of reducing one value.
+    The question is dispatched to the devices like a step, so it is answered when the
+    work before it is done, at the cost of reducing one value.
     """
 
     def __init__(self):
@@ -177,9 +180,9 @@ class Ballot:
         )
 
     def ask(self, flag: bool) -> jax.Array | None:
-        """Dispatches the question, with this process's own answer."""
+        """Dispatches the question, with the answer of this process."""
         return None if jax.process_count() == 1 else self._any(self._flags[flag])
 
     def answer(self, question: jax.Array | None, *, now: bool) -> bool:
-        """Waits for the answer of all. A process that is alone answers by `now`."""
+        """Waits for the answer of all; a single process answers by `now`."""
         return now if question is None else bool(question)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row for each instruction that runs: its class, cycles, bytes and FLOPs."""
+"""One row per executed instruction: its class, cycles, bytes and FLOPs."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ CLASSES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One instruction, all its runs in a step together.
+    """One instruction, with all its runs in a step added up.
 
     Attributes:
       name: of the instruction.
-      source: the model code it came from, as far as the compiler kept it.
+      source: the model code it came from, as far as the compiler recorded it.
       op_class: one of `CLASSES`.
-      count: runs in a step.
+      count: runs per step.
       cycles: the compiler's estimate; 0 for kernels and collectives.
-      hbm_bytes: read and written in main memory.
-      flops: of matrix products.
-      collective: what it sends, for collectives.
+      hbm_bytes: bytes read and written in main memory.
+      flops: of matrix products and kernels.
+      collective: what it sends, if it is or contains a collective.
     """
 
     name: str
@@ -126,8 +126,8 @@ def moved_bytes(
 ) -> float:
     """Main-memory bytes that one run reads and writes.
 
-    What a fusion only takes a slice of counts with the slice, what it updates in place
-    with the update; what lies in VMEM is free.
+    An input of which a fusion takes only a slice counts as that slice, an array updated
+    in place as the update; arrays in VMEM are free.
     """
     if instruction.opcode.endswith("-start"):
         # (operand, result, context): one side of a prefetch is main memory.
@@ -148,7 +148,10 @@ def moved_bytes(
     return written + sum(shape.hbm_bytes for shape in operands)
 
 
-def _fusion_bytes(program, computation, instruction) -> float:
+def _fusion_bytes(
+    program: Program, computation: Computation, instruction: Instruction
+) -> float:
+    """Bytes that one run of a fusion reads and writes."""
     fused = program.computations[instruction.called[0]]
     parameters = sorted(
         (i for i in fused.instructions.values() if i.opcode == "parameter"),
@@ -198,7 +201,7 @@ def _read_bytes(
 def _updated(
     program: Program, computation: Computation, root: Instruction
 ) -> float | None:
-    """Bytes of an in-place update that a root is, or None if it is none."""
+    """Bytes of the in-place update that a root is, or None if it is not one."""
     while root.opcode in ("bitcast", "reshape"):
         root = computation.instructions[root.operands[0]]
     if root.opcode == "fusion":
@@ -216,7 +219,7 @@ def _updated(
 def flops(
     program: Program, computation: Computation, instruction: Instruction
 ) -> float:
-    """FLOPs of all matrix products of one run; kernels: declared, or known by name."""
+    """FLOPs of the matrix products of one run; kernels: declared, or known by name."""
     if instruction.opcode == "custom-call":
         declared = float(instruction.attribute(r'"flops":"?(\d+)"?') or 0)
         return declared or undeclared_flops(
@@ -239,6 +242,7 @@ def flops(
 
 
 def _product_flops(computation: Computation, instruction: Instruction) -> float:
+    """FLOPs of a dot or a convolution."""
     left, right = (
         computation.instructions[name].shapes[0] for name in instruction.operands[:2]
     )
@@ -253,10 +257,10 @@ def _product_flops(computation: Computation, instruction: Instruction) -> float:
 def convolution_flops(
     left: Shape, right: Shape, result: Shape, attributes: str
 ) -> float:
-    """FLOPs of a convolution, without the products with padding and holes.
+    """FLOPs of a convolution, not counting products with padding and holes.
 
-    The TPU writes batched matrix products as convolutions whose spatial dims are the
-    batch: of n x n pairs of input and kernel positions only n meet.
+    The TPU compiler writes batched matrix products as convolutions whose spatial dims
+    are the batch: of n x n pairs of input and kernel positions only n meet.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     inputs, kernel, outputs = labels[1], labels[2], labels[3]
@@ -293,7 +297,14 @@ def _window_number(text: str | None, axis: int, default: int) -> int:
 
 
 def _meeting_positions(
-    *, num_in, num_kernel, num_out, stride, pad, in_dilation, kernel_dilation
+    *,
+    num_in: int,
+    num_kernel: int,
+    num_out: int,
+    stride: int,
+    pad: int,
+    in_dilation: int,
+    kernel_dilation: int,
 ) -> int:
     """(output, kernel) positions whose product reads a real input element."""
     if num_kernel == 1 and pad == 0 and in_dilation == 1:

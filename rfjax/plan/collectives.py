@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collectives in a compiled program: kind, mesh axes, bytes, and whether they wait.
+"""Collectives in a compiled program: kind, mesh axes, bytes, and whether they block.
 
-A program for several slices is that of one slice. What joins slices is in it as a send
-through the host (and a receive), with the collective that it stands for as attribute.
+The program for several slices is that of one slice. Communication between slices
+appears as a send through the host (and a receive), with the collective that it stands
+for as an attribute.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ KINDS = (
     "ragged-all-to-all", "collective-broadcast",
 )  # fmt: skip
 _BETWEEN_SLICES = r'_xla_megascale_transfer_type="(\w+)"'
-# Moved a chip, as a share of the larger of operand and result; ring algorithms.
+# Bytes moved per chip as a share of the larger of operand and result; ring algorithms.
 _MOVED = {"all-reduce": lambda n: 2 * (n - 1) / n, "collective-permute": lambda n: 1.0}
 
 
@@ -33,10 +34,10 @@ class Collective:
     Attributes:
       kind: one of `KINDS`.
       axes: mesh axes it spans, joined by +; "?" if the groups follow none.
-      group_size: devices that take part in each group.
-      moved_bytes: sent by each chip, all runs in a step together.
-      count: runs in a step.
-      is_async: whether compute can be scheduled beside it.
+      group_size: devices in each group.
+      moved_bytes: bytes sent by each chip, over all runs in a step.
+      count: runs per step.
+      is_async: whether computation can be scheduled alongside it.
       from_padding: whether it is an all-gather in disguise: an all-reduce over shards
         that were padded with zeros to full size.
     """
@@ -77,7 +78,7 @@ def read_collective(
     count: int,
     mesh_shape: Mapping[str, int],
 ) -> Collective:
-    """Reads one instruction for which `kind_of` gave a kind."""
+    """Reads an instruction for which `kind_of` returns a kind."""
     kind = kind_of(program, instruction)
     if instruction.opcode == "send":
         num_slices = mesh_shape.get("slice", 1)
@@ -99,7 +100,7 @@ def read_collective(
         for name in instruction.operands
     ]
     # The start of a pair returns (operand, result, context).
-    # A product may gather its own weights: then the gathered array is the line's.
+    # A product may gather its own weights; the gathered array is then the line's.
     results = [s.num_bytes for s in line.shapes]
     if kind == "all-gather":
         size = max(results) if line.opcode.endswith("-start") else sum(results)
@@ -112,7 +113,7 @@ def read_collective(
         group_size=len(groups[0]),
         moved_bytes=share * size * count,
         count=count,
-        # Starts of pairs, and what a product works on while it computes.
+        # Starts of pairs, and communication inside a product.
         is_async=instruction.opcode.endswith("-start")
         or instruction.name.startswith("async-collective-start")
         or any(i.opcode in ("dot", "convolution") for i in lines),
@@ -137,9 +138,9 @@ def _is_padded(program: Program, computation: Computation, line: Instruction) ->
 def parse_groups(attributes: str, *, num_devices: int) -> list[tuple[int, ...]]:
     """Device groups of a collective, in either notation of HLO.
 
-    {{0,1},{2,3}} lists them; [2,2]<=[4] counts them off; [2,2]<=[2,2]T(1,0) after a
-    transposition; mesh['a'=2,'b'=2] {'a'} names axes of a mesh. None at all means
-    everybody.
+    {{0,1},{2,3}} lists them; [2,2]<=[4] numbers them in order; [2,2]<=[2,2]T(1,0) after
+    a transposition; mesh['a'=2,'b'=2] {'a'} names axes of a mesh. No groups at all
+    means one group of all devices.
     """
     named = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes)
     if named:
@@ -166,7 +167,7 @@ def parse_groups(attributes: str, *, num_devices: int) -> list[tuple[int, ...]]:
 
 
 def _named_groups(mesh: str, chosen: str) -> list[tuple[int, ...]]:
-    """Groups along named axes, or parts of axes: 'a':(2)4 is 4 of it, 2 outside."""
+    """Groups along named axes or parts of them: 'a':(2)4 is 4 of it, with 2 outside."""
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
     shape, names = [], []
     parts = {
@@ -185,7 +186,7 @@ def _named_groups(mesh: str, chosen: str) -> list[tuple[int, ...]]:
 
 
 def _join_pairs(pairs: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Groups of devices that send to one another."""
+    """Groups of devices that send to each other, directly or not."""
     group_of: dict[int, set[int]] = {}
     for source, target in pairs:
         joined = group_of.get(source, {source}) | group_of.get(target, {target})
@@ -195,7 +196,7 @@ def _join_pairs(pairs: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def name_axes(groups: list[tuple[int, ...]], *, mesh_shape: Mapping[str, int]) -> str:
-    """The mesh axes whose devices a collective joins, e.g. data+fsdp.
+    """The mesh axes that a collective spans, e.g. data+fsdp; "?" if there are none.
 
     The groups may be those of the first slice alone.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles a train step ahead of time for devices that are not there."""
+"""Compiles a train step ahead of time, for devices that need not exist."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Compiled:
 
     Attributes:
       text: optimised HLO.
-      argument_bytes: state and batch, a chip.
-      temporary_bytes: everything else at the worst moment, a chip.
-      seconds: time that tracing and compiling took.
+      argument_bytes: train state and batch, bytes per device.
+      temporary_bytes: everything else at the peak, bytes per device.
+      seconds: time spent on tracing and compiling.
     """
 
     text: str
@@ -38,17 +38,17 @@ class Compiled:
 
     @property
     def hbm_bytes(self) -> int:
-        """Peak use of a chip's memory."""
+        """Peak memory use, bytes per device."""
         return self.argument_bytes + self.temporary_bytes
 
 
 class DoesNotFit(UserError):
-    """The program needs more memory than a chip has.
+    """The program needs more memory than a device has.
 
     Attributes:
-      used_bytes: a chip would need.
-      limit_bytes: a chip has.
-      argument_bytes: of them train state and batch.
+      used_bytes: bytes needed per device.
+      limit_bytes: bytes available per device.
+      argument_bytes: how many of the needed ones are train state and batch.
     """
 
     def __init__(self, *, used_bytes: float, limit_bytes: float, argument_bytes: float):
@@ -56,7 +56,7 @@ class DoesNotFit(UserError):
         self.limit_bytes = limit_bytes
         self.argument_bytes = argument_bytes
         super().__init__(
-            f"the train step must fit {limit_bytes / 1e9:.1f} GB of HBM a chip, and "
+            f"the train step must fit {limit_bytes / 1e9:.1f} GB of HBM per chip, and "
             f"needs {used_bytes / 1e9:.1f} GB, {(used_bytes - limit_bytes) / 1e9:.1f} "
             f"GB too much; {remedy(used_bytes, argument_bytes=argument_bytes)}"
         )
@@ -68,10 +68,10 @@ def compile_step(step: jax.stages.Wrapped, *args: Any, chip_name: str = "") -> C
     Args:
       step: what `jax.jit` returned.
       *args: state, batch and the rest as ShapeDtypeStructs with shardings.
-      chip_name: what they are, a name in `topology.CHIPS`.
+      chip_name: the kind of those devices, a name in `topology.CHIPS`.
 
     Raises:
-      DoesNotFit: if the program exceeds the memory of a chip.
+      DoesNotFit: if the program exceeds the memory of a device.
     """
     start = time.perf_counter()
     lowered = step.lower(*args)
@@ -93,7 +93,7 @@ def compile_step(step: jax.stages.Wrapped, *args: Any, chip_name: str = "") -> C
     return Compiled(
         text=text,
         argument_bytes=memory.argument_size_in_bytes,
-        # Outputs reuse the donated state; what does not is counted here.
+        # Outputs reuse the donated state; those that do not are counted here.
         temporary_bytes=memory.temp_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
@@ -102,7 +102,7 @@ def compile_step(step: jax.stages.Wrapped, *args: Any, chip_name: str = "") -> C
 
 
 def _compile_and_dump(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
-    """The program, and its text out of the files that the compiler writes if asked."""
+    """The program, and its text from the files that the compiler writes on request."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
         (path,) = Path(folder).glob("*.after_codegen.txt")
@@ -110,7 +110,7 @@ def _compile_and_dump(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
 
 
 def memory_excess(message: str) -> tuple[float, float] | None:
-    """(bytes needed, bytes there) out of the compiler's out-of-memory message."""
+    """(bytes needed, bytes available) from the compiler's out-of-memory message."""
     size = r"([\d.]+)([KMGT]?)"
     match = re.search(rf"Used {size} of {size} hbm", message) or re.search(
         rf"\({size}\) exceeds available HBM \({size}\)", message
@@ -121,7 +121,7 @@ def memory_excess(message: str) -> tuple[float, float] | None:
 
 
 def remedy(used_bytes: float, *, argument_bytes: float) -> str:
-    """Which knob helps: more shards if the state is the load, else less to keep."""
+    """What to change: more shards if the state is the load, else fewer activations."""
     if argument_bytes > used_bytes / 2:
         return (
             f"{argument_bytes / 1e9:.1f} GB of it is the train state: raise mesh.fsdp "
@@ -135,7 +135,7 @@ def remedy(used_bytes: float, *, argument_bytes: float) -> str:
 
 
 def shard_bytes(abstract: Any) -> int:
-    """Bytes a chip of a tree of ShapeDtypeStructs with shardings."""
+    """Bytes per device of a tree of ShapeDtypeStructs with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(abstract)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From rows to a step time: the compiler's figure where it is good, a limit elsewhere.
+"""From rows to a step time: the compiler's figure where it is good, else a limit.
 
     T = sum over matrix products of estimated cycles / clock
       + sum over other instructions of HBM bytes / (0.85 HBM bandwidth)
-      + sum over kernels of useful FLOPs / (0.65 peak), or 0.3 peak for 64-wide heads
-      + collectives that wait (0 in the hidden figure)
+      + sum over kernels of FLOPs / (0.3 peak), or of their memory time if longer
+      + collectives that block (0 in the hidden figure)
 
 The raw sum of cycles is not a step time: it charges memory-bound instructions 1.2 to 12
-times what the memory needs, and kernels and collectives nothing. On three published
-training runs (a Flux and two language models) this formula gives 0.95 to 1.02 of the
-measured time; three points are too few to claim more than +-10 %.
+times what memory bandwidth requires, and kernels and collectives nothing. On three
+published training runs (a Flux and two language models) this formula gives 0.95 to 1.02
+of the measured time; three points are too few to claim more than +-10 %.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class ClassTime:
 
     Attributes:
       op_class: one of `accounting.CLASSES`.
-      count: instructions run.
+      count: instructions executed per step.
       compiler_seconds: the compiler's cycles over the clock.
-      limit_seconds: what no chip can beat: FLOPs over peak or bytes over bandwidth.
-      seconds: by the formula; collectives: if none is hidden.
+      limit_seconds: a lower bound: FLOPs over peak or bytes over bandwidth.
+      seconds: by the formula; for collectives, if none is hidden.
     """
 
     op_class: str
@@ -45,15 +45,14 @@ class ClassTime:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A step time with its parts.
+    """A step time and its parts.
 
     Attributes:
       classes: the parts; collectives last.
-      hidden_seconds: a step if every collective is hidden behind compute.
-      exposed_seconds: a step if every synchronous collective makes the chip wait.
+      hidden_seconds: step time if every collective is hidden behind computation.
+      exposed_seconds: step time if every synchronous collective blocks the chip.
       compiler_seconds: raw sum of the compiler's cycles, for comparison.
-      flops: of matrix products and kernels that a chip executes, recomputation
-        included.
+      flops: FLOPs per device of matrix products and kernels, recomputation included.
     """
 
     classes: tuple[ClassTime, ...]
@@ -64,7 +63,7 @@ class Estimate:
 
 
 def row_seconds(row: Row, *, chip: Chip) -> float:
-    """Time of a row by the formula, its own collective left out."""
+    """Time of a row by the formula, without its collective."""
     if row.op_class == "matmul":
         return row.cycles / chip.clock_hz
     memory_seconds = row.hbm_bytes / (HBM_EFFICIENCY * chip.hbm_bandwidth)
@@ -76,8 +75,8 @@ def row_seconds(row: Row, *, chip: Chip) -> float:
 def waiting_seconds(row: Row, *, chip: Chip, num_slices: int) -> float:
     """Time of a row's collective if nothing hides it; 0 if it is asynchronous.
 
-    A group inside a slice is given one torus axis, both directions; one across slices
-    (the mesh axis `slice`) the data-centre network.
+    A group inside a slice uses one torus axis in both directions; one across slices
+    (the mesh axis `slice`) uses the data-centre network.
     """
     if row.collective is None or row.collective.is_async:
         return 0.0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the compiler's optimised program (HLO text) into plain objects.
 
-Only what the accounting needs: computations, instructions, shapes, who calls whom and
-how often. The text is that of `compiled.as_text()` for a TPU.
+Only what the accounting needs: computations, instructions, shapes, which computation
+calls which and how often. The text is that of `compiled.as_text()` for a TPU.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array: element type, dims and whether it is in VMEM.
+    """One array: element type, dims and layout.
 
     Attributes:
       dtype: as HLO writes it.
       dims: may be empty.
-      layout: text in braces; tiles and memory space are in it.
+      layout: the text in braces, with tiles and memory space.
     """
 
     dtype: str
@@ -52,12 +52,12 @@ class Shape:
 
     @property
     def in_hbm(self) -> bool:
-        """Whether it lies in main memory: memory space 0, the default."""
+        """Whether it is in main memory: memory space 0, the default."""
         return "S(" not in self.layout
 
     @property
     def num_bytes(self) -> float:
-        """Bytes as laid out, tiles filled up; 0 for what is not an array of numbers."""
+        """Bytes as laid out in whole tiles; 0 for what is not an array of numbers."""
         dims = list(self.dims)
         tile = re.search(r":T\(([\d,]+)\)", self.layout)
         if tile and dims:
@@ -68,22 +68,22 @@ class Shape:
 
     @property
     def hbm_bytes(self) -> float:
-        """Bytes if it lies in main memory, else 0."""
+        """Bytes if it is in main memory, else 0."""
         return self.num_bytes if self.in_hbm else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line.
+    """One instruction of a computation.
 
     Attributes:
       name: unique in its computation.
       opcode: e.g. fusion.
       shapes: results, flattened.
       operands: names.
-      arguments: what stands in the brackets, for parameters and constants.
-      attributes: what follows the brackets.
-      is_root: whether its result is the computation's.
+      arguments: the text in parentheses, the value of parameters and constants.
+      attributes: the text after the parentheses.
+      is_root: whether its result is that of the computation.
     """
 
     name: str
@@ -96,26 +96,26 @@ class Instruction:
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations it calls, in the order of the text."""
+        """Names of the computations it calls, in order of appearance."""
         names = []
         for many, one in _CALLED.findall(self.attributes):
             names += [n.strip().lstrip("%") for n in (many or one).split(",")]
         return tuple(names)
 
     def attribute(self, pattern: str) -> str | None:
-        """First group of a pattern in the attributes, or None."""
+        """The first group of a pattern in the attributes, or None."""
         match = re.search(pattern, self.attributes)
         return match[1] if match else None
 
     @property
     def estimated_cycles(self) -> int:
-        """The compiler's own figure, 0 if it gives none."""
+        """The compiler's own estimate, 0 if it gives none."""
         return int(self.attribute(r'"estimated_cycles":"(\d+)"') or 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions in order of execution."""
+    """A named list of instructions, in order of execution."""
 
     name: str
     instructions: dict[str, Instruction]
@@ -126,13 +126,13 @@ class Computation:
         return next(i for i in self.instructions.values() if i.is_root)
 
     def users(self, name: str) -> list[Instruction]:
-        """Instructions that read a result."""
+        """Instructions that read the result of the named one."""
         return [i for i in self.instructions.values() if name in i.operands]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """All computations of a module."""
+    """All computations of a module, and the name of the entry."""
 
     computations: dict[str, Computation]
     entry: str
@@ -147,10 +147,10 @@ class Program:
     def run(
         self, computation: str | None = None, times: int = 1
     ) -> Iterator[tuple[Computation, Instruction, int]]:
-        """(computation, instruction, how often) of all that is executed.
+        """(computation, instruction, number of runs) of everything that is executed.
 
-        Loops are followed with their trip counts, conditionals into every branch (an
-        upper limit), fusions and reducers not at all: they are one instruction.
+        Loops count by their trip counts and conditionals by all their branches (an
+        upper limit); fusions and reducers are one instruction and are not entered.
         """
         current = self.computations[computation or self.entry]
         for instruction in current.instructions.values():
@@ -164,10 +164,10 @@ class Program:
                 yield current, instruction, times
 
     def trip_count(self, loop: Instruction) -> int:
-        """How often a while loop runs: `known_trip_count`, or its exit test.
+        """How often a while loop runs, by `known_trip_count` or its exit test.
 
         Raises:
-          UserError: if neither says it.
+          UserError: if neither gives it.
         """
         known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
         if known:
@@ -194,7 +194,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Reads the text of a module.
+    """Reads the text of an HLO module.
 
     Raises:
       UserError: if it has no entry computation.
@@ -218,7 +218,7 @@ def parse(text: str) -> Program:
 
 
 def _joined(lines: list[str], first: int) -> str:
-    """An instruction with the lines over which attributes of kernels are spread."""
+    """An instruction with the further lines that attributes of kernels span."""
     end = first + 1
     while not (_LINE.match(lines[end]) or _END.match(lines[end])):
         end += 1
@@ -226,6 +226,7 @@ def _joined(lines: list[str], first: int) -> str:
 
 
 def _parse_instruction(match: re.Match, line: str) -> Instruction:
+    """Reads a line whose name was matched by `_LINE`."""
     rest = line[match.end() :]
     if rest.startswith("("):
         end = _closing_bracket(rest, 0) + 1
@@ -250,7 +251,7 @@ def _parse_instruction(match: re.Match, line: str) -> Instruction:
 
 
 def _closing_bracket(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at `start`."""
+    """Index of the parenthesis that closes the one at `start`."""
     depth = 0
     for index in range(start, len(text)):
         if text[index] == "(":
@@ -259,4 +260,4 @@ def _closing_bracket(text: str, start: int) -> int:
             depth -= 1
             if depth == 0:
                 return index
-    raise UserError(f"the HLO line must close its brackets: {text[:80]}")
+    raise UserError(f"the HLO line must close its parentheses: {text[:80]}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FLOPs of custom kernels whose authors declare none: JAX's splash attention."""
+"""FLOPs of kernels that declare none: JAX's splash attention."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
 
 
 def undeclared_flops(name: str, operands: Sequence[tuple[int, ...]]) -> float:
-    """FLOPs of one run of a kernel, 2 a multiply-add; 0 for an unknown one.
+    """FLOPs of one run of a kernel, 2 per multiply-add; 0 for an unknown one.
 
     Args:
-      name: as the compiler or the trace calls it; a path may surround it.
-      operands: shapes of those with floating-point numbers: first the query
-        [..., heads, tokens, head dim], then the key. Pads of the sequence count.
+      name: name in the trace or the compiled program; may be part of a path.
+      operands: shapes of the floating-point operands: first the query
+        [..., heads, tokens, head dim], then the key. Padding of the sequence counts.
     """
     products = next((n for part, n in _PRODUCTS.items() if part in name), 0)
     if not products:

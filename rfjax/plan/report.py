@@ -14,9 +14,9 @@ from rfjax.plan.estimate import Estimate
 from rfjax.plan.topology import Topology
 
 NOTE = "compiler-estimated, not measured, +-10 %"
-# The compiler may pad, and repeats small products on every chip.
+# The compiler may pad, and repeats small products on every device.
 FLOPS_TOLERANCE = 0.05
-# What configs/plans keeps of a plan.
+# The fields of a plan that configs/plans keeps.
 HEADLINE = (
     "note", "topology", "mesh", "num_params", "global_batch_size",
     "share_of_peak_hidden", "share_of_peak_exposed", "step_seconds_hidden",
@@ -30,18 +30,19 @@ class Plan:
 
     Attributes:
       topology: chips and slices.
-      mesh: axis -> size.
-      num_params: of the model.
-      per_chip_batch_size: examples.
-      model_flops: a chip and step: forward and backward, nothing recomputed.
-      expected_flops: a chip and step as traced, recomputation included.
+      mesh: mesh axis -> size.
+      num_params: parameters of the model.
+      per_chip_batch_size: examples per device.
+      model_flops: FLOPs per device and step, forward and backward, without
+        recomputation.
+      expected_flops: FLOPs per device and step as traced, recomputation included.
       estimate: the step time and its parts.
       collectives: everything sent in a step.
-      argument_bytes: train state and batch, a chip.
-      temporary_bytes: activations and scratch, a chip.
-      num_images: training budget.
-      global_batch_size: examples a step.
-      compile_seconds: what the compilation took here.
+      argument_bytes: train state and batch, bytes per device.
+      temporary_bytes: activations and scratch, bytes per device.
+      num_images: training budget in images.
+      global_batch_size: examples per step.
+      compile_seconds: time that compilation took on this machine.
     """
 
     topology: Topology
@@ -60,17 +61,17 @@ class Plan:
 
     @property
     def hbm_bytes(self) -> int:
-        """Peak memory use of a chip."""
+        """Peak memory use, bytes per device."""
         return self.argument_bytes + self.temporary_bytes
 
     @property
     def headroom(self) -> float:
-        """Share of a chip's memory that stays free."""
+        """Share of the memory of a device that stays free."""
         return 1 - self.hbm_bytes / self.topology.chip.hbm_bytes
 
     @property
     def roofline_seconds(self) -> float:
-        """A step at peak, or at full memory bandwidth over the state: no chip beats it.
+        """A lower bound: a step at peak FLOP/s, or the state at full memory bandwidth.
 
         Every step reads and writes parameters, moments and average once.
         """
@@ -90,7 +91,7 @@ class Plan:
         return self.estimate.flops / self.expected_flops
 
     def warnings(self) -> list[str]:
-        """What a reader should know before trusting or booking."""
+        """What a reader should know before trusting the plan or booking chips."""
         found = []
         if abs(self.flops_seen_ratio - 1) > FLOPS_TOLERANCE:
             found.append(
@@ -102,7 +103,7 @@ class Plan:
             found.append(
                 f"{sum(c.count for c in padded)} all-gathers were lowered to "
                 "all-reduces over zero-padded copies, which send "
-                f"{sum(c.moved_bytes for c in padded) / 1e9:.2f} GB a chip and step: "
+                f"{sum(c.moved_bytes for c in padded) / 1e9:.2f} GB per chip and step: "
                 "choose mesh.fsdp so that shards have a multiple of 8 rows."
             )
         if self.headroom < 0.1:
@@ -113,7 +114,7 @@ class Plan:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; times in seconds, sizes in bytes a chip."""
+        """Plain values; times in seconds, sizes in bytes per device."""
         hidden = self.estimate.hidden_seconds
         exposed = self.estimate.exposed_seconds
         num_steps = self.num_images / self.global_batch_size
@@ -158,7 +159,7 @@ class Plan:
         }
 
     def collectives_by_axis(self) -> dict[tuple[str, str], dict[str, float]]:
-        """(kind, axes) -> bytes a chip and step, waiting and not, and runs."""
+        """(kind, axes) -> bytes per device and step, blocking and hidden, and runs."""
         table: dict = collections.defaultdict(
             lambda: {"count": 0, "waiting_bytes": 0.0, "hidden_bytes": 0.0, "padded": 0}
         )
@@ -181,8 +182,8 @@ def describe(plan: Plan) -> str:
     lines = [
         f"{plan.topology}, {_count(plan.topology)}, mesh {mesh}: {NOTE}",
         f"model        {plan.num_params:,} parameters, "
-        f"batch {plan.global_batch_size:,} ({plan.per_chip_batch_size:g} a chip)",
-        f"HBM a chip   {plan.hbm_bytes / 1e9:.1f} of {chip.hbm_bytes / 1e9:.1f} GB: "
+        f"batch {plan.global_batch_size:,} ({plan.per_chip_batch_size:g} per chip)",
+        f"HBM per chip {plan.hbm_bytes / 1e9:.1f} of {chip.hbm_bytes / 1e9:.1f} GB: "
         f"{plan.argument_bytes / 1e9:.1f} state and batch, "
         f"{plan.temporary_bytes / 1e9:.1f} temporary; {plan.headroom:.0%} free",
         "",
@@ -197,7 +198,7 @@ def describe(plan: Plan) -> str:
         )
     lines += [
         "",
-        f"{'collective':<20} {'axes':<14} {'runs':>6} {'waits, GB':>10} "
+        f"{'collective':<20} {'axes':<14} {'runs':>6} {'blocks, GB':>10} "
         f"{'overlapped, GB':>15}",
     ]
     for (kind, axes), entry in plan.collectives_by_axis().items():
@@ -228,11 +229,12 @@ def describe(plan: Plan) -> str:
 
 
 def _count(topology: Topology) -> str:
+    """The number of chips, and of devices where they differ."""
     chips = f"{topology.num_chips} chips"
     if topology.chip.devices == 1:
         return chips
     return (
-        f"{chips} of {topology.chip.devices} devices (here 'a chip' is one of the "
+        f"{chips} of {topology.chip.devices} devices (here a 'chip' is one of the "
         f"{topology.num_devices} devices)"
     )
 
@@ -243,7 +245,7 @@ def write_json(plan: Plan, path: Path | str, *, headline: bool = False) -> None:
     Args:
       plan: what to write.
       path: file to write.
-      headline: write the fields in `HEADLINE` alone, to four digits.
+      headline: whether to write only the fields in `HEADLINE`, to four digits.
     """
     values = plan.to_json()
     if headline:
@@ -256,7 +258,7 @@ def write_json(plan: Plan, path: Path | str, *, headline: bool = False) -> None:
 
 
 def draw(plan: Plan, path: Path | str) -> None:
-    """Draws time by class and the memory of a chip; PNG, SVG or PDF by the name."""
+    """Draws time by class and memory per device; PNG, SVG or PDF by the suffix."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7.5), layout="constrained")
@@ -266,7 +268,7 @@ def draw(plan: Plan, path: Path | str) -> None:
     for offset, field, label, colour in (
         (-0.27, "limit_seconds", "limit (peak or bandwidth)", "#b8c4ce"),
         (0.0, "seconds", "formula", "#1f6f8b"),
-        (0.27, "compiler_seconds", "compiler's own figure", "#e0a458"),
+        (0.27, "compiler_seconds", "compiler's own estimate", "#e0a458"),
     ):
         widths = [getattr(part, field) * 1e3 for part in parts]
         bars = times.barh(
@@ -278,13 +280,13 @@ def draw(plan: Plan, path: Path | str) -> None:
         )
     times.set_yticks(list(rows), [part.op_class for part in parts])
     times.invert_yaxis()
-    times.set_xlabel("ms a step (collectives: if none is hidden)")
+    times.set_xlabel("ms per step (collectives: if none is hidden)")
     times.margins(x=0.1)
     times.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     values, chip = plan.to_json(), plan.topology.chip
     figure.suptitle(
         f"{plan.num_params / 1e9:.2f}B parameters on {plan.topology}, "
-        f"{plan.per_chip_batch_size:g} examples a chip: "
+        f"{plan.per_chip_batch_size:g} examples per chip: "
         f"{values['share_of_peak_hidden']:.1%} of peak with collectives hidden, "
         f"{values['share_of_peak_exposed']:.1%} exposed\n{NOTE}",
         fontsize=11,
@@ -300,7 +302,7 @@ def draw(plan: Plan, path: Path | str) -> None:
         left += size / 1e9
     memory.set_yticks([])
     memory.set_xlim(0, left)
-    memory.set_xlabel("HBM of a chip, GB")
+    memory.set_xlabel("HBM per chip, GB")
     memory.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     for axes in (times, memory):
         axes.spines[["top", "right"]].set_visible(False)

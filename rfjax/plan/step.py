@@ -32,15 +32,15 @@ def plan_step(
     Args:
       step: what `jax.jit` returned, on a mesh of `topology.make_devices`.
       *args: state, batch and the rest as ShapeDtypeStructs with shardings.
-      topology: where it shall run.
-      mesh_shape: axis -> size.
+      topology: what it will run on.
+      mesh_shape: mesh axis -> size.
       num_params: of the model.
       flops_per_sample: model FLOPs of forward and backward for one example.
-      global_batch_size: examples a step.
-      num_images: training budget.
+      global_batch_size: examples per step.
+      num_images: training budget in images.
 
     Raises:
-      DoesNotFit: if the program exceeds the memory of a chip.
+      DoesNotFit: if the program exceeds the memory of a device.
     """
     compiled = compile_step(step, *args, chip_name=topology.chip_name)
     rows = account(parse(compiled.text), mesh_shape=mesh_shape)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TPU chips and slices: what they can do, what they are called, and a stand-in.
+"""TPU chips and slices: their figures, their names, and devices to compile for.
 
-`make_devices` gives the devices of a slice that nobody has booked: the TPU compiler
+`make_devices` gives the devices of a slice that need not be available: the TPU compiler
 (package libtpu) compiles for them on any machine.
 """
 
@@ -20,7 +20,7 @@ from rfjax.errors import MissingPackageError, UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Published figures of one device: a chip, or a part of one that JAX counts alone.
+    """Published figures of one device: a chip, or a part that JAX counts separately.
 
     Attributes:
       peak_flops: bfloat16 FLOP/s.
@@ -30,13 +30,13 @@ class Chip:
       hbm_bandwidth: bytes/s.
       ici_bandwidth: bytes/s of one torus axis, one way, over both of its links.
       dcn_bandwidth: bytes/s between slices.
-      num_torus_axes: of a slice.
-      cores_in_name: whether marketing names count cores, two a chip.
-      shapes: number of chips -> slice, where a number alone is given.
-      devices: that JAX sees in one chip; two share its links.
+      num_torus_axes: torus axes of a slice.
+      cores_in_name: whether product names count cores, two per chip.
+      shapes: number of chips -> slice, for names that give only a number.
+      devices: devices that JAX sees per chip, which share its links.
 
     Sources: cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x} for peak, memory and links;
-    "How to scale your model" (jax-ml.github.io/scaling-book/tpus) for bandwidth a link.
+    "How to scale your model" (jax-ml.github.io/scaling-book/tpus) for link bandwidth.
     """
 
     peak_flops: float
@@ -86,7 +86,7 @@ _ALIASES = {
     "v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "ironwood": "tpu7x",
     "v7x": "tpu7x",
 }  # fmt: skip
-_DEVICE_KINDS = {  # what JAX calls a chip -> a name in `CHIPS`
+_DEVICE_KINDS = {  # device kind of JAX -> a name in `CHIPS`
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",
     "TPU v5": "v5p",
@@ -99,7 +99,7 @@ _EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:8x8, v5litepod-256 or v5p-128"
 
 
 def chip_name_of(device_kind: str) -> str | None:
-    """The name in `CHIPS` of what JAX calls a device kind, None if it has none."""
+    """The name in `CHIPS` of a device kind of JAX, None if it is not there."""
     return _DEVICE_KINDS.get(device_kind)
 
 
@@ -119,22 +119,22 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
-        """What one chip can do."""
+        """Figures of one device."""
         return CHIPS[self.chip_name]
 
     @property
     def num_chips(self) -> int:
-        """Over all slices."""
+        """Chips over all slices."""
         return math.prod(self.shape) * self.num_slices
 
     @property
     def num_devices(self) -> int:
-        """As JAX counts them, over all slices."""
+        """Devices as JAX counts them, over all slices."""
         return self.num_chips * self.chip.devices
 
     @property
     def slice_name(self) -> str:
-        """One slice as the compiler calls it, e.g. v5p:4x4x4."""
+        """The compiler's name of one slice, e.g. v5p:4x4x4."""
         return f"{self.chip_name}:{'x'.join(map(str, self.shape))}"
 
     def __str__(self) -> str:
@@ -146,7 +146,7 @@ def parse_topology(name: str) -> Topology:
     """Reads v5p:4x4x4, v5p-128 (128 cores, 64 chips), v5litepod-256, 2*v5e:16x16.
 
     Raises:
-      UserError: if there is no such chip, or no slice of that shape.
+      UserError: if the chip, or a slice of that shape, does not exist.
 
     Example:
       >>> slices = parse_topology("2*v5p-128")
@@ -187,7 +187,7 @@ def parse_topology(name: str) -> Topology:
 
 
 def _check_exists(name: str, chip_name: str, shape: tuple[int, ...]) -> None:
-    """Raises UserError for a slice that is not made."""
+    """Raises UserError for a slice that is not offered."""
     if len(shape) == 2:
         exists = "x".join(map(str, shape)) in CHIPS[chip_name].shapes.values()
         rule = f"be one of {', '.join(CHIPS[chip_name].shapes.values())}"
@@ -217,10 +217,10 @@ def make_devices(topology: Topology) -> list[jax.Device]:
 
     Raises:
       MissingPackageError: if libtpu is not installed.
-      UserError: if the compiler knows no such slice.
+      UserError: if the compiler does not know the slice.
     """
     check_compiler()
-    # Read when the library is loaded: there is no TPU to ask or to lock.
+    # Read when the library is loaded: there is no TPU to query or to lock.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

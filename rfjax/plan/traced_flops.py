@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLOPs of a traced function: a walk over its jaxpr that multiplies loop lengths.
 
-Unlike the analytic count it sees recomputation, so it is what a compiled program must
-show; XLA's own count takes each loop body once and custom kernels not at all.
+Unlike the analytic count it includes recomputation, so a compiled program must show the
+same; XLA's own count takes each loop body once and custom kernels not at all.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ from rfjax.plan.kernels import undeclared_flops
 
 
 def traced_flops(function: Any, *args: Any) -> float:
-    """FLOPs of all matrix products in function(*args), 2 a multiply-add.
+    """FLOPs of all matrix products in function(*args), 2 per multiply-add.
 
-    Kernels count with the FLOPs that their author declared or that `plan.kernels`
-    knows. Only what runs on one shard is seen inside a shard_map, so it is multiplied
-    by the number of shards.
+    Kernels count by the FLOPs that they declare or that `plan.kernels` knows. Inside a
+    shard_map only one shard is visible, so its FLOPs are multiplied by their number.
 
     Args:
       function: anything traceable, jitted or not.
       *args: pytrees of arrays or ShapeDtypeStructs.
     """
-    # A jitted function is not put into another: its compiler options forbid that.
+    # A jitted function is not wrapped in another: its compiler options forbid that.
     traced = function.trace if hasattr(function, "trace") else jax.jit(function).trace
     return _count(traced(*args).jaxpr.jaxpr)
 
 
 def _count(jaxpr: core.Jaxpr, wanted: Sequence[bool] | None = None) -> float:
-    """FLOPs of what the wanted outputs (all by default) need."""
+    """FLOPs that the wanted outputs (all by default) depend on."""
     if wanted is None:
         wanted = [True] * len(jaxpr.outvars)
     needed = {
@@ -46,7 +45,7 @@ def _count(jaxpr: core.Jaxpr, wanted: Sequence[bool] | None = None) -> float:
     total = 0.0
     for equation in reversed(jaxpr.eqns):
         used = [value in needed for value in equation.outvars]
-        # Recomputation is traced even where all it gives was kept.
+        # Recomputation is traced even where all its results were saved.
         if not any(used) and not equation.effects:
             continue
         needed.update(v for v in equation.invars if isinstance(v, core.Var))
@@ -55,6 +54,7 @@ def _count(jaxpr: core.Jaxpr, wanted: Sequence[bool] | None = None) -> float:
 
 
 def _count_equation(equation: core.JaxprEqn, used: Sequence[bool]) -> float:
+    """FLOPs of one equation, of which some outputs are used."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -75,13 +75,14 @@ def _count_equation(equation: core.JaxprEqn, used: Sequence[bool]) -> float:
         for inner in value if isinstance(value, (tuple, list)) else (value,):
             inner = getattr(inner, "jaxpr", inner)
             if isinstance(inner, core.Jaxpr):
-                # What a loop gives may be wanted by its next turn.
+                # The next iteration of a loop may need any of its outputs.
                 passes = name != "scan" and len(inner.outvars) == len(used)
                 total += times * _count(inner, used if passes else None)
     return total
 
 
 def _undeclared(equation: core.JaxprEqn) -> float:
+    """FLOPs of a kernel that declares none."""
     arrays = [value.aval for value in equation.invars]
     return undeclared_flops(
         equation.params["name"],

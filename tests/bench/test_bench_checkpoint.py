@@ -16,7 +16,9 @@ def test_all_of_the_state_is_saved(tmp_path):
     config = configs.from_config_dict(load_config_file("configs/debug.py"))
     folder, lines = tmp_path / "disk", []
     folder.mkdir()
-    theirs = [folder / name for name in ("raw", "0", "1")]  # names that it uses itself
+    theirs = [
+        folder / name for name in ("raw", "0", "1")
+    ]  # names that the benchmark itself uses
     for path in theirs:
         path.write_text("kept")
     measured = commands.bench_checkpoint(
@@ -33,7 +35,7 @@ def test_all_of_the_state_is_saved(tmp_path):
     assert all(s > t > 0 for s, t in zip(measured.save, measured.hashing, strict=True))
     verifying = zip(measured.restore, measured.verifying, strict=True)
     assert all(s > t > 0 for s, t in verifying)
-    # float32 parameters, average and two moments; step counts besides
+    # float32 parameters, average and two moments; plus step counts
     values = json.loads((tmp_path / "a.json").read_text())
     num_params = make_model(config.model).num_params
     assert 16 * num_params <= values["state_bytes"] < 16 * num_params + 100
@@ -52,7 +54,7 @@ def test_shares_follow_from_the_times():
     assert report.ratios == (2.0, 3.0, 2.0)
     assert report.hashing_share == pytest.approx(0.2 / 3)
     assert "6.7% of a save goes into checksums" in str(report)
-    assert "still 1.96% of the time with a save every 100 steps" in str(report)
+    assert "waits 1.96% of the time with a save every 100 steps" in str(report)
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path):

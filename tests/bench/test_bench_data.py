@@ -6,7 +6,7 @@ import pytest
 from rfjax.bench import data
 
 
-def test_measures_both_sides_in_turns(tmp_path):
+def test_both_sides_are_measured_alternately(tmp_path):
     manifest = data.write_random_dataset(
         tmp_path / "random",
         latent_shape=(4, 4, 2),

@@ -14,7 +14,7 @@ from rfjax.bench.step import StepReport, time_in_turns
 from rfjax.config_files import load_config_file
 
 
-def test_actions_are_timed_in_turns_after_a_first_call():
+def test_actions_are_timed_alternately_after_a_first_call():
     calls, lines = [], []
 
     def action(name, seconds):
@@ -65,7 +65,7 @@ def config():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_step_is_timed_beside_pytorch(config, tmp_path):
+def test_a_step_is_timed_alongside_pytorch(config, tmp_path):
     pytest.importorskip("diffusers")
     measured = commands.bench_step(
         config, rounds=1, peer="diffusers", json_file=tmp_path / "step.json"

@@ -50,7 +50,7 @@ def stored(workdir, weights, step=None):
     network = make_model(configs.load(workdir).model)
     params = checkpoint.restore_params(
         workdir,
-        checkpoint.abstract_on_device(network.abstract_params()),
+        network.abstract_params(),
         weights=weights,
         step=step,
     )

@@ -8,7 +8,7 @@ import pytest
 
 from rfjax.types import Batch, Conditioning
 
-# One formulation or more of each family.
+# At least one formulation of each family.
 _NAMES = [
     "rf",
     "rf/lognorm(0.00,1.00)",
@@ -33,7 +33,7 @@ class GaussianOracle:
         self.std = std
 
     def path(self, t):
-        """(a, b) as the family has them, at the log-SNR that rf has at t."""
+        """(a, b) of the family, at the log-SNR that rf has at t."""
         if self.kind == "rf":
             return 1 - t, t
         t = jnp.clip(t, 1e-6, 1 - 1e-6)
@@ -76,7 +76,7 @@ class GaussianOracle:
 
 @pytest.fixture
 def x64():
-    """Float64 for one test, to tell a wrong formula from a rounding error."""
+    """Float64 for one test, to distinguish a wrong formula from a rounding error."""
     with jax.enable_x64(True):
         yield
 
@@ -93,7 +93,7 @@ def gaussian_oracle():
 
 @pytest.fixture(scope="session")
 def make_batch():
-    """Gaussian latents of a given standard deviation; conditioning means nothing."""
+    """Gaussian latents of a given standard deviation; the conditioning is unused."""
 
     def make(shape, *, std=1.0, seed=0):
         latents = std * np.random.default_rng(seed).standard_normal(shape)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 61 names, and every formulation brought to the rectified path."""
+"""The 61 names, and every formulation on the rectified path."""
 
 import re
 

@@ -12,7 +12,7 @@ from rfjax.flow.objective import example_keys, loss_at_timesteps, loss_per_examp
 from rfjax.flow.timesteps import shift_timesteps
 
 STD = 0.7
-# Few shapes, because every new one is compiled.
+# Few shapes, because each new one is compiled.
 SHAPE = (64, 16, 16, 8)
 MANY = (20_000, 1, 1, 4)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solvers on a velocity whose solution is known, and the grids they walk."""
+"""Solvers on a velocity whose solution is known, and their grids."""
 
 import warnings
 
@@ -53,7 +53,7 @@ def test_every_solver_has_its_order_tested():
 @pytest.mark.parametrize(
     "name", ["eps/linear", "v/linear", "eps/cos", "v/cos", "edm(-1.20,1.20)", "edm/cos"]
 )
-def test_every_formulation_arrives(name, gaussian_oracle, solver):
+def test_every_formulation_reaches_the_latents(name, gaussian_oracle, solver):
     formulation = parse(name)
     velocity_fn = formulation.velocity_fn(gaussian_oracle(name, STD))
     coarse, fine = (
@@ -61,7 +61,7 @@ def test_every_formulation_arrives(name, gaussian_oracle, solver):
         for num_steps in (8, 120)
     )
     # Linear schedules stop short of pure noise and pure latents, and noise
-    # predictions are held at a low signal, hence not closer.
+    # predictions are held at a low signal, hence the wider tolerance.
     assert fine < 0.02
     assert fine < coarse
 
@@ -206,7 +206,7 @@ def test_karras_grid_is_the_default_of_edm():
 
 def test_diffusers_grid_is_that_of_diffusers():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # whatever these packages warn of at import
+        warnings.simplefilter("ignore")  # these packages may warn on import
         pytest.importorskip("torch")
         diffusers = pytest.importorskip("diffusers")
     for shift, num_steps in [(3.0, 50), (1.0, 28), (1.5, 1)]:
@@ -235,7 +235,7 @@ def test_integrate_can_be_jitted_and_differentiated(gaussian_oracle):
         )
         return solution.latents.sum()
 
-    # Heun multiplies by 1 - g h + (g h)^2 / 2 a step, with h = 1/3.
+    # Heun multiplies by 1 - g h + (g h)^2 / 2 per step, with h = 1/3.
     factor, slope = 1 - 1 / 3 + 1 / 18, -1 / 3 + 1 / 9
     np.testing.assert_allclose(gradient(1.0), 6 * 3 * factor**2 * slope, rtol=1e-5)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Densities against numerical integrals, samples and the paper's own figures."""
+"""Densities against numerical integrals, samples and the figures of the paper."""
 
 import math
 

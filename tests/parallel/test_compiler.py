@@ -14,7 +14,7 @@ from rfjax.parallel.mesh import MeshConfig, make_mesh
 
 
 def test_options_follow_the_devices_of_the_mesh():
-    """One platform knows none of another's options: handing them over is an error."""
+    """A platform rejects the options of another as an error."""
     mesh = make_mesh(MeshConfig())
     assert compiler_options(mesh) == COMPILER_OPTIONS["cpu"]
     jax.jit(lambda x: x + 1, compiler_options=compiler_options(mesh))(1)
@@ -26,11 +26,11 @@ def test_options_follow_the_devices_of_the_mesh():
 
 
 def test_no_instruction_reaches_over_unrolled_blocks(tiny_model, random_batch):
-    """On a CPU; the control without options does, further the deeper the model."""
+    """On a CPU; without the options it does, and further the deeper the model."""
     batch = random_batch(2)
 
     def most_inputs(depth, options):
-        """Of one instruction that makes an array of tokens."""
+        """Most inputs of any instruction that makes an array of tokens."""
         network = tiny_model(depth=depth, unroll=depth)
 
         def loss(params):

@@ -66,7 +66,7 @@ def test_image_tokens_are_checked_before_anything_is_written(tmp_path, capsys):
 
 @dataclasses.dataclass(frozen=True)
 class FakeDevice:
-    """A device of a TPU job as far as meshes look at it."""
+    """A device of a TPU job, with the fields that meshes use."""
 
     id: int
     slice_index: int
@@ -77,7 +77,7 @@ class FakeDevice:
 
 @pytest.fixture
 def in_order(monkeypatch):
-    """Devices inside a slice stay in their order: fakes have no coordinates."""
+    """Devices inside a slice keep their order: fakes have no coordinates."""
     monkeypatch.setattr(
         meshes.mesh_utils,
         "create_device_mesh",
@@ -92,7 +92,7 @@ def test_only_the_slice_axis_crosses_slices(in_order):
     assert placed.shape == (2, 1, 2, 2, 1)
     for index, block in enumerate(placed):
         assert {device.slice_index for device in block.flat} == {index}
-    cpus = meshes.arrange(jax.devices(), axes)  # control: as they come
+    cpus = meshes.arrange(jax.devices(), axes)  # control: in the given order
     assert [device.id for device in cpus.flat] == [d.id for d in jax.devices()]
 
 
@@ -106,7 +106,7 @@ def test_another_number_of_slices_is_refused(in_order, slice_axis, num_slices):
 
 
 def fake_mesh(num_processes, **axes):
-    """Devices in order, the same number to each process."""
+    """Devices in order, the same number per process."""
     sizes = dataclasses.asdict(meshes.MeshConfig(**axes))
     shape = tuple(sizes.values())
     count = int(np.prod(shape))

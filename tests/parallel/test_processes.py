@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the environment says about other processes."""
+"""Other processes, as the environment describes them."""
 
 import jax
 import pytest
@@ -33,7 +33,7 @@ def test_variables_decide(initialized, monkeypatch):
     for name, value in ALL.items():
         monkeypatch.setenv(name, value)
     processes.start()
-    processes.start()  # once is enough
+    processes.start()  # later calls do nothing
     expected = {
         "coordinator_address": "10.0.0.1:1234",
         "num_processes": 4,
@@ -78,7 +78,7 @@ GKE = {"TPU_WORKER_HOSTNAMES": "a,b"}
         ({}, False),
         (SLURM, True),
         (SLURM | {"SLURM_NTASKS": "1"}, False),
-        ({"SLURM_NTASKS": "2"}, False),  # the script of sbatch, outside of srun
+        ({"SLURM_NTASKS": "2"}, False),  # the script of sbatch, outside srun
         (GKE, True),
         (GKE | {"JAX_PLATFORMS": "tpu,cpu"}, True),
         (GKE | {"JAX_PLATFORMS": "cpu"}, False),
@@ -99,7 +99,7 @@ def test_a_tpu_vm_is_known_by_its_chips(name, tmp_path):
     assert not processes.in_cluster({"TPU_SKIP_MDS_QUERY": "1"}, devices=tmp_path)
 
 
-def test_the_others_stop_when_the_first_cannot_go_on(monkeypatch):
+def test_the_others_stop_when_the_first_cannot_continue(monkeypatch):
     def fail():
         raise ValueError("the folder is in use")
 
@@ -107,10 +107,10 @@ def test_the_others_stop_when_the_first_cannot_go_on(monkeypatch):
         processes.on_first(fail)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    told = [True, False]
+    answers = [True, False]
     monkeypatch.setattr(
-        processes.multihost_utils, "broadcast_one_to_all", lambda _: told.pop(0)
+        processes.multihost_utils, "broadcast_one_to_all", lambda _: answers.pop(0)
     )
-    with pytest.raises(ValueError, match="process 0 must be able to go on"):
+    with pytest.raises(ValueError, match="process 0 must be able to continue"):
         processes.on_first(fail)
-    processes.on_first(fail)  # control: not called here, and all is well there
+    processes.on_first(fail)  # control: not called here, and it succeeds there

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of devices in both notations, and the mesh axes they follow."""
+"""Groups of devices in every notation, and the mesh axes that they follow."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formula by hand, and what a plan makes of it."""
+"""The formula by hand, and what a plan derives from it."""
 
 import json
 
@@ -120,7 +120,7 @@ def test_the_text_says_that_nothing_was_measured(make_plan):
         ),
     ],
 )
-def test_what_spoils_a_plan_is_said(make_plan, fields, message):
+def test_what_spoils_a_plan_is_a_warning(make_plan, fields, message):
     assert message in str(make_plan(**fields))
 
 
@@ -130,7 +130,7 @@ def test_json_and_picture_are_written(make_plan, tmp_path):
     report.draw(plan, tmp_path / "plan.png")
     assert json.loads((tmp_path / "plan.json").read_text()) == plan.to_json()
     assert (tmp_path / "plan.png").stat().st_size > 10_000
-    assert len(list(tmp_path.iterdir())) == 2  # nothing half-written stays
+    assert len(list(tmp_path.iterdir())) == 2  # no unfinished file stays
 
 
 def test_out_of_memory_messages_are_read():

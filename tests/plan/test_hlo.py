@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reader of compiled programs, and the accounting, on a program worked by hand."""
+"""Reading compiled programs, and their accounting, on one worked out by hand."""
 
 import pytest
 
@@ -91,8 +91,8 @@ def test_products_count_flops_cycles_and_their_source(table):
     assert product.source == "block/dot"
 
 
-def test_slices_and_updates_count_what_they_touch(table):
-    # One row in and one out, beside the few bytes of the index.
+def test_slices_and_updates_count_only_what_they_touch(table):
+    # One row in and one out, plus the few bytes of the index.
     both_rows = pytest.approx(7 * 2 * 8 * 128 * 4, rel=2e-3)
     assert table["read"].op_class == "elementwise"
     assert table["read"].hbm_bytes == both_rows
@@ -100,13 +100,13 @@ def test_slices_and_updates_count_what_they_touch(table):
     assert table["written"].hbm_bytes == both_rows  # not the stack of seven
 
 
-def test_vmem_is_free_and_tiles_are_paid_for(table):
+def test_vmem_is_free_and_whole_tiles_count(table):
     # 38 rows of bfloat16 lie in 40; the side in VMEM costs nothing.
     assert table["copied"].hbm_bytes == 40 * 128 * 2
     assert "fast" not in table
 
 
-def test_kernels_count_what_their_author_declared(table):
+def test_kernels_count_the_flops_that_they_declare(table):
     assert table["kernel"].op_class == "kernel"
     assert table["kernel"].flops == 1000
     assert table["kernel"].cycles == 0
@@ -132,7 +132,7 @@ def test_batched_products_written_as_convolutions():
 
 
 def test_plain_convolutions_do_not_count_padding():
-    """Window of 3 over 4 positions, padded by 1: 2 + 3 + 3 + 2 products."""
+    """A window of 3 over 4 positions, padded by 1: 2 + 3 + 3 + 2 products."""
     value = convolution_flops(
         hlo.Shape("f32", (1, 4, 1)),
         hlo.Shape("f32", (3, 1, 1)),
@@ -147,7 +147,7 @@ def test_text_without_an_entry_is_refused():
         hlo.parse("HloModule empty\n")
 
 
-def test_attributes_of_kernels_may_go_over_several_lines():
+def test_attributes_of_kernels_may_span_several_lines():
     """What follows such a kernel still belongs to the same computation."""
     text = """\
 HloModule spread

@@ -40,7 +40,7 @@ def test_what_cannot_be_planned_is_refused_before_compiling(
 
 
 def test_traced_flops_multiply_loops():
-    """Three turns of a [2, 4] x [4, 4] product, and its two in the backward pass."""
+    """Three iterations of a [2, 4] x [4, 4] product, and its two in the backward."""
 
     def loss(kernel):
         def turn(rows, _):
@@ -84,7 +84,7 @@ def test_a_small_config_is_compiled_for_a_real_topology(topology, tmp_path):
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler, libtpu"
 )
-def test_a_search_reports_each_option_and_goes_on_from_its_file(tmp_path):
+def test_a_search_reports_each_option_and_resumes_from_its_file(tmp_path):
     config = load(
         "model.depth=4", "model.compute_dtype=bfloat16", "model.qk_norm=False",
         "model.attention=fused", "train.global_batch_size=32",

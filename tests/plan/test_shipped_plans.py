@@ -49,7 +49,7 @@ def test_a_committed_summary_is_what_the_compiler_says_now(path):
 
 
 def test_weak_scaling_from_16_to_256_chips_loses_little():
-    """The same examples a chip: more copies by `data`, shards as they were."""
+    """The same examples per chip: more copies by `data`, the same shards."""
     config = load("sd3-15")
 
     def exposed_seconds(topology: str) -> float:

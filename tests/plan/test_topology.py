@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of slices, and what wrong ones are told."""
+"""Names of slices, and the errors for wrong ones."""
 
 import importlib.util
 
@@ -13,16 +13,16 @@ from rfjax.plan.topology import CHIPS, parse_topology
     ("name", "slice_name", "num_chips"),
     [
         ("v5p:4x4x4", "v5p:4x4x4", 64),
-        ("v5p-128", "v5p:4x4x4", 64),  # counts cores, two a chip
+        ("v5p-128", "v5p:4x4x4", 64),  # counts cores, two per chip
         ("v5litepod-256", "v5e:16x16", 256),  # counts chips
         ("v6e-64", "v6e:8x8", 64),
         ("2*v5e:16x16", "v5e:16x16", 512),
         ("V5E:2x2", "v5e:2x2", 4),
-        ("tpu7x-128", "tpu7x:4x4x4", 64),  # counts cores, two a chip
+        ("tpu7x-128", "tpu7x:4x4x4", 64),  # counts cores, two per chip
         ("ironwood:2x2x1", "tpu7x:2x2x1", 4),
     ],
 )
-def test_compiler_and_marketing_names(name, slice_name, num_chips):
+def test_compiler_and_product_names(name, slice_name, num_chips):
     parsed = parse_topology(name)
     assert parsed.slice_name == slice_name
     assert parsed.num_chips == num_chips
@@ -64,7 +64,7 @@ def test_a_missing_compiler_is_named_with_its_remedy(monkeypatch):
 
 
 def test_clock_follows_from_peak_and_matrix_units():
-    """Peak = MXUs a chip * rows * columns * 2 * clock."""
+    """Peak = MXUs per chip * rows * columns * 2 * clock."""
     units = {
         "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2, "tpu7x": 4 * 256**2,
     }  # fmt: skip

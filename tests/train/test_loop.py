@@ -54,7 +54,7 @@ def params_of(workdir, *, step=None, weights="raw"):
     network = make_model(configs.load(workdir).model)
     return checkpoint.restore_params(
         workdir,
-        checkpoint.abstract_on_device(network.abstract_params()),
+        network.abstract_params(),
         weights=weights,
         step=step,
     )
@@ -406,7 +406,7 @@ def as_an_older_rfjax_saved_it(folder):
     """Without checksums, and without the mark of one that writes them."""
     (folder / "checksums.json").unlink(missing_ok=True)
     path = folder / "_CHECKPOINT_METADATA"
-    path.write_text(path.read_text().replace("_StateHandler", "StandardHandler"))
+    path.write_text(path.read_text().replace("StateHandler", "StandardHandler"))
 
 
 def test_verify_names_the_damaged_files_of_every_checkpoint(uninterrupted, tmp_path):
@@ -422,6 +422,12 @@ def test_verify_names_the_damaged_files_of_every_checkpoint(uninterrupted, tmp_p
     assert main.run(["verify", f"--workdir={workdir}"]) == 1
     assert main.run(["verify", f"--workdir={workdir}", "--step=24"]) == 0
     (workdir / "checkpoints" / "24" / "checksums.json").unlink()
+    metadata = workdir / "checkpoints" / "24" / "_CHECKPOINT_METADATA"
+    mark = "rfjax.checkpoint.handler.StateHandler"
+    assert mark in metadata.read_text()
+    # As it was called when checkpoints first had checksums.
+    older = metadata.read_text().replace(mark, "rfjax.checkpoint._StateHandler")
+    metadata.write_text(older)
     found = commands.verify(workdir=workdir, step=24, report=lines.append)
     assert found.damage == {"checkpoint 24": ["checksums.json is missing"]}
     for step in (16, 24):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Power laws fitted to tables of losses: pure mathematics, nothing of rfjax.
+"""Power laws fitted to tables of losses: pure mathematics, independent of rfjax.
 
 law, points             the laws, and what they are fitted to
 projection, huber       where a fit starts, and its minimum
-noise, intervals, fit   what is left over, how far parameters may move, all together
-optimum, frontier       what to train with a budget, and two cross-checks
+noise, intervals, fit   the residuals, the uncertainty of parameters, all together
+optimum, frontier       what to train on a budget, and two cross-checks
 depth, backtest         sizes as depths; would the law have predicted the largest?
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Would the law have foretold its largest model? Fit without it, predict, compare."""
+"""Would the law have predicted its largest model? Fit without it and compare."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """One held-out point: what the fit without its model said, and what came.
+    """One held-out point: what the fit without its model predicts, and the outcome.
 
     Attributes:
-      run: which run.
-      inputs: the law's inputs at the point.
-      predicted: loss, with the interval for the outcome of one run.
-      measured: loss.
+      run: name of the run.
+      inputs: inputs of the law at the point.
+      predicted: predicted loss, with the interval for the outcome of one run.
+      measured: measured loss.
     """
 
     run: str
@@ -46,7 +46,7 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class BackTest:
-    """The back-test: the fit without the largest size, and its predictions."""
+    """A fit without the largest size, and its predictions for that size."""
 
     fit: Fit
     held_out_size: float
@@ -63,7 +63,7 @@ def hold_out_largest(
 ) -> BackTest:
     """Fits without the largest size in the table and predicts its points.
 
-    Raises: ValueError if the smaller sizes do not determine the law.
+    Raises: CannotFit if the smaller sizes do not determine the law.
     """
     sizes = size_of(table, size_measure=size_measure)
     largest = sizes.max()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the size of a model to its depth, by the models of a runs table."""
+"""From the size of a model to its depth and back, by the models of a runs table."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def depth_of_size(
     table: pd.DataFrame, sizes: np.ndarray, *, size_measure: str
 ) -> np.ndarray:
-    """Depths [m] (fractions allowed) of models of the given sizes [m].
+    """Depths [m] (possibly fractional) of models of the given sizes [m].
 
-    Straight lines between the models of the table in log size against log depth,
-    the outer two lines continued: size grows about as depth cubed.
+    Interpolates log depth over log size linearly between the models of the table, and
+    extrapolates the outermost lines: size grows roughly as depth cubed.
 
-    Raises: CannotFit if the table knows fewer than two depths.
+    Raises: CannotFit if the table has fewer than two depths.
 
     Example:
       >>> import pandas as pd
@@ -42,7 +42,10 @@ def size_of_depth(
     return np.exp(_interpolate(np.log(depths), log_depth, log_size))
 
 
-def _known_models(table, size_measure):
+def _known_models(
+    table: pd.DataFrame, size_measure: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log depths and log mean sizes of the models in a table, by rising depth."""
     sizes = size_of(table, size_measure=size_measure).groupby(table["depth"]).mean()
     if len(sizes) < 2:
         raise CannotFit(
@@ -52,8 +55,8 @@ def _known_models(table, size_measure):
     return np.log(sizes.index.to_numpy(float)), np.log(sizes.to_numpy(float))
 
 
-def _interpolate(x, known_x, known_y):
-    """Piecewise linear, with the end pieces continued."""
+def _interpolate(x: np.ndarray, known_x: np.ndarray, known_y: np.ndarray) -> np.ndarray:
+    """Piecewise linear, with the outermost pieces extrapolated."""
     piece = np.clip(np.searchsorted(known_x, x) - 1, 0, len(known_x) - 2)
     slope = np.diff(known_y)[piece] / np.diff(known_x)[piece]
     return known_y[piece] + slope * (x - known_x[piece])

@@ -4,21 +4,28 @@
 1. points      the rows of the table as (log inputs, log loss), checked
 2. starts      variable projection on a grid of exponents
 3. minimum     summed Huber loss of log-residuals, all parameters together
-4. noise       scale of the residuals, and how alike those of one run are
+4. noise       scale of the residuals, and how correlated those of one run are
 5. intervals   profile likelihood for the parameters, bootstrap for the rest
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rfjax.scaling.laws import huber, intervals
-from rfjax.scaling.laws import law as laws
 from rfjax.scaling.laws.intervals import Interval
-from rfjax.scaling.laws.law import CannotFit, Law
+from rfjax.scaling.laws.law import (
+    CannotFit,
+    Law,
+    get_law,
+    natural_parameters,
+    predict_loss,
+    recentre,
+)
 from rfjax.scaling.laws.noise import Noise, estimate_noise
 from rfjax.scaling.laws.points import Points, select_points
 from rfjax.scaling.laws.projection import project_starts
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MIN_BOOTSTRAPS = 100
-# A and B may be anything: a factor of exp(100) either way only guards the arithmetic.
+# A and B are unbounded: a factor of exp(100) either way only guards the arithmetic.
 _LOG_ANY_FACTOR = 100.0
 
 
@@ -36,14 +43,15 @@ class FitOptions:
     """How a law is fitted.
 
     Attributes:
-      delta: where the Huber loss of log-residuals turns from square to linear;
+      delta: where the Huber loss of log-residuals turns from quadratic to linear;
         1e-3 makes it nearly the absolute residual, so outliers hardly matter.
-      confidence: of every interval.
+      confidence: confidence level of every interval.
       num_bootstraps: resamples for predictions and the compute-optimal frontier.
       resampling: what a resample redraws: "residuals" (run by run, same design),
         "runs" (whole runs, with replacement) or "points" (as if independent).
-      seed: of the resamples.
-      exponent_range: where exponents are searched; a minimum on its edge is refused.
+      seed: seed of the resamples.
+      exponent_range: range in which exponents are searched; a minimum on its edge is
+        an error.
       grid_size: exponents per axis of the grid of starts.
       num_starts: grid points from which the joint fit starts.
     """
@@ -82,14 +90,14 @@ class Fit:
     """A fitted law.
 
     Attributes:
-      law: the form of the law.
+      law: form of the law.
       theta: [p] its parameters about the centre.
       log_centre: [J] mean log inputs of the points.
       parameters: name -> natural parameter with its profile-likelihood interval.
       bootstrap_parameters: name -> the same with its bootstrap interval.
       draws: [R, p] theta fitted to each resample.
-      points: what was fitted.
-      noise: what was left over.
+      points: the fitted points.
+      noise: the residuals, analysed.
       options: how it was fitted.
       notes: what a reader should know before using it.
     """
@@ -123,20 +131,23 @@ class Fit:
 
     def predict_many(self, inputs: np.ndarray) -> np.ndarray:
         """The law's loss [m] at inputs [m, J]."""
-        return laws.predict_loss(self.theta[None], np.log(inputs) - self.log_centre)[0]
+        return predict_loss(self.theta[None], np.log(inputs) - self.log_centre)[0]
 
     def predict_draws(self, inputs: np.ndarray) -> np.ndarray:
         """Losses [R, m] of the resampled laws at inputs [m, J]."""
-        return laws.predict_loss(self.draws, np.log(inputs) - self.log_centre)
+        return predict_loss(self.draws, np.log(inputs) - self.log_centre)
 
     def natural_draws(self) -> np.ndarray:
         """Natural parameters [R, p] of the resampled laws."""
-        return laws.natural_parameters(
-            self.draws, law=self.law, log_centre=self.log_centre
-        )
+        return natural_parameters(self.draws, law=self.law, log_centre=self.log_centre)
 
     def interval(self, value: float, draws: np.ndarray) -> Interval:
-        """Bootstrap interval of anything derived from the law."""
+        """Bootstrap interval of any quantity derived from the law.
+
+        Args:
+          value: the quantity by the fit.
+          draws: [R] the quantity by each resampled law.
+        """
         return intervals.bias_corrected_interval(
             value,
             draws,
@@ -155,7 +166,7 @@ class Fit:
         )
 
     def predict_outcome(self, **inputs: float) -> Interval:
-        """The loss that one new run will measure: the law's, and a run's own noise."""
+        """The loss that one new run will measure: the law's, and the noise of a run."""
         point = self._point(inputs)
         generator = np.random.default_rng(self.options.seed + 1)
         noise = self.noise.draw_new(generator, len(self.draws))
@@ -164,7 +175,8 @@ class Fit:
         low, high = np.quantile(outcomes, [tail, 1 - tail])
         return Interval(float(self.predict_many(point)[0]), float(low), float(high))
 
-    def _point(self, inputs):
+    def _point(self, inputs: Mapping[str, float]) -> np.ndarray:
+        """The inputs as [1, J], in the order of the law."""
         if set(inputs) != set(self.law.inputs):
             raise CannotFit(
                 f"{self.law.formula} is a function of {', '.join(self.law.inputs)}, "
@@ -185,13 +197,13 @@ def fit_law(
 
     Args:
       table: columns as `load_runs` names them; choose rows with `quality.fitted_rows`.
-      law: a name in `laws.LAWS`.
+      law: a name in `law.LAWS`.
       size_measure: what N is: params, params_without_adaln, or flops (training
         FLOPs per sample).
       loss: column of the loss.
       options: how to fit.
 
-    Raises: CannotFit with the reason if the law cannot be determined.
+    Raises: CannotFit with the reason if the points do not determine the law.
 
     Example:
       >>> import pandas as pd
@@ -206,7 +218,7 @@ def fit_law(
       >>> round(fit.predict(size=1e9, samples=1e8).value, 3)
       0.55
     """
-    chosen = laws.get_law(law)
+    chosen = get_law(law)
     points = select_points(table, law=chosen, size_measure=size_measure, loss=loss)
     return fit_points(points, law=chosen, options=options or FitOptions())
 
@@ -228,7 +240,7 @@ def fit_points(points: Points, *, law: Law, options: FitOptions) -> Fit:
     theta = minimum.theta[0]
     notes = _check_interior(theta, law=law, lower=lower, upper=upper)
 
-    log_fitted = np.log(laws.predict_loss(minimum.theta, log_inputs)[0])
+    log_fitted = np.log(predict_loss(minimum.theta, log_inputs)[0])
     noise = estimate_noise(
         points.log_loss - log_fitted,
         runs=points.runs,
@@ -237,8 +249,8 @@ def fit_points(points: Points, *, law: Law, options: FitOptions) -> Fit:
     draws = _bootstrap(
         log_inputs, points, minimum=minimum, noise=noise, options=options, box=box
     )
-    values = laws.natural_parameters(theta, law=law, log_centre=log_centre)
-    natural_draws = laws.natural_parameters(draws, law=law, log_centre=log_centre)
+    values = natural_parameters(theta, law=law, log_centre=log_centre)
+    natural_draws = natural_parameters(draws, law=law, log_centre=log_centre)
     by_bootstrap = {
         name: intervals.bias_corrected_interval(
             value,
@@ -266,8 +278,10 @@ def fit_points(points: Points, *, law: Law, options: FitOptions) -> Fit:
     )
 
 
-def _bounds(points, *, law, options):
-    """The box of theta; wide where it only keeps the arithmetic finite."""
+def _bounds(
+    points: Points, *, law: Law, options: FitOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of theta; wide where they only keep the arithmetic finite."""
     largest = np.exp(points.log_loss.max())
     ones = np.ones(law.num_inputs)
     smallest_exponent, largest_exponent = options.exponent_range
@@ -279,8 +293,10 @@ def _bounds(points, *, law, options):
     return lower, upper
 
 
-def _check_interior(theta, *, law, lower, upper):
-    """Refuses a minimum on the edge of what was searched; notes a floor of zero."""
+def _check_interior(
+    theta: np.ndarray, *, law: Law, lower: np.ndarray, upper: np.ndarray
+) -> list[str]:
+    """Raises CannotFit if the minimum is on the edge of the box; notes a zero floor."""
     at_edge = (theta <= lower + 1e-9) | (theta >= upper - 1e-9)
     for index in np.flatnonzero(at_edge[1:]) + 1:
         is_exponent = index > law.num_inputs
@@ -291,18 +307,20 @@ def _check_interior(theta, *, law, lower, upper):
                 f"= {theta[index]:.3g}, searched from {lower[index]:.3g} to "
                 f"{upper[index]:.3g}"
                 if is_exponent
-                else "vanishes, so its exponent means nothing"
+                else "vanishes, so its exponent is meaningless"
             )
-            + "; the runs do not show this term, widen their range or ask for a "
+            + "; the runs do not show this term; widen their range or choose a "
             "law without it."
         )
     if at_edge[0]:
-        return ["The floor E is at its bound 0: these runs do not show one yet."]
+        return ["The floor E is at its bound 0: these runs do not show one."]
     return []
 
 
-def _check_bounded(parameters, *, law, options):
-    """Refuses exponents that any value would fit; notes those with an open end."""
+def _check_bounded(
+    parameters: Mapping[str, Interval], *, law: Law, options: FitOptions
+) -> list[str]:
+    """Raises CannotFit for an exponent that may take any value; notes open ends."""
     notes = []
     smallest, largest = options.exponent_range
     for name in law.names[1 + law.num_inputs :]:
@@ -319,9 +337,17 @@ def _check_bounded(parameters, *, law, options):
     return notes
 
 
-def _bootstrap(log_inputs, points, *, minimum, noise, options, box):
+def _bootstrap(
+    log_inputs: np.ndarray,
+    points: Points,
+    *,
+    minimum: huber.Minimum,
+    noise: Noise,
+    options: FitOptions,
+    box: Mapping[str, Any],
+) -> np.ndarray:
     """Fits R resamples, each from the minimum; returns theta [R, p]."""
-    log_fitted = np.log(laws.predict_loss(minimum.theta, log_inputs)[0])
+    log_fitted = np.log(predict_loss(minimum.theta, log_inputs)[0])
     log_loss, weights = intervals.RESAMPLING[options.resampling](
         log_fitted,
         points.log_loss,
@@ -330,7 +356,7 @@ def _bootstrap(log_inputs, points, *, minimum, noise, options, box):
         num_draws=options.num_bootstraps,
     )
     starts = np.repeat(minimum.theta, options.num_bootstraps, axis=0)
-    # Resamples need their minimum to a small part of the interval, not to the bit.
+    # Resamples need their minimum to a small part of the interval, not exactly.
     return huber.minimise(
         log_inputs,
         log_loss,
@@ -342,10 +368,18 @@ def _bootstrap(log_inputs, points, *, minimum, noise, options, box):
     ).theta
 
 
-def _profile(points, *, theta, law, noise, options, box):
+def _profile(
+    points: Points,
+    *,
+    theta: np.ndarray,
+    law: Law,
+    noise: Noise,
+    options: FitOptions,
+    box: Mapping[str, Any],
+) -> dict[str, Interval]:
     """Profile intervals by name: E and exponents about the centre, factors about one.
 
-    A scale such as C0 is no entry of theta about any fixed centre and has none.
+    A scale such as C0 is not an entry of theta about any fixed centre and has none.
     """
     num_inputs = law.num_inputs
     log_centre = points.log_inputs.mean(axis=0)
@@ -364,7 +398,7 @@ def _profile(points, *, theta, law, noise, options, box):
     if law.scale_coefficients:
         return by_name
     factors = list(range(1, 1 + num_inputs))
-    about_one = laws.recentre(theta, shift=log_centre)
+    about_one = recentre(theta, shift=log_centre)
     lower, upper = box["lower"].copy(), box["upper"].copy()
     lower[factors] = about_one[factors] - _LOG_ANY_FACTOR
     upper[factors] = about_one[factors] + _LOG_ANY_FACTOR

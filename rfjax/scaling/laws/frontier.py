@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compute frontier and the isoFLOP parabolas, read off the points themselves.
 
-Both are cross-checks of the law L(N, D): they need no law in two inputs, and pay for
-it by bias (the parabola of a curve that is none: Czech et al. 2026, arXiv:2603.22339).
+Both are cross-checks of the law L(N, D): they need no law of two inputs, at the price
+of bias (the curves are not parabolas: Czech et al. 2026, arXiv:2603.22339).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from rfjax.scaling.laws.points import require_columns, size_of
 if TYPE_CHECKING:
     import pandas as pd
 
-_MIN_SIZES = 4  # a parabola meets any three points: a fourth can contradict it
+_MIN_SIZES = 4  # a parabola fits any three points; a fourth can contradict it
 _MAX_BUDGETS = 7
-_MIN_SPACING = 1.5  # of neighbouring budgets; closer ones repeat each other
+_MIN_SPACING = 1.5  # ratio of neighbouring budgets; closer ones are redundant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,9 @@ class IsoFlop:
       flops: the budget, training FLOPs.
       sizes: [m] sizes with a loss at that budget.
       losses: [m] their losses.
-      best_size: where the parabola is lowest, NaN if that is not between the sizes.
-      best_loss: its value there.
-      reason: why there is no best size, empty if there is.
+      best_size: minimum of the parabola, NaN if it does not lie between the sizes.
+      best_loss: value of the parabola there.
+      reason: why there is no best size, empty if there is one.
     """
 
     flops: float
@@ -57,10 +57,10 @@ def isoflop_parabolas(
 ) -> list[IsoFlop]:
     """Fits one parabola per budget, to losses interpolated along each size.
 
-    The loss of a size at a budget is read between its two nearest points, in log-log;
-    nothing is extrapolated. Budgets are evenly spaced in log FLOPs over the range
-    in which at least four sizes have points on both sides. Repetitions of a cell
-    (seeds) enter by their median.
+    The loss of a size at a budget is interpolated between its two nearest points, in
+    log-log; nothing is extrapolated. Budgets are evenly spaced in log FLOPs over the
+    range in which at least four sizes have points on both sides. Repetitions of a
+    cell (seeds) enter by their median.
 
     Args:
       table: runs table with train_flops.
@@ -104,11 +104,11 @@ def isoflop_parabolas(
 def covered_range(
     ranges: Sequence[tuple[float, float]], *, num_sizes: int
 ) -> tuple[float, float] | None:
-    """Budgets between the starts and ends of enough sizes, None if there are none.
+    """The range of budgets that enough sizes cover, None if there is none.
 
     Args:
-      ranges: cheapest and dearest budget of each size.
-      num_sizes: how many must have started at the low end, and not ended at the high.
+      ranges: cheapest and most expensive budget of each size.
+      num_sizes: how many sizes must have points on both sides of each budget.
     """
     if len(ranges) < num_sizes:
         return None
@@ -117,7 +117,8 @@ def covered_range(
     return (lowest, highest) if lowest <= highest else None
 
 
-def _parabola(flops, sizes, log_losses) -> IsoFlop:
+def _parabola(flops: float, sizes: np.ndarray, log_losses: np.ndarray) -> IsoFlop:
+    """Fits log-loss over log size by a parabola, and finds its minimum."""
     log_sizes = np.log(sizes)
     curvature, slope, constant = np.polyfit(log_sizes, log_losses, 2)
     best, reason = -slope / (2 * curvature), ""

@@ -7,13 +7,12 @@ subject to box bounds. The sum matters: with the mean of the same losses, stock
 optimisers meet their tolerance after a few iterations and stop at biased exponents
 (Besiroglu et al. 2024, arXiv:2404.10102). All R problems (starts of a grid,
 resamples of a bootstrap, values of a profile) advance together, so a thousand
-resamples cost about as much as a few Python loops over one.
+resamples take about as long as a few problems in a Python loop.
 
 Each iteration tries two damped steps and keeps the better: iteratively reweighted
 least squares, which majorises the Huber loss and so descends from anywhere, and a
-Gauss-Newton step on the points inside delta, which ends quickly. Bounds are met
-by an active set; equal bounds hold a parameter fixed, which is all that a profile
-likelihood needs.
+Newton step, which converges quickly near the minimum. Bounds are met by an active
+set; equal bounds hold a parameter fixed, which is all that a profile likelihood needs.
 """
 
 from __future__ import annotations
@@ -24,19 +23,16 @@ import numpy as np
 
 from rfjax.scaling.laws.law import loss_terms, predict_loss
 
-# Damping is relative to the diagonal of the curvature: below the first the step is a
-# Newton step in all but name, above the second it is too short to gain anything.
+# Damping is relative to the diagonal of the curvature: below the first value it has no
+# effect, above the second the step is too short to gain anything.
 _MIN_DAMPING, _MAX_DAMPING = 1e-7, 1e3
-# Share of the reweighted curvature kept in the Newton step, where no point may lie
-# inside delta and the Gauss-Newton curvature alone would be singular.
-_NEWTON_SAFEGUARD = 0.05
-# A problem is done when this many iterations in a row gained next to nothing.
+# A problem is done after this many consecutive iterations that gain almost nothing.
 _QUIET_ITERATIONS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Minimum:
-    """Where R minimisations ended: theta [R, p] and objective [R]."""
+    """Results of R minimisations: theta [R, p] and objective [R]."""
 
     theta: np.ndarray
     objective: np.ndarray
@@ -53,7 +49,14 @@ def huber(residuals: np.ndarray, delta: float) -> np.ndarray:
     return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
 
 
-def huber_objective(theta, log_inputs, log_loss, *, weights, delta) -> np.ndarray:
+def huber_objective(
+    theta: np.ndarray,
+    log_inputs: np.ndarray,
+    log_loss: np.ndarray,
+    *,
+    weights: np.ndarray | float,
+    delta: float,
+) -> np.ndarray:
     """The summed objective [R] of theta [R, p]; see `minimise` for shapes."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         residuals = np.log(predict_loss(theta, log_inputs)) - log_loss
@@ -61,8 +64,10 @@ def huber_objective(theta, log_inputs, log_loss, *, weights, delta) -> np.ndarra
     return np.where(np.isfinite(objective), objective, np.inf)
 
 
-def log_loss_jacobian(theta: np.ndarray, log_inputs: np.ndarray):
-    """The logarithm of L [R, n] and its derivative by theta [R, n, p]."""
+def log_loss_jacobian(
+    theta: np.ndarray, log_inputs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The logarithm of L [R, n] and its derivative in theta [R, n, p]."""
     terms = loss_terms(theta, log_inputs)
     loss = theta[:, :1] + terms.sum(-1)
     shares = terms / loss[..., None]
@@ -92,9 +97,9 @@ def minimise(
       start: [R, p] first guess of theta; moved into the bounds.
       lower: [p] or [R, p] lower bounds.
       upper: [p] or [R, p] upper bounds; equal to `lower` where theta is held fixed.
-      weights: scalar, [n] or [R, n], how often each point counts.
-      delta: where the Huber loss turns from square to linear, in log-loss.
-      max_iterations: a limit that a well-posed problem does not come near.
+      weights: scalar, [n] or [R, n], weight of each point.
+      delta: where the Huber loss turns from quadratic to linear, in log-loss.
+      max_iterations: a limit far beyond what a well-posed problem needs.
       tolerance: relative gain of the objective that counts as none.
 
     Returns: theta [R, p] and the objective [R].
@@ -135,7 +140,7 @@ def minimise(
             best_theta = np.where(better[:, None], candidate, best_theta)
             best_objective = np.where(better, value, best_objective)
 
-        # No gain is the end only when even the shortest steps bring none.
+        # A problem without gain ends only when even the shortest steps bring none.
         gain = before - best_objective
         stuck = (gain <= 0) & (damping[:, active] > _MAX_DAMPING).all(axis=0)
         slow = (gain > 0) & (gain <= tolerance * best_objective)
@@ -149,7 +154,15 @@ def minimise(
 class _Slope:
     """First and second derivatives of the objective at theta [R, p]."""
 
-    def __init__(self, theta, log_inputs, log_loss, *, weights, delta):
+    def __init__(
+        self,
+        theta: np.ndarray,
+        log_inputs: np.ndarray,
+        log_loss: np.ndarray,
+        *,
+        weights: np.ndarray,
+        delta: float,
+    ):
         log_predicted, jacobian = log_loss_jacobian(theta, log_inputs)
         residuals = log_predicted - log_loss
         size = np.abs(residuals)
@@ -162,18 +175,18 @@ class _Slope:
         self.reweighted = self.product(self.influence)
         self.scale = np.einsum("rpp->rp", self.reweighted)
 
-    def product(self, weights):
+    def product(self, weights: np.ndarray) -> np.ndarray:
         """J^T diag(weights) J [R, p, p]."""
         return (self.jacobian.transpose(0, 2, 1) * weights[:, None]) @ self.jacobian
 
 
-def _reweighted_curvature(slope):
-    """That of the quadratic that touches the Huber loss from above."""
+def _reweighted_curvature(slope: _Slope) -> np.ndarray:
+    """The curvature of the quadratic that touches the Huber loss from above."""
     return slope.reweighted
 
 
-def _newton_curvature(slope):
-    """The Hessian: J^T J of the points inside delta, and the bend of log L itself."""
+def _newton_curvature(slope: _Slope) -> np.ndarray:
+    """The Hessian: J^T J of the points inside delta, and the curvature of log L."""
     num_inputs = slope.log_inputs.shape[1]
     curvature = slope.product(slope.inside - slope.pull)
     for j in range(num_inputs):
@@ -190,15 +203,23 @@ def _newton_curvature(slope):
 _MODELS = (_reweighted_curvature, _newton_curvature)
 
 
-def _bounded_step(theta, slope, *, curvature, damping, lower, upper):
-    """Levenberg-Marquardt step; parameters that would leave the box go to its wall."""
+def _bounded_step(
+    theta: np.ndarray,
+    slope: _Slope,
+    *,
+    curvature: np.ndarray,
+    damping: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+) -> np.ndarray:
+    """Levenberg-Marquardt step; parameters that would leave the box go to its edge."""
     identity = np.eye(theta.shape[1])
     tiny = 1e-14 * slope.scale.max(axis=1, keepdims=True) + 1e-300
     diagonal = damping[:, None] * slope.scale + tiny
     system = curvature + diagonal[:, :, None] * identity
     step = np.linalg.solve(system, -slope.gradient[..., None])[..., 0]
 
-    # Compared in theta: in the step, rounding would pin parameters that are free.
+    # Compared in theta: rounding of the step would pin parameters that are free.
     pinned = (theta + step < lower) | (theta + step > upper)
     if pinned.any():
         wall = np.clip(theta + step, lower, upper)

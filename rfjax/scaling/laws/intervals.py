@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the data let the parameters of a law move: bootstrap and profile.
+"""How uncertain the parameters of a law are: bootstrap and profile likelihood.
 
-`bootstrap` redraws the data and fits again; everything derived from the law
+The bootstrap redraws the data and fits again; everything derived from the law
 (predictions, frontier, compute-optimal size) takes its interval from these fits.
-`profile` holds one parameter at a value, fits the others, and keeps the values whose
-loss is not significantly worse.
+The profile holds one parameter at a value, fits the others, and keeps the values whose
+objective is not significantly worse.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -21,7 +22,7 @@ from rfjax.scaling.laws.noise import Noise
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate between its bounds; a bound is infinite where data set none."""
+    """An estimate between its bounds; a bound is infinite where the data set none."""
 
     value: float
     low: float
@@ -38,12 +39,26 @@ class Interval:
 # --- Bootstrap ---------------------------------------------------------------------
 
 
-def redraw_residuals(log_fitted, log_loss, *, noise: Noise, generator, num_draws):
-    """The same design with new residuals, run by run: works with few runs."""
+def redraw_residuals(
+    log_fitted: np.ndarray,
+    log_loss: np.ndarray,
+    *,
+    noise: Noise,
+    generator: np.random.Generator,
+    num_draws: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same points with new residuals, run by run; works with few runs."""
     return log_fitted + noise.draw(generator, num_draws), np.ones(1)
 
 
-def redraw_runs(log_fitted, log_loss, *, noise: Noise, generator, num_draws):
+def redraw_runs(
+    log_fitted: np.ndarray,
+    log_loss: np.ndarray,
+    *,
+    noise: Noise,
+    generator: np.random.Generator,
+    num_draws: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Whole runs with replacement, each with all of its points (cluster bootstrap)."""
     num_runs = noise.run_of_point.max() + 1
     counts = generator.multinomial(
@@ -52,8 +67,15 @@ def redraw_runs(log_fitted, log_loss, *, noise: Noise, generator, num_draws):
     return log_loss, counts[:, noise.run_of_point].astype(np.float64)
 
 
-def redraw_points(log_fitted, log_loss, *, noise: Noise, generator, num_draws):
-    """Points with replacement, as if each came from a run of its own."""
+def redraw_points(
+    log_fitted: np.ndarray,
+    log_loss: np.ndarray,
+    *,
+    noise: Noise,
+    generator: np.random.Generator,
+    num_draws: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points with replacement, as if each came from its own run."""
     num_points = len(log_loss)
     counts = generator.multinomial(
         num_points, np.full(num_points, 1 / num_points), size=num_draws
@@ -61,7 +83,7 @@ def redraw_points(log_fitted, log_loss, *, noise: Noise, generator, num_draws):
     return log_loss, counts.astype(np.float64)
 
 
-# name -> function giving (log_loss [n] or [R, n], weights broadcastable to [R, n])
+# name -> function that returns (log_loss [n] or [R, n], weights broadcast to [R, n])
 RESAMPLING = {
     "residuals": redraw_residuals,
     "runs": redraw_runs,
@@ -72,10 +94,10 @@ RESAMPLING = {
 def bias_corrected_interval(
     value: float, draws: np.ndarray, *, confidence: float, degrees_of_freedom: int
 ) -> Interval:
-    """Percentiles of the draws, shifted for their median bias (Efron 1981).
+    """Percentiles of the draws, corrected for their median bias (Efron 1981).
 
     The tails are those of Student's t: with few points the plain percentiles are
-    too close together (Hesterberg 2015, section 3.3.1).
+    too narrow (Hesterberg 2015, section 3.3.1).
 
     Args:
       value: the estimate.
@@ -99,7 +121,12 @@ _REFINEMENT = 6  # further evaluations inside the bracket that holds the crossin
 
 
 def profile_cutoff(
-    *, delta: float, scale: float, num_residuals: int, num_parameters: int, confidence
+    *,
+    delta: float,
+    scale: float,
+    num_residuals: int,
+    num_parameters: int,
+    confidence: float,
 ) -> float:
     """How much worse than the minimum the Huber objective may be.
 
@@ -122,9 +149,9 @@ def profile_cutoff(
 def covariance(
     jacobian: np.ndarray, *, run_of_point: np.ndarray, run_correlation: float
 ) -> np.ndarray:
-    """Covariance of theta up to the noise variance, with points alike within a run.
+    """Covariance of theta over the noise variance, with correlation within runs.
 
-    W^-1 ((1 - rho) W + rho sum_runs s s^T) W^-1, W = J^T J, s = a run's sum of J.
+    W^-1 ((1 - rho) W + rho sum_runs s s^T) W^-1, W = J^T J, s = the sum of J of a run.
     """
     bread = np.linalg.pinv(jacobian.T @ jacobian, hermitian=True, rcond=1e-14)
     run_sums = np.zeros((run_of_point.max() + 1, jacobian.shape[1]))
@@ -147,21 +174,21 @@ def profile_intervals(
     delta: float,
     confidence: float,
 ) -> list[Interval]:
-    """Values of some entries of theta that the data do not refuse.
+    """Ranges of some entries of theta that the data do not reject.
 
     Args:
-      log_inputs: [n, J] about the centre in which the entries are the parameters
-        that are wanted (centre one for A and B).
+      log_inputs: [n, J] about the centre for which the entries are the wanted
+        parameters (centre one for A and B).
       log_loss: [n].
       theta: [p] the minimum.
-      indices: which entries.
+      indices: the entries.
       lower: [p] lower bounds of the fit.
       upper: [p] upper bounds of the fit.
       noise: its scale sets the cut-off, its run correlation raises it.
-      delta: of the Huber loss.
+      delta: where the Huber loss turns linear.
       confidence: such as 0.95.
 
-    Returns: one interval per index; a bound that is never refused is that of the fit.
+    Returns: one interval per index; where nothing is rejected, the bound of the fit.
     """
     data = {"lower": lower, "upper": upper, "delta": delta}
     _, jacobian = huber.log_loss_jacobian(theta[None], log_inputs)
@@ -184,7 +211,8 @@ def profile_intervals(
     side_index = np.repeat(indices, 2)
     sign = np.tile([-1.0, 1.0], len(indices))
 
-    def rise(values):
+    def rise(values: np.ndarray) -> np.ndarray:
+        """Rise of the objective along every search, at values [S, K]."""
         return _profile_rise(
             side_index, values, log_inputs, log_loss, theta, independent, data
         )
@@ -202,11 +230,19 @@ def profile_intervals(
     ]
 
 
-def _profile_rise(index, values, log_inputs, log_loss, theta, covariance_, data):
+def _profile_rise(
+    index: np.ndarray,
+    values: np.ndarray,
+    log_inputs: np.ndarray,
+    log_loss: np.ndarray,
+    theta: np.ndarray,
+    covariance_: np.ndarray,
+    data: Mapping[str, Any],
+) -> np.ndarray:
     """Rise [S, K] of the objective with theta[index[s]] held at values[s, k]."""
     index = np.repeat(index, values.shape[1])
     held = np.clip(values.reshape(-1), data["lower"][index], data["upper"][index])
-    # The valley of the objective to first order: where the others go as one moves.
+    # The valley of the objective to first order: how the others follow as one moves.
     valley = covariance_[:, index].T / covariance_[index, index][:, None]
     rows = np.arange(len(held))
     lower = np.tile(data["lower"], (len(held), 1))
@@ -220,7 +256,7 @@ def _profile_rise(index, values, log_inputs, log_loss, theta, covariance_, data)
         upper=upper,
         delta=data["delta"],
         max_iterations=200,
-        tolerance=1e-6,  # of the objective; the cut-off is a thousand times that
+        tolerance=1e-6,  # of the objective; the cut-off is a thousand times larger
     )
     minimum = huber.huber_objective(
         theta[None], log_inputs, log_loss, weights=1.0, delta=data["delta"]
@@ -228,8 +264,15 @@ def _profile_rise(index, values, log_inputs, log_loss, theta, covariance_, data)
     return (found.objective - minimum).reshape(values.shape)
 
 
-def _crossings(rise, *, start, step, wall, cutoff) -> np.ndarray:
-    """Where each profile [S] first meets its cut-off, walking from start by steps."""
+def _crossings(
+    rise: Callable[[np.ndarray], np.ndarray],
+    *,
+    start: np.ndarray,
+    step: np.ndarray,
+    wall: np.ndarray,
+    cutoff: np.ndarray,
+) -> np.ndarray:
+    """Where each profile [S] first meets its cut-off, going from start by steps."""
     if not cutoff.any():
         return start
     rows = np.arange(len(start))

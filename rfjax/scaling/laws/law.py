@@ -19,7 +19,7 @@ import numpy as np
 
 
 class CannotFit(ValueError):
-    """The table, the law or the options do not go together; the message says why."""
+    """The table, the law or the options do not fit together; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Law:
     Attributes:
       inputs: what the loss depends on: "size", "samples" or "flops".
       names: the natural parameters in order: floor, coefficients, exponents.
-      formula: the law as one would print it.
+      formula: the law as printed.
       words: the law in a sentence.
       scale_coefficients: whether a coefficient is reported as the scale x0 of
         (x0 / x)^a rather than as the factor in front of x^-a.
@@ -51,14 +51,10 @@ class Law:
         """Number 1 + 2 J of parameters."""
         return len(self.names)
 
-    def exponent_of(self, column: str) -> str:
-        """The name of the exponent that belongs to one input."""
-        return self.names[1 + self.num_inputs + self.inputs.index(column)]
-
 
 # Hoffmann et al. 2022 (arXiv:2203.15556), approach 3, and Henighan et al. 2020
 # (arXiv:2010.14701), equation 1.1, whose irreducible term a flow-matching loss
-# needs all the more: much of it is the variance of the noise.
+# needs even more: much of it is the variance of the noise.
 LAWS = {
     "chinchilla": Law(
         inputs=("size", "samples"),
@@ -95,14 +91,16 @@ LAWS = {
 def get_law(name: str) -> Law:
     """Looks up a law by name.
 
-    Raises: CannotFit naming the laws there are.
+    Raises: CannotFit, naming the known laws.
     """
     if name not in LAWS:
         raise CannotFit(f"law must be one of {', '.join(LAWS)}, got {name!r}.")
     return LAWS[name]
 
 
-def unpack(theta: np.ndarray, num_inputs: int):
+def unpack(
+    theta: np.ndarray, num_inputs: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Splits theta [..., 1 + 2 J] into floor [...], log c [..., J], a [..., J]."""
     return theta[..., 0], theta[..., 1 : 1 + num_inputs], theta[..., 1 + num_inputs :]
 
@@ -140,7 +138,7 @@ def recentre(theta: np.ndarray, *, shift: np.ndarray) -> np.ndarray:
 def natural_parameters(
     theta: np.ndarray, *, law: Law, log_centre: np.ndarray
 ) -> np.ndarray:
-    """Parameters as `law.names` has them: E, coefficients, exponents.
+    """Parameters in the order of `law.names`: E, coefficients, exponents.
 
     Args:
       theta: [..., 1 + 2 J] parameters about the centre.
@@ -153,6 +151,6 @@ def natural_parameters(
     floor, log_coefficients, exponents = unpack(about_one, law.num_inputs)
     if law.scale_coefficients:
         log_coefficients = log_coefficients / exponents
-    with np.errstate(over="ignore"):  # a resample with a huge exponent reads as inf
+    with np.errstate(over="ignore"):  # a resample with a huge exponent gives inf
         coefficients = np.exp(log_coefficients)
     return np.concatenate([floor[..., None], coefficients, exponents], axis=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left over: the size of the residuals, and how alike those of one run are.
+"""The residuals: their scale, and how correlated those of one run are.
 
 The points of one run (branches cooled down from one constant-rate trunk) share its
 initialisation and its data order, so their residuals are not independent:
@@ -14,21 +14,21 @@ import dataclasses
 import numpy as np
 
 _NORMAL_MAD = 0.6744897501960817  # median of |z|, z standard normal
-_WINSOR = 3.0  # deviations beyond which a residual no longer adds to the scale
+_WINSOR = 3.0  # deviations at which residuals are clipped in the scale
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Residuals of a fit, taken apart.
+    """Residuals of a fit, split into effects of runs and of points.
 
     Attributes:
       run_of_point: [n] int, which run each point belongs to.
       run_effects: [G] one per run, with the variance estimated for u; zeros where
-        runs have one point each or are no more alike than chance.
+        runs have one point each or correlate no more than by chance.
       point_effects: [m] residuals within runs, with the variance estimated for v.
-      scale: standard deviation of one log-residual, robust, unbiased for p
+      scale: standard deviation of one log-residual, robust, corrected for p
         fitted parameters.
-      run_correlation: share of the variance that a run's points have in common.
+      run_correlation: share of the variance that the points of a run have in common.
     """
 
     run_of_point: np.ndarray
@@ -38,7 +38,7 @@ class Noise:
     run_correlation: float
 
     def draw(self, generator: np.random.Generator, num_draws: int) -> np.ndarray:
-        """New residuals [num_draws, n] on the same design, run by run."""
+        """New residuals [num_draws, n] of the same points, run by run."""
         runs = _smoothed_draw(
             self.run_effects, (num_draws, len(self.run_effects)), generator
         )
@@ -48,22 +48,22 @@ class Noise:
         return runs[:, self.run_of_point] + points
 
     def draw_new(self, generator: np.random.Generator, num_draws: int) -> np.ndarray:
-        """Residuals [num_draws] of one point of a run not yet made."""
+        """Residuals [num_draws] of one point of a new run."""
         return _smoothed_draw(
             self.run_effects, (num_draws,), generator
         ) + _smoothed_draw(self.point_effects, (num_draws,), generator)
 
 
 def robust_scale(residuals: np.ndarray, *, num_parameters: int) -> float:
-    """Standard deviation of residuals, outliers pulled in, p parameters paid for.
+    """Standard deviation of residuals, with outliers clipped, for p fitted parameters.
 
     A fit of absolute residuals passes through about p points, so the p smallest
     residuals say nothing about the noise; the median is taken over the others.
     """
     size = np.sort(np.abs(residuals))
     median_scale = np.median(size[num_parameters:]) / _NORMAL_MAD
-    pulled_in = np.minimum(size, _WINSOR * median_scale)
-    return float(np.sqrt((pulled_in**2).sum() / (len(size) - num_parameters)))
+    clipped = np.minimum(size, _WINSOR * median_scale)
+    return float(np.sqrt((clipped**2).sum() / (len(size) - num_parameters)))
 
 
 def estimate_noise(
@@ -91,7 +91,7 @@ def estimate_noise(
     between_variance = max(
         0.0, means.var(ddof=1) - within_variance * np.mean(1 / sizes)
     )
-    # Paying for the fitted parameters once, in both parts alike.
+    # Corrects for the fitted parameters, in equal measure for both parts.
     inflation = num_points / (num_points - num_parameters)
     total = within_variance + between_variance
     return Noise(
@@ -105,25 +105,27 @@ def estimate_noise(
     )
 
 
-def _rescaled(values, variance):
-    """The values about zero, stretched to the given variance."""
+def _rescaled(values: np.ndarray, variance: float) -> np.ndarray:
+    """The values centred on zero and scaled to the given variance."""
     centred = values - values.mean()
     spread = centred.std()
     return centred * (np.sqrt(variance) / spread if spread > 0 else 0.0)
 
 
-def _smoothed_draw(values, shape, generator):
-    """Draws with replacement, blurred a little and with the variance kept.
+def _smoothed_draw(
+    values: np.ndarray, shape: tuple[int, ...], generator: np.random.Generator
+) -> np.ndarray:
+    """Draws with replacement, smoothed a little with the variance preserved.
 
-    Without the blur a bootstrap of absolute residuals is inconsistent to second
+    Without smoothing, a bootstrap of absolute residuals is inconsistent to second
     order: it needs the density at zero (De Angelis, Hall and Young 1993). The
     bandwidth is Silverman's rule.
     """
     spread = values.std()
     robust_spread = np.median(np.abs(values)) / _NORMAL_MAD
     bandwidth = 0.9 * min(spread, robust_spread) * len(values) ** -0.2
-    blurred = generator.choice(values, size=shape) + bandwidth * (
+    smoothed = generator.choice(values, size=shape) + bandwidth * (
         generator.standard_normal(shape)
     )
     shrink = spread / np.hypot(spread, bandwidth) if spread > 0 else 0.0
-    return blurred * shrink
+    return smoothed * shrink

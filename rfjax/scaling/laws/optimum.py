@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to train with a budget: the compute-optimal size, samples and loss.
+"""What to train on a budget: the compute-optimal size, samples and loss.
 
 With a training cost of C = kappa N^omega D the best split of C follows in closed form
 from L = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, equation 4, is the case
@@ -14,6 +14,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rfjax.scaling.laws.depth import depth_of_size
 from rfjax.scaling.laws.fit import Fit
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Training FLOPs C = kappa size^omega samples, and where that comes from."""
+    """Training FLOPs C = kappa size^omega samples, and the source of that formula."""
 
     kappa: float
     omega: float
     source: str
 
-    def flops(self, size, samples):
-        """Training FLOPs of samples at a size."""
+    def flops(self, size: ArrayLike, samples: ArrayLike) -> ArrayLike:
+        """Training FLOPs of a number of samples at a size."""
         return self.kappa * size**self.omega * samples
 
-    def samples(self, size, flops):
-        """Training samples that FLOPs pay for at a size."""
+    def samples(self, size: ArrayLike, flops: ArrayLike) -> ArrayLike:
+        """Training samples that a number of FLOPs allows at a size."""
         return flops / (self.kappa * size**self.omega)
 
 
@@ -47,11 +48,11 @@ class Optimum:
     """The best way to spend a budget, with intervals.
 
     Attributes:
-      flops: the budget, training FLOPs.
-      size: the best size in the fit's size measure.
+      flops: the budget in training FLOPs.
+      size: the best size, in the size measure of the fit.
       samples: the best number of training samples.
-      loss: the loss they reach by the law.
-      depth: the depth of that size, where the table knows depths.
+      loss: the loss that they reach by the law.
+      depth: the depth of that size, None if the table has no depths.
     """
 
     flops: float
@@ -62,7 +63,7 @@ class Optimum:
 
 
 def cost_of(table: pd.DataFrame, *, size_measure: str) -> Cost:
-    """The cost of training, from the FLOPs in a runs table or by 6 N D."""
+    """The cost of training, from the FLOPs in a runs table, else 6 N D."""
     if size_measure == "flops":
         return Cost(1.0, 1.0, "size is training FLOPs per sample, so C = N D")
     if "train_flops" not in table or not (table["train_flops"] > 0).all():
@@ -80,7 +81,8 @@ def cost_of(table: pd.DataFrame, *, size_measure: str) -> Cost:
 def allocation_exponent(fit: Fit, *, cost: Cost) -> Interval:
     """The power a of N_opt ~ C^a, with its interval."""
 
-    def exponent(natural):
+    def exponent(natural: np.ndarray) -> np.ndarray:
+        """Of natural parameters (E, A, B, alpha, beta)."""
         return natural[..., 4] / (natural[..., 3] + cost.omega * natural[..., 4])
 
     return fit.interval(exponent(_natural(fit)), exponent(fit.natural_draws()))
@@ -97,11 +99,11 @@ def optimum(
     """The compute-optimal size, samples, loss and depth for a budget.
 
     Args:
-      fit: of the law "chinchilla".
-      flops: the budget, training FLOPs.
-      cost: what a sample costs at a size, see `cost_of`.
-      table: runs with depths, to translate the size into a depth.
-      size_measure: what the fit calls size.
+      fit: a fit of the law "chinchilla".
+      flops: the budget in training FLOPs.
+      cost: the cost of a sample at a size, see `cost_of`.
+      table: runs with depths, to convert the size into a depth.
+      size_measure: the size measure of the fit.
 
     Raises: CannotFit if the law does not have both inputs.
 
@@ -130,7 +132,8 @@ def optimum(
     exponents = thetas[:, 3:]
     losses = thetas[:, 0] + np.exp(thetas[:, 1:3] - exponents * log_inputs).sum(1)
 
-    def with_interval(values):
+    def with_interval(values: np.ndarray) -> Interval:
+        """The first value, with the interval of the others."""
         return fit.interval(values[0], values[1:])
 
     depth = None
@@ -145,11 +148,12 @@ def optimum(
     )
 
 
-def _natural(fit):
+def _natural(fit: Fit) -> np.ndarray:
+    """[p] natural parameters of a fit."""
     return np.array(list(fit.values.values()))
 
 
-def _optimal_size(natural, flops, cost):
+def _optimal_size(natural: np.ndarray, flops: float, cost: Cost) -> np.ndarray:
     """N_opt [R] of natural parameters (E, A, B, alpha, beta) [R, 5]."""
     _, size_factor, samples_factor, alpha, beta = natural.T
     balance = alpha * size_factor / (cost.omega * beta * samples_factor)

@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a runs table to the points of one law, or the reason why not."""
+"""From a runs table to the points of one law, or the reason why it cannot be fitted."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rfjax.scaling.laws.law import LAWS, CannotFit, Law
 
-if TYPE_CHECKING:  # pandas costs a second to import, and only readers of tables need it
+if TYPE_CHECKING:  # importing pandas takes a second, and only readers of tables need it
     import pandas as pd
 
-# measure of a model's size -> columns of the runs table that it is read from
+# measure of model size -> columns of the runs table that it is computed from
 SIZE_MEASURES = {
     "params": ("params",),
     "params_without_adaln": ("params_without_adaln",),
     "flops": ("train_flops", "samples"),  # their ratio: training FLOPs per sample
 }
-# A floor, a factor and an exponent cannot be told apart from two values of an input.
+# Two values of an input do not determine a floor, a factor and an exponent.
 _MIN_DISTINCT = 3
-# Points beyond the number of parameters: without them there is no noise to measure.
+# Points beyond the number of parameters; without them the noise cannot be measured.
 _MIN_SPARE_POINTS = 2
 
 
@@ -32,7 +33,7 @@ class Points:
     Attributes:
       log_inputs: [n, J] natural logarithms of the law's inputs.
       log_loss: [n] natural logarithm of the loss.
-      runs: [n] labels; points of one run, or of branches of one trunk, carry the same.
+      runs: [n] labels, shared by points of one run or of branches of one trunk.
     """
 
     log_inputs: np.ndarray
@@ -44,7 +45,7 @@ class Points:
 
 
 def input_columns(law: Law, *, size_measure: str) -> tuple[str, ...]:
-    """Columns of the runs table that a law's inputs are read from.
+    """Columns of the runs table that the inputs of a law are computed from.
 
     Raises: CannotFit if the size measure is unknown.
     """
@@ -85,11 +86,11 @@ def select_points(
 
     Args:
       table: runs table.
-      law: says which inputs are wanted.
-      size_measure: what size is.
+      law: the law, which determines the inputs.
+      size_measure: a key of `SIZE_MEASURES`.
       loss: column of the loss.
       must_identify: whether the points must determine every parameter of the law;
-        not so for points that are to be predicted.
+        points that are only predicted need not.
 
     Raises: CannotFit if a column is missing, a value is not a positive number, or
       the points cannot determine every parameter of the law.
@@ -118,7 +119,7 @@ def select_points(
 
 
 def _run_labels(table: pd.DataFrame) -> np.ndarray:
-    """[n] what each point shares its noise with: branches of one trunk are alike."""
+    """[n] labels of the points that share noise: branches of one trunk count as one."""
     if "trunk" in table and table["trunk"].notna().all():
         return np.asarray(table["trunk"])
     if "run" in table:
@@ -127,9 +128,9 @@ def _run_labels(table: pd.DataFrame) -> np.ndarray:
 
 
 def check_identified(points: Points, *, law: Law) -> None:
-    """Refuses points that cannot determine every parameter of the law.
+    """Checks that the points can determine every parameter of the law.
 
-    Raises: CannotFit naming the parameters and what would determine them.
+    Raises: CannotFit, naming the parameters and what would determine them.
     """
     for column, name in enumerate(law.inputs):
         distinct = len(np.unique(points.log_inputs[:, column].round(9)))
@@ -143,25 +144,25 @@ def check_identified(points: Points, *, law: Law) -> None:
                 f"{coefficient} and {exponent} are not identified: {name} takes "
                 f"{distinct} distinct value{'s' * (distinct != 1)}, at least "
                 f"{_MIN_DISTINCT} are needed; add runs of another {name}"
-                + (f", or ask for the reduced law {others}." if others else ".")
+                + (f", or choose the reduced law {others}." if others else ".")
             )
     needed = law.num_parameters + _MIN_SPARE_POINTS
     if len(points) < needed:
         raise CannotFit(
             f"{law.formula} needs at least {needed} points for its "
-            f"{law.num_parameters} parameters, got {len(points)}; add runs or ask for "
+            f"{law.num_parameters} parameters, got {len(points)}; add runs or choose "
             f"a law with fewer parameters."
         )
     centred = points.log_inputs - points.log_inputs.mean(axis=0)
     if np.linalg.matrix_rank(centred, tol=1e-6) < law.num_inputs:
         raise CannotFit(
             f"{' and '.join(law.inputs)} rise in lockstep in these runs, so their "
-            f"terms cannot be told apart; add runs with another ratio of the two."
+            f"terms cannot be separated; add runs with another ratio of the two."
         )
 
 
-def require_columns(table: pd.DataFrame, names) -> None:
-    """Raises CannotFit naming the columns that a table lacks and those it has."""
+def require_columns(table: pd.DataFrame, names: Iterable[str]) -> None:
+    """Raises CannotFit if a table lacks columns, naming them and those it has."""
     missing = [name for name in names if name not in table]
     if missing:
         raise CannotFit(
@@ -170,6 +171,7 @@ def require_columns(table: pd.DataFrame, names) -> None:
         )
 
 
-def _column(table, name):
+def _column(table: pd.DataFrame, name: str) -> pd.Series:
+    """A column, or CannotFit if the table lacks it."""
     require_columns(table, [name])
     return table[name]

@@ -2,7 +2,7 @@
 """Variable projection: for given exponents the rest of the law is linear.
 
 E, A and B follow from the exponents by non-negative least squares, so only the
-exponents are searched, on a grid: two dimensions rather than five, and no start
+exponents are searched, on a grid: two dimensions rather than five, and no initial
 values to guess (Golub and Pereyra 1973; for scaling laws Czech et al. 2026,
 arXiv:2603.22339).
 """
@@ -14,7 +14,9 @@ import itertools
 import numpy as np
 
 
-def nonnegative_least_squares(design: np.ndarray, target: np.ndarray):
+def nonnegative_least_squares(
+    design: np.ndarray, target: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Minimises |design z - target|^2 over z >= 0, for a batch of designs.
 
     With at most three unknowns every set of positive unknowns can be tried.
@@ -59,7 +61,7 @@ def project_starts(
     Args:
       log_inputs: [n, J] log inputs over their centre.
       loss: [n] measured losses, positive.
-      exponents: [m] values that every exponent takes in turn.
+      exponents: [m] values that each exponent is tried at.
       num_starts: how many of the m^J grid points to return, best first.
 
     Returns: theta [num_starts, 1 + 2 J].

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that a runs table says, drawn and written.
+"""What a runs table shows: the law, its figures and its report.
 
 analysis    fits, optima, back-test and forecasts of one table
-figures     the pictures of an analysis
-page        the same as a web page
-document    the same as fit.json
-folder      the folder that `rfjax fit` leaves
+figures     the figures of an analysis
+page        an analysis as a web page
+document    an analysis as fit.json
+folder      the folder that `rfjax fit` writes
 """
 
 from rfjax.scaling.report.analysis import Forecast, Study, analyse

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything a depth-scaling study says, from its runs table, before any drawing."""
+"""The results of a depth-scaling study, computed from its runs table."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from rfjax.scaling.laws.law import CannotFit, get_law
 from rfjax.scaling.laws.optimum import Cost, Optimum, cost_of, optimum
 from rfjax.scaling.laws.points import input_columns, size_of
 from rfjax.scaling.study import quality
+from rfjax.timestep_levels import NUM_LEVELS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_NUM_TIMESTEP_LEVELS = 8  # of the validation protocol: t = k / 8
-
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """The loss of a model that is not in the table, by the law.
+    """The predicted loss of a model that is not in the table.
 
     Attributes:
-      depth: its depth, where the request named one.
-      inputs: the law's inputs.
-      law: the law's loss with its interval.
-      outcome: the same with the interval for what one run will measure.
+      depth: its depth, None if the request named a size.
+      inputs: the inputs of the law.
+      law: the loss by the law, with its interval.
+      outcome: the same with the interval for the outcome of one run.
     """
 
     depth: float | None
@@ -47,18 +46,18 @@ class Study:
     """A fitted study.
 
     Attributes:
-      table: every row, with its reason if it may not be fitted.
+      table: every row, with the reason why it is not fitted, empty if it may be.
       fitted: the rows that were fitted.
       loss: column of the loss.
-      size_measure: what size is.
+      size_measure: the measure of size.
       law_name: a name in `laws.LAWS`.
-      fit: the law.
-      cost: what training costs, None for laws without size and samples.
+      fit: the fitted law.
+      cost: the cost of training, None for laws without size and samples.
       optima: compute-optimal models, one per budget.
       isoflops: parabolas as a cross-check of the optima.
       per_timestep: t -> fit of the loss at that t, or the reason why there is none.
       backtest: the fit without the largest model, or the reason why there is none.
-      forecasts: what the law says of models that were asked for.
+      forecasts: predictions for the requested models.
     """
 
     table: pd.DataFrame
@@ -94,21 +93,22 @@ def analyse(
       table: from `load_runs` or `load_table`.
       loss: column of the loss.
       law: a name in `laws.LAWS`; "compute" is fitted to the frontier's rows only.
-      size_measure: what size is: params, params_without_adaln or flops.
+      size_measure: measure of size: params, params_without_adaln or flops.
       holdout_largest: whether to test the law on its largest model.
-      mid_run: whether to fit rows too at which the learning rate has not cooled down.
-      where: condition on columns, as "depth >= 2"; other rows are left out, visibly.
-      budgets: training FLOPs to find the compute-optimal model for; by default
-        the largest budget of the table, ten and a hundred times that.
+      mid_run: whether to also fit rows at which the learning rate has not cooled down.
+      where: condition on columns, such as "depth >= 2"; other rows are excluded, with
+        that reason.
+      budgets: training FLOPs to find the compute-optimal model for; by default 1, 10
+        and 100 times the largest budget of the table.
       forecasts: models to predict, each with `depth` or `size`, and `samples`; or
         `flops` for the compute law.
       options: how to fit.
 
-    Raises: UserError with the reason if the law cannot be fitted.
+    Raises: CannotFit with the reason if the law cannot be fitted; UserError if `where`
+      is not a condition on columns.
     """
     options = options or FitOptions()
-    chosen = get_law(law)
-    inputs = input_columns(chosen, size_measure=size_measure)
+    inputs = input_columns(get_law(law), size_measure=size_measure)
     table = quality.mark_unusable(table, loss=loss, inputs=inputs)
     if where is not None:
         table = quality.mark_unwanted(table, where)
@@ -121,27 +121,16 @@ def analyse(
     cost, optima, isoflops = None, (), ()
     if law == "chinchilla":
         cost = cost_of(fitted, size_measure=size_measure)
-        largest = cost.flops(
-            size_of(fitted, size_measure=size_measure), fitted["samples"]
-        ).max()
-        optima = tuple(
-            optimum(
-                fit, flops=flops, cost=cost, table=fitted, size_measure=size_measure
-            )
-            for flops in (budgets or largest * np.array([1.0, 10.0, 100.0]))
+        optima = _find_optima(
+            fit, fitted, cost=cost, budgets=budgets, size_measure=size_measure
         )
         if "train_flops" in fitted:
             isoflops = tuple(
                 isoflop_parabolas(fitted, loss=loss, size_measure=size_measure)
             )
-    backtest: BackTest | str = "not asked for"
-    if holdout_largest and "size" in chosen.inputs:
-        try:
-            backtest = hold_out_largest(fitted, loss=loss, options=options, **how)
-        except CannotFit as error:
-            backtest = str(error)
-    elif holdout_largest:
-        backtest = f"{chosen.formula} has no size to hold out"
+    backtest: BackTest | str = "not requested"
+    if holdout_largest:
+        backtest = _back_test(fitted, loss=loss, options=options, **how)
     return Study(
         table=table,
         fitted=fitted,
@@ -166,7 +155,7 @@ def forecast(
 ) -> Forecast:
     """Predicts one model, given by depth or size and by samples, or by flops.
 
-    Raises: UserError if the request does not name the law's inputs.
+    Raises: CannotFit if the request does not name the inputs of the law.
     """
     inputs = dict(request)
     depth = inputs.pop("depth", None)
@@ -176,19 +165,53 @@ def forecast(
     return Forecast(depth, inputs, fit.predict(**inputs), fit.predict_outcome(**inputs))
 
 
-def _fit_timesteps(table, *, loss, law, size_measure, options):
+def _find_optima(
+    fit: Fit,
+    table: pd.DataFrame,
+    *,
+    cost: Cost,
+    budgets: Sequence[float],
+    size_measure: str,
+) -> tuple[Optimum, ...]:
+    """The compute-optimal model of each budget, or of three from the largest spent."""
+    sizes = size_of(table, size_measure=size_measure)
+    largest = cost.flops(sizes, table["samples"]).max()
+    return tuple(
+        optimum(fit, flops=flops, cost=cost, table=table, size_measure=size_measure)
+        for flops in (budgets or largest * np.array([1.0, 10.0, 100.0]))
+    )
+
+
+def _back_test(
+    table: pd.DataFrame, *, loss: str, law: str, size_measure: str, options: FitOptions
+) -> BackTest | str:
+    """The back-test, or the reason why there is none."""
+    chosen = get_law(law)
+    if "size" not in chosen.inputs:
+        return f"{chosen.formula} has no size to hold out"
+    try:
+        return hold_out_largest(
+            table, law=law, size_measure=size_measure, loss=loss, options=options
+        )
+    except CannotFit as error:
+        return str(error)
+
+
+def _fit_timesteps(
+    table: pd.DataFrame, *, loss: str, law: str, size_measure: str, options: FitOptions
+) -> dict[float, Fit | str]:
     """The same law for the loss at each level t = k / 8 that the table has."""
     fits: dict[float, Fit | str] = {}
     # Only parameters are reported per t, and those have profile intervals.
     options = dataclasses.replace(options, num_bootstraps=MIN_BOOTSTRAPS)
-    for level in range(_NUM_TIMESTEP_LEVELS):
+    for level in range(NUM_LEVELS):
         column = f"{loss}_t{level}"
         if column not in table:
             continue
         try:
-            fits[level / _NUM_TIMESTEP_LEVELS] = fit_law(
+            fits[level / NUM_LEVELS] = fit_law(
                 table, law=law, size_measure=size_measure, loss=column, options=options
             )
         except CannotFit as error:
-            fits[level / _NUM_TIMESTEP_LEVELS] = str(error)
+            fits[level / NUM_LEVELS] = str(error)
     return fits

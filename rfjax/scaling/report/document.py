@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fit.json`: the law, its intervals, and all one needs to make it again."""
+"""`fit.json`: the law, its intervals, and everything needed to reproduce it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rfjax
 from rfjax.scaling.laws.backtest import BackTest
@@ -15,6 +15,9 @@ from rfjax.scaling.laws.intervals import Interval
 from rfjax.scaling.laws.optimum import allocation_exponent
 from rfjax.scaling.report.analysis import Study
 from rfjax.scaling.study.quality import excluded_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def describe(study: Study) -> dict[str, Any]:
@@ -75,21 +78,24 @@ def describe(study: Study) -> dict[str, Any]:
     return _finite(document)
 
 
-def _parameters(fit: Fit):
+def _parameters(fit: Fit) -> dict[str, Any]:
+    """Name -> parameter with its interval."""
     return {name: _interval(interval) for name, interval in fit.parameters.items()}
 
 
-def _interval(interval: Interval | None):
+def _interval(interval: Interval | None) -> dict[str, float] | None:
     return None if interval is None else dataclasses.asdict(interval)
 
 
-def _distinct(table, column):
+def _distinct(table: pd.DataFrame, column: str) -> list[str]:
+    """The values of a column, sorted; empty if the table lacks it."""
     if column not in table:
         return []
     return sorted(str(value) for value in table[column].dropna().unique())
 
 
-def _compute_optimal(study: Study):
+def _compute_optimal(study: Study) -> dict[str, Any] | None:
+    """The optima and what they follow from; None for laws without cost."""
     if study.cost is None:
         return None
     return {
@@ -109,7 +115,8 @@ def _compute_optimal(study: Study):
     }
 
 
-def _holdout(backtest: BackTest | str):
+def _holdout(backtest: BackTest | str) -> dict[str, Any]:
+    """The back-test, or the reason why there is none."""
     if isinstance(backtest, str):
         return {"reason": backtest}
     return {
@@ -129,8 +136,8 @@ def _holdout(backtest: BackTest | str):
     }
 
 
-def _finite(value):
-    """The same with null for what JSON cannot write: infinity and NaN."""
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON does not have: infinity and NaN."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json as json_format
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ REPORT_FILE = "fit.json"
 
 @dataclasses.dataclass(frozen=True)
 class FitReport:
-    """What `run_fit` found and where it wrote it.
+    """What `run_fit` found, and where it wrote that.
 
     Attributes:
       study: the fits and the rows behind them.
@@ -57,33 +57,34 @@ def run_fit(
     where: str | None = None,
     budgets: Sequence[float] = (),
     forecasts: Sequence[Mapping[str, float]] = (),
-    json: str | Path | None = None,
+    json_file: str | Path | None = None,
     options: FitOptions | None = None,
 ) -> FitReport:
     """Fits a study and writes its report.
 
     Args:
       runs: sweep folder; give this or `table`.
-      table: CSV of somebody else's runs.
-      columns: of the CSV, our name -> theirs: params, samples, loss, and
-        optionally train_flops, depth, run, seed.
+      table: CSV of other runs; give this or `runs`.
+      columns: our name -> name in the CSV: params, samples, loss, and optionally
+        train_flops, depth, run, seed.
       out: folder to write. An earlier report there is replaced if the folder holds
-        nothing but the files that its `fit.json` lists.
+        nothing but the files that its `fit.json` lists, unaltered.
       law: "chinchilla" (size and samples), "size", "samples" or "compute".
       size_measure: "params", "params_without_adaln" or "flops" (per sample).
       loss: column of the loss; by default val_ema/loss of runs, loss of a CSV.
       num_bootstraps: resamples for predictions and the compute-optimal frontier.
       holdout_largest: whether to test the law on its largest model.
-      mid_run: whether to fit rows too at which the learning rate has not cooled down.
-      where: condition on columns, as "depth >= 2"; other rows are left out, visibly.
+      mid_run: whether to also fit rows at which the learning rate has not cooled down.
+      where: condition on columns, such as "depth >= 2"; other rows are excluded, with
+        that reason.
       budgets: training FLOPs to find the compute-optimal model for.
       forecasts: models to predict, such as {"depth": 12, "samples": 1e6}.
-      json: a file for a second copy of `fit.json`.
-      options: everything else about the fit.
+      json_file: path of a second copy of `fit.json`.
+      options: all other options of the fit.
 
-    Raises: UserError with the reason if the law cannot be fitted or `out` holds
-      anything else, before anything is written; FileNotFoundError if the runs or the
-      table are missing.
+    Raises: CannotFit with the reason if the law cannot be fitted, UserError if `out`
+      holds anything else, MissingFileError if the runs or the table are missing; all
+      before anything is written.
     """
     if (runs is None) == (table is None):
         raise UserError("give exactly one of runs (a folder) and table (a CSV).")
@@ -112,16 +113,16 @@ def run_fit(
         options=options,
     )
     document = _write_folder(out, study, replaces=earlier_files)
-    if json is not None:
-        whole_files.write_json(json, document)
+    if json_file is not None:
+        whole_files.write_json(json_file, document)
     logging.info("wrote %s", out / "index.html")
     return FitReport(study, document, out)
 
 
 def _files_of_report(out: Path) -> list[str]:
-    """Names of the files that an earlier report wrote and nobody altered since."""
+    """Names of the files that an earlier report wrote and that are unaltered since."""
     try:
-        written = json_format.loads((out / REPORT_FILE).read_bytes())["files"]
+        written = json.loads((out / REPORT_FILE).read_bytes())["files"]
         return [
             REPORT_FILE,
             *(n for n in written if not checksums.find_damage(out, {n: written[n]})),
@@ -133,8 +134,8 @@ def _files_of_report(out: Path) -> list[str]:
 def _write_folder(
     out: Path, study: Study, *, replaces: Sequence[str]
 ) -> dict[str, Any]:
-    """Writes the whole report in the place of an earlier one; returns `fit.json`."""
-    # matplotlib takes a second to import, and only reports need it.
+    """Writes the report in place of an earlier one; returns what `fit.json` holds."""
+    # Importing matplotlib takes a second, and only reports need it.
     from rfjax.scaling.report.figures import draw_all
 
     with whole_files.new_folder(out, replaces=replaces) as folder:
@@ -148,6 +149,6 @@ def _write_folder(
         (folder / "index.html").write_text(page(study, pictures), encoding="utf-8")
         files = checksums.compute(folder, sorted(folder.iterdir()))
         document = describe(study) | {"files": files}
-        text = json_format.dumps(document, indent=2, allow_nan=False) + "\n"
+        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         (folder / REPORT_FILE).write_text(text, encoding="utf-8")
     return document

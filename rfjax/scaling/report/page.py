@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study as one HTML page that needs nothing beside it."""
+"""A study as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -41,72 +41,16 @@ def page(study: Study, pictures: Sequence[tuple[str, str, bytes]]) -> str:
       study: what to report.
       pictures: (name, caption, PNG) of each figure.
     """
-    fit = study.fit
-    level = f"{fit.options.confidence:.0%}"
     sections = [
-        "<h1>Depth-scaling study</h1>",
-        f"<p>{html.escape(fit.law.words)} "
-        f"Loss is <code>{html.escape(study.loss)}</code>; "
-        f"size is <code>{study.size_measure}</code>; "
-        f"{len(fit.points)} points from {len(set(fit.points.runs))} runs.</p>",
-        f"<p class=law>{html.escape(fit.law.formula)}</p>",
-        _table(
-            ["", "value", f"{level} by profile", f"{level} by bootstrap"],
-            [
-                [
-                    name,
-                    _digits(i.value),
-                    _range(i),
-                    _range(fit.bootstrap_parameters[name]),
-                ]
-                for name, i in fit.parameters.items()
-            ],
-        ),
-        f"<p>The law leaves {100 * fit.noise.scale:.2g} % of the loss unexplained "
-        f"(standard deviation); the points of one run share "
-        f"{100 * fit.noise.run_correlation:.0f} % of that variance.</p>",
-        *(f"<p class=note>{html.escape(note)}</p>" for note in fit.notes),
+        *_law(study),
+        *_optima(study),
+        *_forecasts(study),
+        "<h2>The largest model, held out</h2>",
+        _backtest(study.backtest),
+        "<h2>Figures</h2>",
+        *(_figure(*picture) for picture in pictures),
+        *_provenance(study),
     ]
-    if study.optima:
-        has_depth = study.optima[0].depth is not None
-        sections += [
-            "<h2>What to train with a budget</h2>",
-            _table(
-                ["FLOPs", "size", "samples", "loss", *["depth"] * has_depth],
-                [
-                    [
-                        f"{best.flops:.3g}",
-                        _spell(best.size),
-                        _spell(best.samples),
-                        _spell(best.loss),
-                        *([_spell(best.depth)] if has_depth else []),
-                    ]
-                    for best in study.optima
-                ],
-            ),
-            f"<p>Cost: {html.escape(study.cost.source)}.</p>",
-        ]
-    if study.forecasts:
-        sections += [
-            "<h2>Models not yet trained</h2>",
-            _table(
-                ["model", "loss by the law", "outcome of one run"],
-                [
-                    [_name_model(f), _spell(f.law), _spell(f.outcome)]
-                    for f in study.forecasts
-                ],
-            ),
-        ]
-    sections += ["<h2>The largest model, held out</h2>", _backtest(study.backtest)]
-    sections += ["<h2>Figures</h2>"]
-    for name, caption, picture in pictures:
-        encoded = base64.b64encode(picture).decode("ascii")
-        sections.append(
-            f'<figure id="{name}"><img alt="{html.escape(caption)}" '
-            f'src="data:image/png;base64,{encoded}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
-    sections += _provenance(study)
     body = "\n".join(sections)
     return (
         "<!doctype html>\n<html lang=en><meta charset=utf-8>"
@@ -135,7 +79,88 @@ def summary(study: Study) -> str:
     return "\n".join(lines)
 
 
+def _law(study: Study) -> list[str]:
+    """The title, the law, its parameters and notes on them."""
+    fit = study.fit
+    level = f"{fit.options.confidence:.0%}"
+    return [
+        "<h1>Depth-scaling study</h1>",
+        f"<p>{html.escape(fit.law.words)} "
+        f"Loss is <code>{html.escape(study.loss)}</code>; "
+        f"size is <code>{study.size_measure}</code>; "
+        f"{len(fit.points)} points from {len(set(fit.points.runs))} runs.</p>",
+        f"<p class=law>{html.escape(fit.law.formula)}</p>",
+        _table(
+            ["", "value", f"{level} by profile", f"{level} by bootstrap"],
+            [
+                [
+                    name,
+                    _digits(i.value),
+                    _range(i),
+                    _range(fit.bootstrap_parameters[name]),
+                ]
+                for name, i in fit.parameters.items()
+            ],
+        ),
+        f"<p>The law leaves {100 * fit.noise.scale:.2g} % of the loss unexplained "
+        f"(standard deviation); the points of one run share "
+        f"{100 * fit.noise.run_correlation:.0f} % of that variance.</p>",
+        *(f"<p class=note>{html.escape(note)}</p>" for note in fit.notes),
+    ]
+
+
+def _optima(study: Study) -> list[str]:
+    """The compute-optimal models, if there are any."""
+    if not study.optima:
+        return []
+    has_depth = study.optima[0].depth is not None
+    return [
+        "<h2>What to train on a budget</h2>",
+        _table(
+            ["FLOPs", "size", "samples", "loss", *["depth"] * has_depth],
+            [
+                [
+                    f"{best.flops:.3g}",
+                    _spell(best.size),
+                    _spell(best.samples),
+                    _spell(best.loss),
+                    *([_spell(best.depth)] if has_depth else []),
+                ]
+                for best in study.optima
+            ],
+        ),
+        f"<p>Cost: {html.escape(study.cost.source)}.</p>",
+    ]
+
+
+def _forecasts(study: Study) -> list[str]:
+    """The requested models, if there are any."""
+    if not study.forecasts:
+        return []
+    return [
+        "<h2>Models not yet trained</h2>",
+        _table(
+            ["model", "loss by the law", "outcome of one run"],
+            [
+                [_name_model(f), _spell(f.law), _spell(f.outcome)]
+                for f in study.forecasts
+            ],
+        ),
+    ]
+
+
+def _figure(name: str, caption: str, picture: bytes) -> str:
+    """One figure, with the PNG inside."""
+    encoded = base64.b64encode(picture).decode("ascii")
+    return (
+        f'<figure id="{name}"><img alt="{html.escape(caption)}" '
+        f'src="data:image/png;base64,{encoded}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
 def _backtest(backtest: BackTest | str) -> str:
+    """The table of held-out points, or why there is none."""
     if isinstance(backtest, str):
         return f"<p>No back-test: {html.escape(backtest)}</p>"
     rows = [
@@ -154,6 +179,7 @@ def _backtest(backtest: BackTest | str) -> str:
 
 
 def _judge(backtest: BackTest) -> str:
+    """How many held-out points the fit predicted, in a sentence."""
     points = backtest.predictions
     inside = sum(point.inside for point in points)
     worst = max(abs(point.relative_error) for point in points)
@@ -165,6 +191,7 @@ def _judge(backtest: BackTest) -> str:
 
 
 def _provenance(study: Study) -> list[str]:
+    """Excluded rows, failed fits per t, and the options."""
     excluded = excluded_rows(study.table)
     refused = {
         timestep: fit

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether one learning rate serves every depth.
 
-coordinates         how far a few steps move the activations of ever larger models
-coordinate_figure   the same as a picture
+coordinates         how far a few steps move the activations, from model to larger model
+coordinate_figure   that as a figure
 rates               loss against learning rate, depth by depth
 """
 

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coordinate check as a figure: a panel for each kind of activation."""
+"""The coordinate check as a figure, with one panel per kind of activation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import ticker
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rfjax.scaling.report.figures import STYLE
+from rfjax.scaling.style import STYLE
 from rfjax.scaling.transfer.coordinates import ACTIVATIONS, Coordinate, fit_slopes
 
 _STYLES = {  # parameterisation -> (label, colour)
@@ -21,10 +22,10 @@ _FAINTEST = 0.25  # opacity of the first step drawn
 
 
 def draw_coordinates(coordinates: Sequence[Coordinate]) -> Figure:
-    """Mean change against width, log-log; later steps darker; slopes of the last.
+    """Mean change against width, log-log; later steps darker; slopes of the last step.
 
     Args:
-      coordinates: of one parameterisation or of both.
+      coordinates: results of one parameterisation or of both.
     """
     slopes = fit_slopes(coordinates)
     names = [name for name in _STYLES if name in slopes]
@@ -68,8 +69,10 @@ def draw_coordinates(coordinates: Sequence[Coordinate]) -> Figure:
     return figure
 
 
-def _draw_steps(axes, points, *, colour, last) -> None:
-    """One line a step from the second on, which is the first to reach the blocks."""
+def _draw_steps(
+    axes: Axes, points: Sequence[Coordinate], *, colour: str, last: int
+) -> None:
+    """One line per step from the second on, which is the first to reach the blocks."""
     for step in range(2, last + 1):
         line = sorted((p.width, p.change) for p in points if p.step == step)
         if min(change for _, change in line) <= 0:
@@ -85,8 +88,8 @@ def _draw_steps(axes, points, *, colour, last) -> None:
         )
 
 
-def _write_slopes(axes, slopes) -> None:
-    """Slopes of the last step above the panel, stacked, each in its colour."""
+def _write_slopes(axes: Axes, slopes: Mapping[str, float]) -> None:
+    """Writes the slopes of the last step above the panel, each in its colour."""
     for row, (name, slope) in enumerate(reversed(slopes.items())):
         axes.annotate(
             f"{round(slope, 2) + 0.0:+.2f}".replace("-", "−"),
@@ -98,8 +101,8 @@ def _write_slopes(axes, slopes) -> None:
         )
 
 
-def _keep_a_decade(axes) -> None:
-    """Widens a short axis: noise of a flat line must not look like a slope."""
+def _keep_a_decade(axes: Axes) -> None:
+    """Widens a short axis, so that noise on a flat line does not look like a slope."""
     low, high = np.log10(axes.get_ylim())
     missing = max(0.0, 1.0 - (high - low)) / 2
     axes.set_ylim(10 ** (low - missing), 10 ** (high + missing))

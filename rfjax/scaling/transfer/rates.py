@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the best learning rate stays where it is as models grow deeper.
+"""Whether the best learning rate stays the same as models grow deeper.
 
-Loss against learning rate, one curve a depth: under a parameterisation whose rate
-transfers, the minima of all depths stand above one another.
+Loss against learning rate, one curve per depth: under a parameterisation whose rate
+transfers, the minima of all depths are at the same rate.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib import cm, ticker
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from rfjax.errors import UserError
 from rfjax.scaling.laws.points import require_columns
-from rfjax.scaling.report.figures import STYLE
+from rfjax.scaling.style import STYLE
 
 COLUMNS = ("depth", "learning_rate", "parameterisation")
 _TITLES = {"standard": "standard", "mup": "muP"}
-_CLIP = 1.25  # losses above this many times the worst minimum leave the panel
+_CLIP = 1.25  # losses above this multiple of the worst minimum are cut off
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +32,11 @@ class BestRate:
     """The minimum of one curve.
 
     Attributes:
-      parameterisation: its panel.
-      depth: of the models.
-      learning_rate: of the parabola through the best rate tried and its neighbours,
-        in logs; the best rate tried where that stands at an end.
-      loss: at that rate.
+      parameterisation: that of the curve.
+      depth: depth of its models.
+      learning_rate: minimum of the parabola through the best rate tried and its
+        neighbours, in logs; the best rate tried where it is the first or the last.
+      loss: loss at that rate.
       is_inside: whether rates on both sides were tried, and were worse.
     """
 
@@ -48,12 +51,13 @@ def find_best_rates(table: pd.DataFrame, *, loss: str = "loss") -> list[BestRate
     """The minimum for each parameterisation and depth; seeds are averaged.
 
     Args:
-      table: rows with the columns of `COLUMNS` and the loss; losses that are no finite
-        numbers (diverged runs) count as infinite.
+      table: rows with the columns `COLUMNS` and the loss; losses that are not finite
+        (diverged runs) count as infinite.
       loss: column of the loss.
 
     Raises:
-      UserError: a column is missing, or a curve has no finite loss.
+      CannotFit: a column is missing.
+      UserError: a curve has no finite loss.
     """
     best = []
     for (parameterisation, depth), curve in _curves(table, loss=loss):
@@ -81,12 +85,12 @@ def find_best_rates(table: pd.DataFrame, *, loss: str = "loss") -> list[BestRate
     return best
 
 
-def fit_drift(best: list[BestRate]) -> dict[str, float]:
-    """How the best rate follows the depth: slope of log rate over log depth.
+def fit_drift(best: Sequence[BestRate]) -> dict[str, float]:
+    """How the best rate depends on depth: slope of log rate over log depth.
 
     Returns:
       parameterisation -> slope; 0 is perfect transfer, -1 a rate that halves when the
-      depth doubles; nan where there is one depth alone.
+      depth doubles; NaN where there is only one depth.
     """
     drifts = {}
     for name in sorted({point.parameterisation for point in best}):
@@ -103,14 +107,14 @@ def fit_drift(best: list[BestRate]) -> dict[str, float]:
 def draw_transfer(
     table: pd.DataFrame, *, loss: str = "loss", loss_label: str = "validation loss"
 ) -> Figure:
-    """Loss against learning rate: one panel a parameterisation, one line a depth.
+    """Loss against learning rate: one panel per parameterisation, one line per depth.
 
-    A star is the minimum, hollow where it stands at the end of the rates tried.
+    A star marks the minimum, hollow where it is at the end of the rates tried.
 
     Args:
-      table: as `find_best_rates` takes it.
+      table: see `find_best_rates`.
       loss: column of the loss.
-      loss_label: of the axis.
+      loss_label: label of the loss axis.
     """
     best = find_best_rates(table, loss=loss)
     drifts = fit_drift(best)
@@ -158,8 +162,10 @@ def draw_transfer(
     return figure
 
 
-def _curves(table: pd.DataFrame, *, loss: str):
-    """((parameterisation, depth), mean loss by rate), rates rising."""
+def _curves(
+    table: pd.DataFrame, *, loss: str
+) -> Iterator[tuple[tuple[str, float], pd.Series]]:
+    """((parameterisation, depth), mean loss by rising learning rate)."""
     require_columns(table, [*COLUMNS, loss])
     values = pd.to_numeric(table[loss], errors="coerce")
     table = table.assign(**{loss: values.where(np.isfinite(values), np.inf)})
@@ -167,7 +173,7 @@ def _curves(table: pd.DataFrame, *, loss: str):
         yield key, rows.groupby("learning_rate")[loss].mean().sort_index()
 
 
-def _vertex(rates, losses) -> tuple[float, float]:
+def _vertex(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
     """Minimum of the parabola through three points, in log rate and log loss."""
     coefficients = np.polyfit(np.log(rates), np.log(losses), 2)
     curvature, slope, _ = coefficients
@@ -177,13 +183,16 @@ def _vertex(rates, losses) -> tuple[float, float]:
     return np.exp(log_rate), np.exp(np.polyval(coefficients, log_rate))
 
 
-def _rate_label(rate: float, _) -> str:
+def _rate_label(rate: float, _: int | None) -> str:
     """0.0005 as 5e-4."""
     digits, exponent = f"{rate:.0e}".split("e")
     return f"{digits}e−{-int(exponent)}" if rate < 1 else f"{rate:g}"
 
 
-def _draw_curve(axes, curve, best: BestRate, *, colour, top) -> None:
+def _draw_curve(
+    axes: Axes, curve: pd.Series, best: BestRate, *, colour: ArrayLike, top: float
+) -> None:
+    """One curve with its best rate; losses above `top` become triangles."""
     rates, losses = curve.index.to_numpy(float), curve.to_numpy(float)
     shown = losses <= top
     axes.plot(rates, np.minimum(losses, top), color=colour, label=f"{best.depth}")

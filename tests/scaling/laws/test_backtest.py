@@ -13,7 +13,7 @@ HOW = {
 }
 
 
-def test_the_largest_model_is_foretold(planted):
+def test_the_largest_model_is_predicted(planted):
     sizes = np.logspace(5.3, 7.3, 6)
     table = planted.table(planted.laptop, sizes, np.logspace(5, 7, 5), noise=0.003)
     result = hold_out_largest(table, **HOW)

@@ -71,7 +71,7 @@ def test_a_wide_delta_is_least_squares(planted):
     np.testing.assert_allclose(list(fit.values.values()), expected, rtol=1e-4)
 
 
-def test_an_outlier_is_shrugged_off(planted):
+def test_an_outlier_hardly_matters(planted):
     table = planted.table(planted.laptop, *LAPTOP_GRID, noise=0.002)
     clean = fit_law(table, options=QUICK)
     table.loc[4, "loss"] *= 1.2
@@ -101,7 +101,7 @@ def test_the_same_table_gives_the_same_fit(planted):
     assert shuffled.values == pytest.approx(first.values, rel=1e-5)
 
 
-def test_the_size_measure_is_the_one_asked_for(planted):
+def test_the_size_measure_is_the_requested_one(planted):
     table = planted.table(planted.laptop, *LAPTOP_GRID)
     table["params_without_adaln"] = table["params"]
     table["train_flops"] = 6 * table["params"] * table["samples"]

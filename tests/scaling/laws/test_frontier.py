@@ -6,7 +6,7 @@ import pytest
 from rfjax.scaling.laws.frontier import frontier, isoflop_exponent, isoflop_parabolas
 
 
-def test_the_frontier_is_what_nothing_beats():
+def test_the_frontier_is_what_no_other_row_beats():
     table = pd.DataFrame(
         {
             "train_flops": [4.0, 1.0, 2.0, 3.0, 2.0],

@@ -30,7 +30,7 @@ def report(sweep, tmp_path):
         num_bootstraps=100,
         budgets=[1e15],
         forecasts=[{"depth": 7, "samples": 1e7}],
-        json=tmp_path / "copy" / "fit.json",
+        json_file=tmp_path / "copy" / "fit.json",
     )
 
 
@@ -40,7 +40,7 @@ def test_points_in_mid_run_are_fitted_on_request(sweep, report, tmp_path):
     assert (report.document["num_points"], every["num_points"]) == (20, 60)
 
 
-def test_rows_are_left_out_on_request_and_visibly(sweep, tmp_path):
+def test_rows_are_excluded_on_request_with_the_reason(sweep, tmp_path):
     options = {"runs": sweep, "num_bootstraps": 100, "holdout_largest": False}
     kept = run_fit(where="depth >= 2", out=tmp_path / "kept", **options).document
     assert kept["num_points"] == 16
@@ -80,7 +80,7 @@ def test_a_sweep_becomes_a_page_figures_and_json(report, planted, tmp_path):
 
     page = (out / "index.html").read_text()
     assert page.count("data:image/png;base64,") == len(FIGURES)
-    assert not re.search(r'(src|href)="?http', page)  # stands alone
+    assert not re.search(r'(src|href)="?http', page)  # self-contained
     assert not list(tmp_path.glob(".report*"))
     table = pd.read_csv(out / "points.csv")
     assert len(table) == 60
@@ -163,16 +163,18 @@ def test_what_is_no_report_is_left_alone(sweep, tmp_path, monkeypatch, name):
     (work / "here" / "report" / "thesis.tex").write_text("years of work")
     (work / "here" / "link").symlink_to("sweep")
     (work / "here" / "file").write_text("kept")
-    # What a report may hold are files; a folder of such a name is somebody else's.
+    # A report holds only files; a folder of such a name is not part of it.
     (work / "here" / "listed" / "index.html").mkdir()
     (work / "here" / "listed" / "index.html" / "thesis.tex").write_text("kept")
     before = tree(tmp_path)
-    with pytest.raises(ValueError, match=r"^out .*(must|holds what no earlier report)"):
+    with pytest.raises(ValueError, match=r"^out .*(must|holds files that no earlier)"):
         run_fit(runs="sweep", out=name, num_bootstraps=100, holdout_largest=False)
     assert tree(tmp_path) == before
 
 
-def test_a_file_that_comes_while_the_report_is_made_stays(sweep, tmp_path, monkeypatch):
+def test_a_file_that_appears_while_the_report_is_made_stays(
+    sweep, tmp_path, monkeypatch
+):
     options = {"runs": sweep, "num_bootstraps": 100, "holdout_largest": False}
     run_fit(out=tmp_path / "report", **options)
 
@@ -188,7 +190,7 @@ def test_a_file_that_comes_while_the_report_is_made_stays(sweep, tmp_path, monke
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_report_that_somebody_edited_stays(sweep, tmp_path):
+def test_an_edited_report_stays(sweep, tmp_path):
     options = {"runs": sweep, "num_bootstraps": 100, "holdout_largest": False}
     run_fit(out=tmp_path / "report", **options)
     run_fit(out=tmp_path / "report", **options)  # control

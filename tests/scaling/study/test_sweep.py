@@ -70,9 +70,7 @@ def copied(branched, tmp_path):
 def ema_params(workdir):
     config = configs.load(workdir)
     abstract = make_model(config.model).abstract_params()
-    return jax.tree.leaves(
-        checkpoint.restore_params(workdir, checkpoint.abstract_on_device(abstract))
-    )
+    return jax.tree.leaves(checkpoint.restore_params(workdir, abstract))
 
 
 def equal(left, right):

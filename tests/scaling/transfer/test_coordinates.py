@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coordinate check: planted slopes are found, and muP is told from standard."""
+"""The coordinate check: planted slopes are found, and muP differs from standard."""
 
 import jax
 import numpy as np

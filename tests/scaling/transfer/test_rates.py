@@ -39,7 +39,7 @@ def test_planted_minima_are_found():
     assert transfer.fit_drift(best) == pytest.approx(DRIFTS, abs=1e-6)
 
 
-def test_seeds_are_averaged_and_rows_may_stand_in_any_order():
+def test_seeds_are_averaged_and_rows_may_be_in_any_order():
     table = planted()
     up, down = table.assign(loss=table.loss + 0.1), table.assign(loss=table.loss - 0.1)
     mixed = pd.concat([up, down]).sample(frac=1, random_state=0)
@@ -66,7 +66,7 @@ def test_diverged_runs_are_the_worst():
         transfer.find_best_rates(table.drop(columns="learning_rate"))
 
 
-def test_the_figure_has_a_panel_each_and_a_star_at_each_minimum(tmp_path):
+def test_the_figure_has_panels_and_a_star_at_each_minimum(tmp_path):
     table = planted()
     table.loc[(table.depth == 4) & (table.learning_rate > 5e-3), "loss"] = np.inf
     figure = transfer.draw_transfer(table)

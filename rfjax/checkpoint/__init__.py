@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: asynchronous, atomic, restored on any mesh and any number of hosts.
+
+A run folder holds `checkpoints/STEP/state` (step, params, ema_params, opt_state),
+`checkpoints/STEP/data` (position in the data stream) and `checkpoints/STEP/
+checksums.json` (every file), written by orbax into a temporary folder that is renamed
+when complete. Files are compared with their checksums before they are read. A
+checkpoint that cannot be read is an error that names step and file, never "no
+checkpoint".
+
+steps       which checkpoints a run folder holds
+handler     orbax's handler of the state, with checksums
+verify      files against their checksums
+restore     parameters alone, in any layout
+manager     saving and resuming, as the training loop does
+"""
+
+from rfjax.checkpoint.manager import CheckpointConfig, Checkpoints
+from rfjax.checkpoint.restore import (
+    WEIGHTS,
+    restore_params,
+    stored_shapes,
+)
+from rfjax.checkpoint.steps import (
+    FOLDER,
+    CheckpointError,
+    choose_step,
+    damaged,
+    finished_steps,
+    inherit,
+    newest_step,
+)
+from rfjax.checkpoint.verify import check_step, find_damage
+
+__all__ = [
+    "FOLDER",
+    "WEIGHTS",
+    "CheckpointConfig",
+    "CheckpointError",
+    "Checkpoints",
+    "check_step",
+    "choose_step",
+    "damaged",
+    "find_damage",
+    "finished_steps",
+    "inherit",
+    "newest_step",
+    "restore_params",
+    "stored_shapes",
+]

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which checkpoints a run folder holds, and the error for one that cannot be used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from rfjax import whole_files
+from rfjax.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, unfinished or unreadable."""
+
+
+def finished_steps(workdir: Path | str) -> list[int]:
+    """Steps of the complete checkpoints of a run folder, in order."""
+    folder = Path(workdir) / FOLDER
+    if not folder.is_dir():
+        return []
+    return sorted(
+        int(path.name)
+        for path in folder.iterdir()
+        if path.name.isascii() and path.name.isdigit() and path.is_dir()
+    )
+
+
+def newest_step(workdir: Path | str) -> int | None:
+    """The newest complete checkpoint of a run folder, None if it has none."""
+    steps = finished_steps(workdir)
+    return steps[-1] if steps else None
+
+
+def choose_step(workdir: Path | str, step: int | None = None) -> int:
+    """The step to read: the requested one, else the newest.
+
+    Raises:
+      CheckpointError: if it does not exist, or its save never finished.
+    """
+    steps = finished_steps(workdir)
+    folder = Path(workdir) / FOLDER
+    if step is None and steps:
+        return steps[-1]
+    if step in steps:
+        return step
+    asked = "a checkpoint" if step is None else f"checkpoint {step}"
+    unfinished = sorted(
+        path.name for path in folder.glob(f"{'' if step is None else step}*.orbax*tmp*")
+    )
+    if unfinished:
+        reason = f"its save was interrupted and never finished ({unfinished[-1]})"
+    elif not Path(workdir).is_dir():
+        reason = f"the run folder {workdir} does not exist"
+    else:
+        reason = f"{folder} holds none of that step"
+    choice = f"choose one of the steps {steps}" if steps else "train it first"
+    raise CheckpointError(f"{asked} cannot be read: {reason}; {choice}.")
+
+
+def inherit(workdir: Path | str, *, source: Path | str, step: int) -> None:
+    """Gives a run without checkpoints a checkpoint of another run.
+
+    Files are linked rather than copied where the file system supports it: a finished
+    checkpoint never changes.
+
+    Args:
+      workdir: run folder that receives the checkpoint.
+      source: run folder that has it.
+      step: one of the finished steps of `source`.
+    """
+    folder = Path(workdir) / FOLDER
+    with whole_files.new_folder(folder / str(step)) as partial:
+        shutil.copytree(
+            Path(source) / FOLDER / str(step),
+            partial,
+            copy_function=_link,
+            dirs_exist_ok=True,
+        )
+
+
+def _link(source: str, target: str) -> None:
+    """Links a file, or copies it where links are not supported."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def damaged(workdir: Path, step: int, reason: str) -> CheckpointError:
+    """The error for a checkpoint that cannot be used, with a remedy."""
+    older = [s for s in finished_steps(workdir) if s < step]
+    remedy = (
+        f"delete {workdir / FOLDER / str(step)} to resume from step {older[-1]}"
+        if older
+        else "copy it again from a backup, or delete the run folder to start over"
+    )
+    return CheckpointError(
+        f"checkpoint {step} of {workdir} is damaged ({reason}); {remedy}."
+    )
