@@ -97,12 +97,12 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
     return schema.build(Config, values)
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def config_to_dict(config: Config) -> dict[str, Any]:
     """The resolved config as plain values, as config.json holds it."""
     return schema.to_dict(config)
 
 
-def load(workdir: Path | str) -> Config:
+def load_config(workdir: Path | str) -> Config:
     """The config of a run folder.
 
     Raises:

@@ -98,6 +98,7 @@ def kind_of(fields: Mapping[str, Any]) -> Kind | None:
     """The kind that shares most field names with a config; None if all share none."""
 
     def num_shared(kind: Kind) -> int:
+        """How many field names a kind has in common with the config."""
         return len({f.name for f in dataclasses.fields(kind.fields)} & set(fields))
 
     nearest = max(KINDS, key=num_shared)

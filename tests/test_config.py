@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rfjax import config as configs
+from rfjax.config import config_to_dict, from_config_dict, load_config
 from rfjax.config_files import apply_overrides, load_config_file
 
 ROOT = Path(__file__).parents[1]
@@ -21,21 +21,21 @@ SHIPPED = {
 
 def load(name="debug", *overrides):
     fields = load_config_file(str(ROOT / SHIPPED[name]))
-    return configs.from_config_dict(apply_overrides(fields, overrides))
+    return from_config_dict(apply_overrides(fields, overrides))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_resolve_to_their_golden_files(name):
     """A change here is a change of a default: put the new file into the review."""
-    resolved = configs.to_dict(load(name))
+    resolved = config_to_dict(load(name))
     assert resolved == json.loads((GOLDEN / f"{name}.json").read_text())
 
 
 def test_resolved_config_reads_back_equal(tmp_path):
     config = load("debug", "--config.data.latent_shape=[4, 4, 16]")
-    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(config)))
-    assert configs.load(tmp_path) == config
-    assert configs.load(tmp_path) != load("debug")  # control
+    (tmp_path / "config.json").write_text(json.dumps(config_to_dict(config)))
+    assert load_config(tmp_path) == config
+    assert load_config(tmp_path) != load("debug")  # control
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_wrong_fields_are_named_with_rule_and_value(override, message):
 
 def test_missing_fields_are_named():
     with pytest.raises(ValueError, match=r"model must be set, and is missing"):
-        configs.from_config_dict({"train": {"num_steps": 1}})
+        from_config_dict({"train": {"num_steps": 1}})
 
 
 def test_whole_numbers_may_stand_for_real_ones():

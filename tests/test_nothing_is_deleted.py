@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rfjax import checkpoint, checksums, commands, run_folder, whole_files
-from rfjax import config as configs
+from rfjax.config import from_config_dict
 from rfjax.config_files import load_config_file
 from rfjax.scaling.study import sweep
 
@@ -230,7 +230,7 @@ def test_a_checkpoint_with_notes_in_it_stays(tmp_path, theirs):
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/3/notes.txt", "x/y"])
 def test_a_folder_that_is_no_run_keeps_its_files(tmp_path, theirs, name):
     theirs(name)
-    config = configs.from_config_dict(load_config_file(f"{ROOT}/configs/debug.py"))
+    config = from_config_dict(load_config_file(f"{ROOT}/configs/debug.py"))
     with pytest.raises(
         ValueError, match=r"line 1 must be a JSON|holds no config\.json"
     ):
@@ -243,7 +243,7 @@ def test_tables_of_others_keep_their_names(tmp_path, theirs):
         with pytest.raises(ValueError, match=f"holds a {name} that no sweep wrote"):
             sweep.write_cells([], {}, workdir=tmp_path / folder, complete=dict)
     theirs("coordinates.json")
-    config = configs.from_config_dict(load_config_file(f"{ROOT}/configs/debug.py"))
+    config = from_config_dict(load_config_file(f"{ROOT}/configs/debug.py"))
     with pytest.raises(ValueError, match=r"holds a coordinates\.json that `rfjax coo"):
         commands.coordinates(
             config, depths=[1, 2], num_steps=4, parameterisation="mup", out=tmp_path

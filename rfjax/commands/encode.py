@@ -52,6 +52,7 @@ def encode(
     ) as bar:
 
         def update(done: int, total: int) -> None:
+            """Moves the bar."""
             bar.total = total
             bar.update(done - bar.n)
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rfjax import checkpoint, run_folder, whole_files
-from rfjax import config as configs
 from rfjax.commands.flags import JsonFile
 from rfjax.commands.job import (
     abstract_params_on,
     make_evaluators,
     make_reading_mesh,
 )
-from rfjax.config import Config
+from rfjax.config import Config, load_config
 from rfjax.evaluation import validation
 from rfjax.evaluation.curves import draw_curves
 from rfjax.models import make_model
@@ -76,7 +75,7 @@ def evaluate(
     Example:
       rfjax evaluate --workdir=runs/emoji --json=runs/emoji/evaluation.json
     """
-    config = configs.load(workdir)
+    config = load_config(workdir)
     step = checkpoint.choose_step(workdir, step)
     if num_samples is not None:
         config = dataclasses.replace(

@@ -14,7 +14,6 @@ from cyclopts import Parameter
 from jax.sharding import Mesh
 
 from rfjax import checkpoint, checksums, run_folder, whole_files
-from rfjax import config as configs
 from rfjax.commands.flags import RunFields
 from rfjax.commands.job import (
     describe_run,
@@ -22,7 +21,7 @@ from rfjax.commands.job import (
     make_stream,
     read_manifest,
 )
-from rfjax.config import Config
+from rfjax.config import Config, config_to_dict, from_config_dict
 from rfjax.export.load import merge_model_fields, open_weights
 from rfjax.models import make_model
 from rfjax.parallel.sharding import state_shardings
@@ -84,12 +83,12 @@ def import_weights(
         fields.get("model", {}),
         position_file=workdir / run_folder.POSITION_FILE,
     )
-    config = configs.from_config_dict({**fields, "model": model_fields})
+    config = from_config_dict({**fields, "model": model_fields})
     mesh = make_mesh_for(config)
     manifest = read_manifest(config)
     whole_files.check_free(workdir, field="workdir")
     with whole_files.new_folder(workdir) as folder:
-        run_folder.claim(folder, configs.to_dict(config))
+        run_folder.claim(folder, config_to_dict(config))
         describe_run(folder, config, manifest)
         run_folder.update_run(
             folder, imported_from=str(source), status="imported", saved_step=0

@@ -17,15 +17,20 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from rfjax import __version__, run_folder
-from rfjax import config as configs
-from rfjax.config import Config
+from rfjax.config import Config, config_to_dict
 from rfjax.data.manifest import Manifest
 from rfjax.errors import UserError
 from rfjax.evaluation import Evaluator, Subject, validation
 from rfjax.flow import formulations
 from rfjax.models import Model, make_model
-from rfjax.parallel import mesh as meshes
 from rfjax.parallel.compiler import compiler_options
+from rfjax.parallel.mesh import (
+    MeshConfig,
+    fit_sizes,
+    make_mesh,
+    reading_share,
+    replicated,
+)
 from rfjax.parallel.sharding import MeshLayout, state_shardings
 from rfjax.train import loop
 from rfjax.train.optimizer import learning_rate, make_init, make_optimizer
@@ -55,15 +60,15 @@ def make_mesh_for(config: Config) -> Mesh:
     sizes.check_batch(
         config.train.global_batch_size, micro_batches=config.train.micro_batches
     )
-    return meshes.make_mesh(sizes)
+    return make_mesh(sizes)
 
 
 def make_reading_mesh(config: Config) -> Mesh:
     """The mesh that a finished run is evaluated and sampled on, of all devices."""
-    sizes = meshes.fit_sizes(
+    sizes = fit_sizes(
         config.mesh, num_devices=jax.device_count(), width=config.model.width
     )
-    return meshes.make_mesh(sizes)
+    return make_mesh(sizes)
 
 
 def abstract_params_on(model: Model, *, mesh: Mesh) -> Any:
@@ -75,7 +80,7 @@ def abstract_params_on(model: Model, *, mesh: Mesh) -> Any:
 
 def make_stream(config: Config, *, mesh: Mesh | None = None) -> loop.DataStream:
     """The training batches from the first on: this process's share, or all rows."""
-    index, count = (0, 1) if mesh is None else meshes.reading_share(mesh)
+    index, count = (0, 1) if mesh is None else reading_share(mesh)
     return config.data.train_stream(
         global_batch_size=config.train.global_batch_size,
         seed=config.seed,
@@ -92,7 +97,7 @@ def make_job(
     Raises:
       UserError: if the mesh does not divide a parameter or the image tokens.
     """
-    meshes.MeshConfig(**mesh.shape).check_tokens(
+    MeshConfig(**mesh.shape).check_tokens(
         config.model.num_image_tokens(manifest.latent_shape)
     )
     model = make_model(config.model, layout=MeshLayout(mesh))
@@ -122,7 +127,7 @@ def make_job(
         train_step=jax.jit(
             step,
             donate_argnums=0,
-            out_shardings=(shardings, meshes.replicated(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
             compiler_options=compiler_options(mesh),
         ),
         stream=stream,
@@ -195,7 +200,7 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
         learning_rate=config.optimizer.learning_rate,
         parameterisation=config.optimizer.parameterisation,
         cooldown_steps=config.optimizer.cooldown_steps,
-        config_hash=run_folder.config_hash(configs.to_dict(config)),
+        config_hash=run_folder.config_hash(config_to_dict(config)),
         code_version=__version__,
         num_devices=jax.device_count(),
         device=jax.devices()[0].device_kind,

@@ -14,8 +14,8 @@ from rfjax.commands.flags import JsonFile, Report, RunConfig
 from rfjax.commands.job import make_init_state
 from rfjax.errors import UserError
 from rfjax.models import make_model
-from rfjax.parallel import layout as layouts
-from rfjax.parallel import mesh as meshes
+from rfjax.parallel.layout import StateLayout, draw, lay_out
+from rfjax.parallel.mesh import check_slices
 from rfjax.plan.topology import parse_topology
 
 
@@ -27,7 +27,7 @@ def layout(
     json_file: JsonFile = None,
     picture: Path | str | None = None,
     report: Report = lambda line: None,
-) -> layouts.StateLayout:
+) -> StateLayout:
     """Shows which device holds which parameter on a mesh, and why.
 
     No device is needed.
@@ -53,16 +53,14 @@ def layout(
     if topology is not None:
         chips = parse_topology(topology)
         num_devices = chips.num_devices
-        meshes.check_slices(config.mesh.slice, chips.num_slices)
+        check_slices(config.mesh.slice, chips.num_slices)
     sizes = config.mesh.resolve(num_devices or jax.device_count())
     model = make_model(config.model)
     state = jax.eval_shape(make_init_state(config, model=model), jax.random.key(0))
-    described = layouts.lay_out(
-        model.abstract_params(), state, dims=model.dims, mesh=sizes
-    )
+    described = lay_out(model.abstract_params(), state, dims=model.dims, mesh=sizes)
     if json_file is not None:
         whole_files.write_json(json_file, described.to_json())
     if picture is not None:
-        layouts.draw(described, picture)
+        draw(described, picture)
         report(f"picture: {picture}")
     return described

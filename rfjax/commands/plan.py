@@ -21,7 +21,7 @@ from rfjax.commands.job import (
 )
 from rfjax.config import Config
 from rfjax.models import make_model
-from rfjax.parallel import mesh as meshes
+from rfjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from rfjax.plan import report as plan_report
 from rfjax.plan import search as plan_search
 from rfjax.plan.report import Plan
@@ -93,14 +93,14 @@ def plan(
         config.train.global_batch_size, micro_batches=config.train.micro_batches
     )
     manifest = read_manifest(config)
-    mesh = meshes.make_mesh(sizes, devices=make_devices(slices))
+    mesh = make_mesh(sizes, devices=make_devices(slices))
     stream = make_stream(config)
     job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
-    rate = jax.ShapeDtypeStruct((), np.float32, sharding=meshes.replicated(mesh))
+    rate = jax.ShapeDtypeStruct((), np.float32, sharding=replicated(mesh))
     planned = plan_step(
         job.train_step,
         job.abstract_state,
-        with_sharding(stream.spec, meshes.batch_sharding(mesh)),
+        with_sharding(stream.spec, batch_sharding(mesh)),
         rate,
         topology=slices,
         mesh_shape=mesh.shape,
@@ -150,16 +150,18 @@ def search_plans(
     done = plan_search.read_json(json_file, key=key) if json_file is not None else []
 
     def plan_option(option: plan_search.Option) -> Plan:
+        """Plans the config with an option's mesh, remat policy and batch."""
         batch_size = option.per_chip_batch_size * slices.num_devices
         changed = dataclasses.replace(
             config,
-            mesh=meshes.MeshConfig(**option.mesh),
+            mesh=MeshConfig(**option.mesh),
             model=dataclasses.replace(config.model, remat=option.remat),
             train=dataclasses.replace(config.train, global_batch_size=batch_size),
         )
         return plan(changed, topology=topology)
 
     def save(outcomes: list[plan_search.Outcome]) -> None:
+        """Writes what is known so far."""
         if json_file is not None:
             plan_search.write_json(outcomes, json_file, key=key)
 

@@ -13,9 +13,8 @@ import numpy as np
 from cyclopts import Parameter
 
 from rfjax import checkpoint, whole_files
-from rfjax import config as configs
 from rfjax.commands.job import abstract_params_on, make_reading_mesh
-from rfjax.config import Config
+from rfjax.config import Config, load_config
 from rfjax.data import sheet
 from rfjax.encoders.images import ImageCodec
 from rfjax.errors import UserError
@@ -125,7 +124,7 @@ def sample_prompts(
       MissingPackageError: if the text encoder's packages are not installed.
       UserError: if a prompt is too long, or the data set has no pictures.
     """
-    config = configs.load(workdir)
+    config = load_config(workdir)
     return _draw(
         workdir,
         config,
@@ -166,7 +165,7 @@ def sample_sheet(
     Returns:
       The path of the sheet.
     """
-    config = configs.load(workdir)
+    config = load_config(workdir)
     codec = config.data.codec()
     step = checkpoint.choose_step(workdir, step)
     parts = [

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from rfjax import config as configs
 from rfjax import run_folder, schema
 from rfjax.commands.flags import Report, SweepFields
 from rfjax.commands.job import (
@@ -19,7 +18,7 @@ from rfjax.commands.job import (
     read_manifest,
 )
 from rfjax.commands.train import train
-from rfjax.config import Config
+from rfjax.config import Config, config_to_dict, from_config_dict, load_config
 from rfjax.errors import UserError
 from rfjax.models import make_model
 from rfjax.scaling.study import budget, launchers
@@ -102,7 +101,7 @@ def sweep(
         ForecastConfig, fields.get("forecast", {}), prefix="forecast."
     )
     grid_cells = make_cells(fields["base"], grid, flops_per_sample=_cost_per_sample)
-    resolved = {c.name: configs.from_config_dict(c.fields) for c in grid_cells}
+    resolved = {c.name: from_config_dict(c.fields) for c in grid_cells}
     costs = [_cost_of(cell, resolved[cell.name]) for cell in grid_cells]
     sweep_cells = [
         _as_listed(cell, cost) for cell, cost in zip(grid_cells, costs, strict=True)
@@ -126,7 +125,7 @@ def sweep(
     def train_cell(cell: SweepCell) -> None:
         """As its command line would, in this process."""
         train(
-            configs.load(workdir / cell.name),
+            load_config(workdir / cell.name),
             workdir=workdir / cell.name,
             branch_from=workdir / cell.trunk if cell.trunk else None,
             report=lambda line: None,
@@ -135,9 +134,9 @@ def sweep(
     with run_folder.exclusive(workdir):
         write_cells(
             sweep_cells,
-            {name: configs.to_dict(config) for name, config in resolved.items()},
+            {name: config_to_dict(config) for name, config in resolved.items()},
             workdir=workdir,
-            complete=lambda old: configs.to_dict(configs.from_config_dict(old)),
+            complete=lambda old: config_to_dict(from_config_dict(old)),
         )
         failed = chosen_launcher.launch(
             launchers.Launch(
@@ -194,7 +193,7 @@ def _describe(
 
 def _cost_per_sample(fields: Mapping[str, Any]) -> float:
     """Training FLOPs of one sample of a run config."""
-    config = configs.from_config_dict(fields)
+    config = from_config_dict(fields)
     return flops_per_sample(config, read_manifest(config))
 
 

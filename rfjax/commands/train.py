@@ -9,13 +9,12 @@ from pathlib import Path
 from clu import parameter_overview
 
 from rfjax import checkpoint, run_folder, stopping
-from rfjax import config as configs
 from rfjax.commands.flags import Report, RunConfig
 from rfjax.commands.job import (
     describe_run,
     make_job_here,
 )
-from rfjax.config import Config
+from rfjax.config import Config, config_to_dict, load_config
 from rfjax.errors import MissingFileError, UserError
 from rfjax.parallel import processes
 from rfjax.train import loop
@@ -64,8 +63,8 @@ def train(
             )
             run_folder.claim(
                 workdir,
-                configs.to_dict(config),
-                present=configs.to_dict(configs.load(workdir)) if has_config else None,
+                config_to_dict(config),
+                present=config_to_dict(load_config(workdir)) if has_config else None,
             )
             describe_run(workdir, config, manifest)
             if not steps and "saved_step" not in run_folder.read_run(workdir):
@@ -109,10 +108,10 @@ def _check_branch(
             f"branch_from must be RUN or RUN:STEP with a run folder RUN, and {source} "
             f"holds no {run_folder.CONFIG_FILE}; train it first."
         )
-    trunk = configs.load(source)
+    trunk = load_config(source)
     changed = run_folder.differences(
-        configs.to_dict(trunk),
-        configs.to_dict(config),
+        config_to_dict(trunk),
+        config_to_dict(config),
         may_change=(*run_folder.MAY_CHANGE, "train.num_steps", "optimizer.cooldown"),
     )
     if trunk.optimizer.cooldown_steps:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rfjax import checkpoint, checksums, run_folder
-from rfjax import config as configs
 from rfjax.commands.flags import Report
+from rfjax.config import load_config
 from rfjax.data.verify import verify as verify_data
 from rfjax.errors import UserError
 
@@ -90,7 +90,7 @@ def _verify_run(
     Returns:
       "checkpoint 100" -> what is wrong with it, in words; an empty list if nothing is.
     """
-    configs.load(workdir)
+    load_config(workdir)
     workdir = Path(workdir)
     newest = checkpoint.choose_step(workdir, step)
     steps = checkpoint.finished_steps(workdir) if step is None else [newest]

@@ -151,6 +151,7 @@ def train_stream(
     def prepare(
         position: int, record: Mapping[str, np.ndarray | bytes]
     ) -> dict[str, np.ndarray]:
+        """One record of the stream, as it enters a batch."""
         rng = np.random.default_rng((seed, _DROPOUT_STREAM, position))
         dropped = rng.random(len(manifest.text.encoders)) < reading.caption_dropout
         return _prepare(
@@ -226,6 +227,7 @@ def validation_batches(
         )
 
     def generate() -> Iterator[tuple[Batch, np.ndarray]]:
+        """One pass over the split."""
         for start in range(0, num_samples, batch_size):
             first = start + process_index * local_batch_size
             rows = np.arange(first, first + local_batch_size)
@@ -306,6 +308,7 @@ def _to_batch(fields: Mapping[str, Any]) -> Batch:
 
 def _make_spec(manifest: Manifest, reading: Reading, batch_size: int) -> Batch:
     def struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one field of a batch."""
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
     length, context_dim = manifest.context_shape

@@ -156,6 +156,7 @@ def _make_solver(
         conditioning: Conditioning,
         unconditional: Conditioning,
     ) -> Solution:
+        """Integrates the guided velocity."""
         velocity_fn = formulation.velocity_fn(model.bind(params))
         return integrate(
             guided(

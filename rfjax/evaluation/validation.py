@@ -155,7 +155,10 @@ def make_validation(
 
     # Replicated, so that every host can read all losses.
     @jax.jit(out_shardings=replicated(mesh))
-    def level_losses(params, batch: Batch, valid: jax.Array):
+    def level_losses(
+        params: Mapping, batch: Batch, valid: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Losses [B, 8] in float32, and which rows count."""
         # A TPU would multiply float32 in bfloat16 passes by default.
         with jax.default_matmul_precision("float32"):
             losses = losses_at_levels(float32_model, params, batch, formulation)
@@ -172,6 +175,7 @@ def losses_at_levels(
     """Loss of each example at each level: [B, 8] float32."""
 
     def loss_at_level(level: jax.Array) -> jax.Array:
+        """Loss of each example at t = level / 8."""
         timesteps = jnp.full(batch.latents.shape[:1], level / NUM_LEVELS, jnp.float32)
         return loss_at_timesteps(
             model.bind(params),
@@ -190,6 +194,7 @@ def protocol_noise(batch: Batch, *, level: jax.Array) -> jax.Array:
     level_key = jax.random.fold_in(jax.random.key(NOISE_SEED), level)
 
     def sample_noise(sample_index: jax.Array) -> jax.Array:
+        """Noise of one example."""
         key = jax.random.fold_in(level_key, sample_index)
         return jax.random.normal(key, batch.latents.shape[1:], jnp.float32)
 

@@ -137,6 +137,7 @@ def _checkpoint_reader(
     )
 
     def read_leaf(path: str) -> np.ndarray:
+        """Reads one leaf whole."""
         tree = {path: jax.ShapeDtypeStruct(shapes[path], np.float32)}
         restored = checkpoint.restore_params(
             workdir,

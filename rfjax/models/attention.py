@@ -11,7 +11,7 @@ K head dim.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,9 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from rfjax.models import fused_attention
-from rfjax.types import ONE_DEVICE, Layout
+from rfjax.types import ONE_DEVICE, DimNames, Layout
+
+Parts = tuple[jax.Array, ...]  # one array per stream: image, then text
 
 HEADS = ("batch", None, "heads", None)  # logical names of [B, S, N, K], all tokens
 # Each device asks for its own image tokens, and sees the keys of all.
@@ -109,7 +111,13 @@ def _splits_tokens(layout: Layout) -> bool:
     return layout.num_shards("image_tokens") > 1
 
 
-def _xla_streams(queries, keys, values, mask_BS, layout):
+def _xla_streams(
+    queries: Parts,
+    keys: Parts,
+    values: Parts,
+    mask_BS: jax.Array | None,
+    layout: Layout,
+):
     """The streams joined, attended to at once, and parted again."""
     if not _splits_tokens(layout):
         output = _xla_attention(*map(_join, (queries, keys, values)), mask_BS)
@@ -124,14 +132,21 @@ def _xla_streams(queries, keys, values, mask_BS, layout):
     )
 
 
-def _fused_streams(queries, keys, values, mask_BS, layout):
+def _fused_streams(
+    queries: Parts,
+    keys: Parts,
+    values: Parts,
+    mask_BS: jax.Array | None,
+    layout: Layout,
+):
     """Our kernel for short sequences: streams stay apart, no copy around it."""
     num_tokens = sum(key.shape[1] for key in keys)
     if mask_BS is not None or num_tokens > fused_attention.MAX_TOKENS:
         return _splash_streams(queries, keys, values, mask_BS, layout)
     head_dim = queries[0].shape[-1]
 
-    def attend(queries, keys, values):
+    def attend(queries: Parts, keys: Parts, values: Parts) -> Parts:
+        """The kernel on one device's shards."""
         rows = jax.tree.map(
             lambda x: x.reshape(*x.shape[:2], -1), (queries, keys, values)
         )
@@ -147,16 +162,30 @@ def _fused_streams(queries, keys, values, mask_BS, layout):
     )
 
 
-def _splash_streams(queries, keys, values, mask_BS, layout):
+def _splash_streams(
+    queries: Parts,
+    keys: Parts,
+    values: Parts,
+    mask_BS: jax.Array | None,
+    layout: Layout,
+):
     """JAX's flash attention kernel for TPUs: any length, masked or not."""
     return _attend_in_shards(splash_attention, queries, keys, values, mask_BS, layout)
 
 
-def _attend_in_shards(kernel, queries, keys, values, mask_BS, layout):
+def _attend_in_shards(
+    kernel: Callable,
+    queries: Parts,
+    keys: Parts,
+    values: Parts,
+    mask_BS: jax.Array | None,
+    layout: Layout,
+):
     """Runs a kernel of joined streams on each device's shards."""
     key, value = map(_join, (keys, values))
 
-    def attend(query, names):
+    def attend(query: jax.Array, names: DimNames) -> jax.Array:
+        """One query to all keys."""
         return layout.map_shards(
             kernel,
             in_names=(names, HEADS, HEADS, ("batch", None)),
@@ -168,12 +197,25 @@ def _attend_in_shards(kernel, queries, keys, values, mask_BS, layout):
     return _part(attend(_join(queries), HEADS), queries)
 
 
-def _cudnn_streams(queries, keys, values, mask_BS, layout):
+def _cudnn_streams(
+    queries: Parts,
+    keys: Parts,
+    values: Parts,
+    mask_BS: jax.Array | None,
+    layout: Layout,
+):
     """Flash attention by cuDNN: any length, masked or not."""
     return _attend_in_shards(cudnn_attention, queries, keys, values, mask_BS, layout)
 
 
-def cudnn_attention(query_BQNK, key_BSNK, value_BSNK, mask_BS=None, *, library="cudnn"):
+def cudnn_attention(
+    query_BQNK: jax.Array,
+    key_BSNK: jax.Array,
+    value_BSNK: jax.Array,
+    mask_BS: jax.Array | None = None,
+    *,
+    library: str = "cudnn",
+):
     """`joint_attention` by cuDNN, on one device.
 
     Args:
@@ -205,7 +247,13 @@ def cudnn_attention(query_BQNK, key_BSNK, value_BSNK, mask_BS=None, *, library="
 
 
 def splash_attention(
-    query_BQNK, key_BSNK, value_BSNK, mask_BS=None, *, max_block=1024, interpret=False
+    query_BQNK: jax.Array,
+    key_BSNK: jax.Array,
+    value_BSNK: jax.Array,
+    mask_BS: jax.Array | None = None,
+    *,
+    max_block: int = 1024,
+    interpret: bool = False,
 ):
     """`joint_attention` by JAX's splash kernel, on one device.
 
@@ -224,6 +272,7 @@ def splash_attention(
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     def blocks(tokens: int) -> tuple[int, int]:
+        """Size of a block, and the length padded to whole blocks."""
         number = -(-tokens // max_block)
         size = -(-tokens // (number * 128)) * 128
         return size, number * size
@@ -235,7 +284,8 @@ def splash_attention(
         query_BQNK.shape[2], padded_queries, padded_keys, q_block, kv_block, interpret
     )
 
-    def heads_first(array, length):
+    def heads_first(array: jax.Array, length: int) -> jax.Array:
+        """[B, S, N, K] to padded [B, N, S, K]."""
         return _pad_tokens(array, length).transpose(0, 2, 1, 3)
 
     if mask_BS is None:
@@ -254,7 +304,14 @@ def splash_attention(
 
 
 @functools.lru_cache
-def _splash_kernel(num_heads, num_queries, num_keys, q_block, kv_block, interpret):
+def _splash_kernel(
+    num_heads: int,
+    num_queries: int,
+    num_keys: int,
+    q_block: int,
+    kv_block: int,
+    interpret: bool,
+):
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
     )
@@ -290,16 +347,21 @@ def _pad_tokens(array: jax.Array, length: int) -> jax.Array:
     return jnp.pad(array, pads)
 
 
-def _join(parts):
+def _join(parts: Parts):
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-def _part(output_BQNK, queries) -> tuple[jax.Array, ...]:
+def _part(output_BQNK: jax.Array, queries: Parts) -> tuple[jax.Array, ...]:
     ends = np.cumsum([query.shape[1] for query in queries])
     return tuple(jnp.split(output_BQNK, ends[:-1], axis=1))
 
 
-def _xla_attention(query_BQNK, key_BSNK, value_BSNK, mask_BS):
+def _xla_attention(
+    query_BQNK: jax.Array,
+    key_BSNK: jax.Array,
+    value_BSNK: jax.Array,
+    mask_BS: jax.Array | None,
+):
     """Plain matrix products, for any device.
 
     The softmax is normalised after the product with the values, which touches

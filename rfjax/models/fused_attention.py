@@ -17,18 +17,24 @@ Dims: B batch, Q query tokens, S key tokens, N heads, K head dim, W = 128 lanes.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+Parts = tuple[jax.Array, ...]  # one array per stream: image, then text
+
 LANES = 128
 MAX_TOKENS = 1024  # beyond it the weights of a head outgrow VMEM: use splash
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def attend(queries, keys, values, head_dim: int, interpret: bool):
+def attend(
+    queries: Parts, keys: Parts, values: Parts, head_dim: int, interpret: bool
+) -> Parts:
     """softmax(query key^T / sqrt(K)) value for each head, over tokens in parts.
 
     The parts (image and text) are read where they are and never joined in memory.
@@ -47,7 +53,9 @@ def attend(queries, keys, values, head_dim: int, interpret: bool):
     return _forward(queries, keys, values, head_dim, interpret)
 
 
-def _forward(queries, keys, values, head_dim, interpret):
+def _forward(
+    queries: Parts, keys: Parts, values: Parts, head_dim: int, interpret: bool
+):
     return _call(
         functools.partial(_forward_kernel, num_queries=len(queries)),
         (*queries, *keys, *values),
@@ -59,12 +67,16 @@ def _forward(queries, keys, values, head_dim, interpret):
     )
 
 
-def _attend_forward(queries, keys, values, head_dim, interpret):
+def _attend_forward(
+    queries: Parts, keys: Parts, values: Parts, head_dim: int, interpret: bool
+):
     saved = (queries, keys, values)
     return _forward(queries, keys, values, head_dim, interpret), saved
 
 
-def _attend_backward(head_dim, interpret, saved, gradients):
+def _attend_backward(
+    head_dim: int, interpret: bool, saved: tuple[Parts, Parts, Parts], gradients: Parts
+):
     queries, keys, values = saved
     outputs = _call(
         functools.partial(_backward_kernel, num_queries=len(queries)),
@@ -81,11 +93,11 @@ def _attend_backward(head_dim, interpret, saved, gradients):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _count(parts) -> int:
+def _count(parts: Parts) -> int:
     return sum(part.shape[1] for part in parts)
 
 
-def _split(sequence, *lengths):
+def _split(sequence: Sequence[Any], *lengths):
     """Cuts a sequence into tuples of these lengths."""
     start = 0
     for length in lengths:
@@ -94,12 +106,20 @@ def _split(sequence, *lengths):
 
 
 def _call(
-    kernel, inputs, outputs_like, *, num_products, num_tokens, head_dim, interpret
+    kernel: Callable,
+    inputs: Parts,
+    outputs_like: Parts,
+    *,
+    num_products: int,
+    num_tokens: int,
+    head_dim: int,
+    interpret: bool,
 ):
     """Runs a kernel over (example, block of heads); all arrays are [B, tokens, D]."""
     batch, _, width = inputs[0].shape
 
-    def block(array):
+    def block(array: jax.Array) -> pl.BlockSpec:
+        """One example and one block of heads of an array."""
         return pl.BlockSpec((1, array.shape[1], LANES), lambda b, d: (b, 0, d))
 
     return pl.pallas_call(
@@ -134,18 +154,20 @@ def _lanes_of_heads(width: int, head_dim: int):
     ]
 
 
-def _product(left, right, dims):
+def _product(
+    left: jax.Array, right: jax.Array, dims: tuple[tuple[int, ...], tuple[int, ...]]
+):
     return jax.lax.dot_general(
         left, right, (dims, ((), ())), preferred_element_type=jnp.float32
     )
 
 
-def _only(lanes, block):
+def _only(lanes: jax.Array, block: jax.Array):
     """The block with all other heads' lanes (and those beyond D) set to zero."""
     return jnp.where(lanes, block, jnp.zeros((), block.dtype))
 
 
-def _forward_kernel(*refs, num_queries, width, head_dim):
+def _forward_kernel(*refs, num_queries: int, width: int, head_dim: int):
     num_keys = (len(refs) - 2 * num_queries) // 2
     queries, keys, values, outs = _split(
         refs, num_queries, num_keys, num_keys, num_queries
@@ -174,7 +196,7 @@ def _forward_kernel(*refs, num_queries, width, head_dim):
         out_ref[0] = out_QW.astype(out_ref.dtype)
 
 
-def _backward_kernel(*refs, num_queries, width, head_dim):
+def _backward_kernel(*refs, num_queries: int, width: int, head_dim: int):
     """Everything with keys along rows, so that sums over keys need no lane shuffles."""
     num_keys = (len(refs) - 3 * num_queries) // 4
     queries, keys, values, gradients, dqueries, dkeys, dvalues = _split(
@@ -222,7 +244,7 @@ def _backward_kernel(*refs, num_queries, width, head_dim):
             out_ref[0] = sum_SW.astype(dtype)
 
 
-def _over_parts(reduce, combine, parts, *, axis):
+def _over_parts(reduce: Callable, combine: Callable, parts: Parts, *, axis: int):
     """Reduces each part along an axis, and the parts into one."""
     return functools.reduce(
         combine, [reduce(part, axis=axis, keepdims=True) for part in parts]

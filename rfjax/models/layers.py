@@ -75,7 +75,9 @@ def gelu(inputs: jax.Array) -> jax.Array:
 
 
 @gelu.defjvp
-def _gelu_jvp(primals, tangents):
+def _gelu_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (inputs,), (tangent,) = primals, tangents
     x = inputs.astype(jnp.float32)
     tanh = _gelu_tanh(x)
@@ -113,7 +115,9 @@ def layer_norm(tokens: jax.Array) -> jax.Array:
 
 
 @layer_norm.defjvp
-def _layer_norm_jvp(primals, tangents):
+def _layer_norm_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     normed, inverse_sigma = _normalise(*primals)
     tangent = tangents[0].astype(jnp.float32)
     mean = jnp.mean(tangent, axis=-1, keepdims=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ def lay_out(
     )
 
     def num_bytes(leaf: Any, sharding: NamedSharding) -> int:
+        """Bytes of one shard."""
         return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
     parameters = tuple(
@@ -193,7 +194,7 @@ def _times(shape: tuple[int, ...]) -> str:
     return " \N{MULTIPLICATION SIGN} ".join(map(str, shape))
 
 
-def _table(rows) -> str:
+def _table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()

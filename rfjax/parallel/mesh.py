@@ -246,6 +246,7 @@ def put_whole(batch: Any, *, mesh: Mesh) -> Any:
     sharding = batch_sharding(mesh)
 
     def put(rows: Any) -> jax.Array:
+        """One array of the batch."""
         rows = np.asarray(rows)
         return jax.make_array_from_callback(
             rows.shape, sharding, lambda index: rows[index]

@@ -145,6 +145,7 @@ def state_shardings(
     }
 
     def leaf_sharding(key_path: Sequence[Any], leaf: Any) -> NamedSharding:
+        """Sharding of one leaf of the state."""
         path = parameter_path(key_path)
         while path and path not in shapes:  # under a label of optax's own
             path = path.partition("/")[2]

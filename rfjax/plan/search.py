@@ -227,6 +227,7 @@ def frontier(outcomes: Iterable[Outcome]) -> list[Outcome]:
     fitting = [outcome for outcome in outcomes if outcome.fits]
 
     def beaten(outcome: Outcome) -> bool:
+        """Whether another outcome is at least as good in all respects."""
         return any(
             other is not outcome
             and other.hbm_bytes <= outcome.hbm_bytes

@@ -200,6 +200,7 @@ def _train(
     ballot = processes.Ballot()
 
     def check_in() -> None:
+        """Raises Stopped in all processes once one was asked to stop."""
         if processes.any_of_them(stop.requested is not None):
             raise stopping.Stopped(stop.requested or signal.SIGTERM)
 

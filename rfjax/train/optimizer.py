@@ -129,6 +129,7 @@ def make_optimizer(
     """
 
     def is_kernel(params: Any) -> Any:
+        """Which leaves are kernels."""
         return jax.tree_util.tree_map_with_path(
             lambda path, _: path[-1].key == "kernel", params
         )
@@ -165,6 +166,7 @@ def with_given_rate(
         learning_rate: jax.Array,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
+        """The inner updates times minus the rate."""
         del extra_args
         updates, state = inner.update(updates, state, params)
         return jax.tree.map(lambda u: -learning_rate * u, updates), state

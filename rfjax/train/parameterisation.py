@@ -117,6 +117,7 @@ def with_rates(
     """
 
     def multiply(key_path: Sequence[Any], update: jax.Array) -> jax.Array:
+        """One update times its factor."""
         factor = rate_factor(
             parameter_path(key_path), update.shape, model=model, base_depth=base_depth
         )
@@ -125,6 +126,7 @@ def with_rates(
     def update(
         updates: optax.Updates, state: optax.OptState, params: Any = None
     ) -> tuple[optax.Updates, optax.OptState]:
+        """The inner updates, each times its factor."""
         updates, state = inner.update(updates, state, params)
         return jax.tree_util.tree_map_with_path(multiply, updates), state
 
@@ -143,6 +145,7 @@ def rescale_init(params: Any, *, model: Model, base_depth: int) -> Any:
     base_width = width * base_depth / model.config.depth
 
     def rescale(key_path: Sequence[Any], param: jax.Array) -> jax.Array:
+        """One parameter times its factor."""
         rule = model.parameter(parameter_path(key_path)).first_weights
         if rule is None:
             return param

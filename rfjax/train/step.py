@@ -58,6 +58,7 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, learning_rate: float
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One optimizer step."""
         loss, grads = accumulate_gradients(
             lambda params, part: mean_loss(params, part, state.step),
             state.params,
@@ -93,6 +94,7 @@ def make_mean_loss(
     """
 
     def mean_loss(params: Any, batch: Batch, step: jax.Array) -> jax.Array:
+        """Mean loss of a batch, float32 scalar."""
         keys = example_keys(
             jax.random.key(seed), step=step, sample_index=batch.sample_index
         )
@@ -130,6 +132,7 @@ def accumulate_gradients(
     )
 
     def add_part(total: Any, part: Batch) -> tuple[Any, None]:
+        """Adds loss and gradients of one part."""
         return jax.tree.map(
             jnp.add, total, jax.value_and_grad(loss_fn)(params, part)
         ), None

@@ -6,14 +6,14 @@ import json
 import pytest
 
 from rfjax import commands
-from rfjax import config as configs
 from rfjax.bench.checkpoint import CheckpointReport
+from rfjax.config import from_config_dict
 from rfjax.config_files import load_config_file
 from rfjax.models import make_model
 
 
 def test_all_of_the_state_is_saved(tmp_path):
-    config = configs.from_config_dict(load_config_file("configs/debug.py"))
+    config = from_config_dict(load_config_file("configs/debug.py"))
     folder, lines = tmp_path / "disk", []
     folder.mkdir()
     theirs = [
@@ -58,7 +58,7 @@ def test_shares_follow_from_the_times():
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path):
-    config = configs.from_config_dict(load_config_file("configs/debug.py"))
+    config = from_config_dict(load_config_file("configs/debug.py"))
     with pytest.raises(ValueError, match="--folder must be an existing folder"):
         commands.bench_checkpoint(config, folder=tmp_path / "absent")
     with pytest.raises(ValueError, match="--rounds must be at least 1, got 0"):

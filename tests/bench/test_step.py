@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from rfjax import commands
-from rfjax import config as configs
 from rfjax.bench.step import StepReport, time_in_turns
+from rfjax.config import from_config_dict
 from rfjax.config_files import load_config_file
 
 
@@ -61,7 +61,7 @@ def config():
     fields = load_config_file("configs/debug.py")
     fields["model"]["depth"] = 1
     fields["train"]["global_batch_size"] = 8
-    return configs.from_config_dict(fields)
+    return from_config_dict(fields)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rfjax import commands, schema
-from rfjax import config as configs
+from rfjax.config import from_config_dict, load_config
 from rfjax.data import DATASETS, Dataset, shards
 from rfjax.data.encode import EncodeConfig
 from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
@@ -216,7 +216,7 @@ def test_a_run_trains_and_validates_on_a_new_data_set(tmp_path, monkeypatch):
     fields["train"] |= {"num_steps": 2, "log_every_steps": 1, "global_batch_size": 8}
     fields["optimizer"] |= {"warmup_steps": 1, "cooldown_steps": 0}
     fields["validation"] |= {"every_steps": 2, "batch_size": 8}
-    config = configs.from_config_dict(fields)
+    config = from_config_dict(fields)
     check_records(config.data)
     commands.train(config, workdir=tmp_path / "run", report=lambda line: None)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -225,7 +225,7 @@ def test_a_run_trains_and_validates_on_a_new_data_set(tmp_path, monkeypatch):
         metrics |= json.loads(line)
     assert metrics["step"] == 2
     assert np.isfinite([metrics["train/loss"], metrics["val/loss"]]).all()
-    assert configs.load(tmp_path / "run") == config
+    assert load_config(tmp_path / "run") == config
     # There are no pictures behind its latents, which `sample` says at once.
     with pytest.raises(ValueError, match="encoded pictures .* data set gradients"):
         commands.sample(tmp_path / "run", ["slope 1.00"])

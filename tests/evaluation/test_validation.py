@@ -10,7 +10,7 @@ import pytest
 from rfjax.evaluation.sample import SampleConfig, sample_latents, sample_noise
 from rfjax.evaluation.validation import make_validation, protocol_noise
 from rfjax.flow.formulations import parse
-from rfjax.parallel import mesh as meshes
+from rfjax.parallel.mesh import MeshConfig, make_mesh
 
 RF = parse("rf")
 
@@ -29,7 +29,7 @@ def in_batches(batch, size):
 
 
 def validate(network, params, batch, *, batch_size, devices=1):
-    mesh = meshes.make_mesh(meshes.MeshConfig(), devices=jax.devices()[:devices])
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:devices])
     return make_validation(
         network, formulation=RF, mesh=mesh, batches=in_batches(batch, batch_size)
     )(params)

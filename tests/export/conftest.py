@@ -15,7 +15,7 @@ import pytest
 from flax import traverse_util
 
 from rfjax import checkpoint
-from rfjax import config as configs
+from rfjax.config import Config, config_to_dict
 from rfjax.data.synthetic import SyntheticConfig
 from rfjax.models import make_model
 from rfjax.models.mmdit import MMDiTConfig
@@ -109,13 +109,13 @@ def make_run(tmp_path, saved_checkpoints):
         shutil.copytree(
             saved_checkpoints(config, steps, change), workdir / checkpoint.FOLDER
         )
-        run = configs.Config(
+        run = Config(
             model=config,
             data=SyntheticConfig(**(data or {})),
             train=TrainConfig(num_steps=4000),
             **settings,
         )
-        (workdir / "config.json").write_text(json.dumps(configs.to_dict(run)))
+        (workdir / "config.json").write_text(json.dumps(config_to_dict(run)))
         record = {"data": "emoji", "validation_protocol": "val_v1"}
         (workdir / "run.json").write_text(json.dumps(record))
         lines = [

@@ -12,7 +12,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from rfjax import checkpoint, commands, run_folder
-from rfjax import config as configs
+from rfjax.config import load_config
 from rfjax.export import load, save
 from rfjax.main import run as command_line
 from rfjax.models import make_model
@@ -47,7 +47,7 @@ def weights(make_config, make_leaves, tmp_path):
 
 
 def stored(workdir, weights, step=None):
-    network = make_model(configs.load(workdir).model)
+    network = make_model(load_config(workdir).model)
     params = checkpoint.restore_params(
         workdir,
         network.abstract_params(),
@@ -61,7 +61,7 @@ def test_import_then_export_gives_the_same_bytes(weights, tmp_path):
     source, leaves = weights
     workdir = tmp_path / "run"
     config = commands.import_weights(source, fields=FIELDS, workdir=workdir).config
-    assert config == configs.load(workdir)
+    assert config == load_config(workdir)
     assert (config.model.depth, config.model.dual_attention_blocks) == (2, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "weights"]
     for kind in ("raw", "ema"):

@@ -15,7 +15,7 @@ import pytest
 from flax import traverse_util
 
 from rfjax import checkpoint
-from rfjax import config as configs
+from rfjax.config import Config, config_to_dict
 from rfjax.data.synthetic import SyntheticConfig
 from rfjax.models import make_model
 from rfjax.models.mmdit import MMDiTConfig
@@ -44,7 +44,7 @@ class EmaOnly:
 
 def write_run(workdir, depth):
     """A run folder with one set of random weights: what an export reads."""
-    config = configs.Config(
+    config = Config(
         model=MMDiTConfig(depth=depth, qk_norm=True),
         data=SyntheticConfig(
             latent_shape=(32, 32, 16), context_shape=(154, 4096), pooled_dim=2048
@@ -62,7 +62,7 @@ def write_run(workdir, depth):
     )
     checkpoints.save(1, state, data_position={"step": 1})
     checkpoints.close()
-    (workdir / "config.json").write_text(json.dumps(configs.to_dict(config)))
+    (workdir / "config.json").write_text(json.dumps(config_to_dict(config)))
     record = {"data": "random", "validation_protocol": "val_v1"}
     (workdir / "run.json").write_text(json.dumps(record))
     return sum(leaf.nbytes for leaf in leaves.values())

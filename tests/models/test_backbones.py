@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from rfjax import commands, models
-from rfjax import config as configs
+from rfjax.config import from_config_dict, load_config
 from rfjax.models import numerics
 from rfjax.models.base import ACTIVATIONS, ROLES, Backbone, Parameter, check_sizes
 from rfjax.models.embeddings import patchify, timestep_features, unpatchify
@@ -94,14 +94,14 @@ def test_a_second_backbone_trains_and_validates(tmp_path, monkeypatch):
         "checkpoint": {"every_steps": 30},
         "validation": {"num_samples": 32, "batch_size": 32},
     }  # fmt: skip
-    config = configs.from_config_dict(fields)
+    config = from_config_dict(fields)
     commands.train(config, workdir=tmp_path / "run", report=lambda line: None)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     found = {name: v for line in lines for name, v in json.loads(line).items()}
     assert found["val/loss"] < 1.75  # 2 if it predicts nothing
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["params"] == 64 * 128 + 288 * 128 + 128 * 64 + 128 + 128 + 64
-    assert configs.load(tmp_path / "run") == config
+    assert load_config(tmp_path / "run") == config
     evaluated = commands.evaluate(tmp_path / "run")
     assert evaluated["val/loss"] == pytest.approx(found["val/loss"], rel=1e-6)
     with pytest.raises(ValueError, match="backbone with a layout in PyTorch"):

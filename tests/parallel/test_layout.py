@@ -10,7 +10,7 @@ import pytest
 
 from rfjax import main
 from rfjax.parallel import layout
-from rfjax.parallel import mesh as meshes
+from rfjax.parallel.mesh import MeshConfig, make_mesh
 from rfjax.parallel.sharding import state_shardings
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +22,7 @@ def make_layout(tiny_model):
         model = tiny_model()
         params = model.abstract_params()
         state = (jax.ShapeDtypeStruct((), "int32"), params, params)
-        return layout.lay_out(
-            params, state, dims=model.dims, mesh=meshes.MeshConfig(**axes)
-        )
+        return layout.lay_out(params, state, dims=model.dims, mesh=MeshConfig(**axes))
 
     return make
 
@@ -33,7 +31,7 @@ def test_layout_equals_that_of_arrays(tiny_model, make_layout):
     axes = {"slice": 1, "data": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
     told = make_layout(**axes)
     params = tiny_model().abstract_params()
-    mesh = meshes.make_mesh(meshes.MeshConfig(**axes))
+    mesh = make_mesh(MeshConfig(**axes))
     shapes = jax.tree.map(
         lambda leaf, sharding: sharding.shard_shape(leaf.shape),
         params,

@@ -11,15 +11,22 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from rfjax import main
-from rfjax.parallel import mesh as meshes
 from rfjax.parallel import sharding
+from rfjax.parallel.mesh import (
+    MeshConfig,
+    arrange,
+    make_mesh,
+    mesh_utils,
+    put_batch,
+    reading_share,
+)
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug.py"
 
 
 def test_one_axis_is_inferred():
-    assert meshes.MeshConfig(fsdp=4).resolve(8) == meshes.MeshConfig(data=2, fsdp=4)
-    mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=-1))
+    assert MeshConfig(fsdp=4).resolve(8) == MeshConfig(data=2, fsdp=4)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=-1))
     sizes = {"slice": 1, "data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
     assert dict(mesh.shape) == sizes
 
@@ -37,11 +44,11 @@ def test_one_axis_is_inferred():
 )
 def test_a_mesh_that_does_not_multiply_to_the_devices(sizes, message):
     with pytest.raises(ValueError, match=message):
-        meshes.make_mesh(meshes.MeshConfig(**sizes))
+        make_mesh(MeshConfig(**sizes))
 
 
 def test_a_mesh_that_does_not_divide_the_batch():
-    mesh = meshes.MeshConfig(data=2, fsdp=4)
+    mesh = MeshConfig(data=2, fsdp=4)
     mesh.check_batch(32, micro_batches=2)
     message = r"must be a multiple of .* = 1 \* 2 \* 4 \* 2, got 40; .* that fits is 32"
     with pytest.raises(ValueError, match=message):
@@ -49,7 +56,7 @@ def test_a_mesh_that_does_not_divide_the_batch():
 
 
 def test_a_sequence_axis_that_does_not_divide_the_image_tokens():
-    mesh = meshes.MeshConfig(sequence=8)
+    mesh = MeshConfig(sequence=8)
     mesh.check_tokens(256)
     message = r"mesh\.sequence must divide the image tokens .* 8 for 36 tokens; choose"
     with pytest.raises(ValueError, match=message):
@@ -79,7 +86,7 @@ class FakeDevice:
 def in_order(monkeypatch):
     """Devices inside a slice keep their order: fakes have no coordinates."""
     monkeypatch.setattr(
-        meshes.mesh_utils,
+        mesh_utils,
         "create_device_mesh",
         lambda shape, devices, **_: np.array(devices).reshape(shape),
     )
@@ -88,11 +95,11 @@ def in_order(monkeypatch):
 def test_only_the_slice_axis_crosses_slices(in_order):
     devices = [FakeDevice(i, slice_index=i % 2) for i in range(8)]  # interleaved
     axes = {"slice": 2, "data": 1, "fsdp": 2, "tensor": 2, "sequence": 1}
-    placed = meshes.arrange(devices, axes)
+    placed = arrange(devices, axes)
     assert placed.shape == (2, 1, 2, 2, 1)
     for index, block in enumerate(placed):
         assert {device.slice_index for device in block.flat} == {index}
-    cpus = meshes.arrange(jax.devices(), axes)  # control: in the given order
+    cpus = arrange(jax.devices(), axes)  # control: in the given order
     assert [device.id for device in cpus.flat] == [d.id for d in jax.devices()]
 
 
@@ -102,12 +109,12 @@ def test_another_number_of_slices_is_refused(in_order, slice_axis, num_slices):
     axes = {"slice": slice_axis, "data": 8 // slice_axis}
     message = rf"mesh\.slice must be .* got {slice_axis} for {num_slices}; set"
     with pytest.raises(ValueError, match=message):
-        meshes.arrange(devices, axes)
+        arrange(devices, axes)
 
 
 def fake_mesh(num_processes, **axes):
     """Devices in order, the same number per process."""
-    sizes = dataclasses.asdict(meshes.MeshConfig(**axes))
+    sizes = dataclasses.asdict(MeshConfig(**axes))
     shape = tuple(sizes.values())
     count = int(np.prod(shape))
     devices = [
@@ -133,18 +140,18 @@ def fake_mesh(num_processes, **axes):
 )
 def test_processes_share_out_the_rows_that_they_hold(process, axes, share, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: process)
-    assert meshes.reading_share(fake_mesh(4, **axes)) == share
+    assert reading_share(fake_mesh(4, **axes)) == share
 
 
 def test_rows_held_in_common_by_halves_are_refused():
     with pytest.raises(ValueError, match=r"must stay inside a process .* got 3 \* 1"):
-        meshes.reading_share(fake_mesh(3, data=2, tensor=3))
+        reading_share(fake_mesh(3, data=2, tensor=3))
 
 
 def test_put_batch_splits_rows_over_the_batch_axes(random_batch):
-    mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     batch = random_batch(8)
-    placed = meshes.put_batch(batch, mesh=mesh)
+    placed = put_batch(batch, mesh=mesh)
     np.testing.assert_array_equal(placed.latents, batch.latents)
     assert placed.latents.sharding.spec == PartitionSpec(("slice", "data", "fsdp"))
     assert placed.latents.addressable_shards[0].data.shape == (2, 8, 8, 4)
@@ -161,7 +168,7 @@ def test_state_follows_its_parameters(tiny_model):
         lambda key: init_state(key, init_params=network.init, optimizer=optimizer),
         jax.random.key(0),
     )
-    mesh = meshes.make_mesh(meshes.MeshConfig(data=1, fsdp=4, tensor=2))
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     specs = sharding.state_shardings(
         shapes, params=shapes.params, dims=network.dims, mesh=mesh
     )
@@ -175,7 +182,7 @@ def test_state_follows_its_parameters(tiny_model):
 
 
 def test_every_kernel_is_split(tiny_model):
-    mesh = meshes.make_mesh(meshes.MeshConfig(data=1, fsdp=4, tensor=2))
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     model = tiny_model()
     leaves = jax.tree_util.tree_leaves_with_path(model.abstract_params())
     for key_path, leaf in leaves:
@@ -187,9 +194,7 @@ def test_every_kernel_is_split(tiny_model):
 
 
 def test_an_axis_that_divides_no_parameter_is_refused(tiny_model):
-    mesh = meshes.make_mesh(
-        meshes.MeshConfig(data=1, fsdp=7), devices=jax.devices()[:7]
-    )
+    mesh = make_mesh(MeshConfig(data=1, fsdp=7), devices=jax.devices()[:7])
     message = r"mesh\.fsdp must divide dim 'embed' .* got 7 for .* choose a divisor of"
     model = tiny_model()
     params = model.abstract_params()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rfjax.models import attention
-from rfjax.parallel import mesh as meshes
+from rfjax.parallel.mesh import MeshConfig, make_mesh
 from rfjax.parallel.sharding import MeshLayout
 from rfjax.types import ONE_DEVICE
 
@@ -34,7 +34,7 @@ def test_shards_of_a_kernel_equal_the_whole(kernel, axes, masked, monkeypatch):
         return PLAIN_FORMS[kernel](query, *rest)
 
     monkeypatch.setattr(attention, f"{kernel}_attention", plain_form)
-    mesh = meshes.make_mesh(meshes.MeshConfig(**{"data": 1, **axes}))
+    mesh = make_mesh(MeshConfig(**{"data": 1, **axes}))
     rng = np.random.default_rng(0)
 
     def draw():  # 8 image tokens and 5 of text

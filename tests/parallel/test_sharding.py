@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rfjax.models import attention
-from rfjax.parallel import mesh as meshes
+from rfjax.parallel.mesh import MeshConfig, make_mesh
 from rfjax.parallel.sharding import MeshLayout
 
 AXES = {"slice": 2, "data": 1, "fsdp": 1, "tensor": 2, "sequence": 2}
@@ -59,7 +59,7 @@ def test_split_queries_attend_to_all_keys(implementation, num_queries, monkeypat
             queries, keys, values
         )
 
-    layout = MeshLayout(meshes.make_mesh(meshes.MeshConfig(**AXES)))
+    layout = MeshLayout(make_mesh(MeshConfig(**AXES)))
     actual = value_and_grad(implementation=implementation, layout=layout)
     monkeypatch.undo()
     expected = value_and_grad()

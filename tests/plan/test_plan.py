@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from rfjax import commands
-from rfjax import config as configs
+from rfjax.config import from_config_dict
 from rfjax.config_files import apply_overrides, load_config_file
 from rfjax.plan.traced_flops import traced_flops
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def load(*overrides):
     fields = load_config_file(str(ROOT / "configs" / "debug.py"))
-    return configs.from_config_dict(
+    return from_config_dict(
         apply_overrides(fields, [f"--config.{text}" for text in overrides])
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rfjax import commands
-from rfjax import config as configs
+from rfjax.config import Config, from_config_dict
 from rfjax.config_files import load_config_file
 from rfjax.plan.topology import parse_topology
 
@@ -24,11 +24,11 @@ pytestmark = [
 ]
 
 
-def load(name: str) -> configs.Config:
+def load(name: str) -> Config:
     """sd3-38 is configs/sd3.py:38."""
     file, depth = name.rsplit("-", 1)
     fields = load_config_file(f"{ROOT}/configs/{file}.py:{depth}")
-    return configs.from_config_dict(fields)
+    return from_config_dict(fields)
 
 
 @pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.stem)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rfjax import checkpoint, commands, main, run_folder, stopping
-from rfjax import config as configs
+from rfjax.config import from_config_dict, load_config
 from rfjax.config_files import apply_overrides, load_config_file
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 def make_config(*overrides):
     fields = load_config_file(str(ROOT / "configs" / "debug.py"))
-    return configs.from_config_dict(apply_overrides(fields, [*SMALL, *overrides]))
+    return from_config_dict(apply_overrides(fields, [*SMALL, *overrides]))
 
 
 def train(workdir, *overrides):
@@ -51,7 +51,7 @@ def train(workdir, *overrides):
 def params_of(workdir, *, step=None, weights="raw"):
     from rfjax.models import make_model
 
-    network = make_model(configs.load(workdir).model)
+    network = make_model(load_config(workdir).model)
     return checkpoint.restore_params(
         workdir,
         network.abstract_params(),

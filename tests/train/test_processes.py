@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from rfjax import checkpoint, commands, run_folder
-from rfjax import config as configs
+from rfjax.config import from_config_dict
 from rfjax.config_files import apply_overrides, load_config_file
-from rfjax.parallel import mesh as meshes
 from rfjax.parallel import processes
+from rfjax.parallel.mesh import MeshConfig, make_mesh
 
 # A minute of CPU time: three programs are compiled, one of them twice.
 pytestmark = pytest.mark.slow
@@ -45,9 +45,7 @@ def losses(workdir):
 
 
 def train_here(workdir):
-    config = configs.from_config_dict(
-        apply_overrides(load_config_file(str(CONFIG)), OVERRIDES)
-    )
+    config = from_config_dict(apply_overrides(load_config_file(str(CONFIG)), OVERRIDES))
     commands.train(config, workdir=workdir, report=lambda line: None)
     return workdir
 
@@ -111,7 +109,7 @@ def test_losses_equal_those_of_one_process(by_two, by_one):
 
 
 def test_losses_equal_those_of_one_device(by_two, tmp_path, monkeypatch):
-    alone = meshes.make_mesh(meshes.MeshConfig(), devices=jax.devices()[:1])
+    alone = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     monkeypatch.setattr(
         sys.modules["rfjax.commands.train"], "make_mesh_for", lambda config: alone
     )

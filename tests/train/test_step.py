@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from rfjax.flow.formulations import parse
-from rfjax.parallel import mesh as meshes
+from rfjax.parallel.mesh import MeshConfig, make_mesh, put_batch, replicated
 from rfjax.parallel.sharding import (
     MeshLayout,
     parameter_path,
@@ -46,9 +46,7 @@ class Run(NamedTuple):
 
 def train(make_model, batches, *, mesh=None, devices=1, micro_batches=1, seed=0):
     """Trains a step on each batch."""
-    mesh = meshes.make_mesh(
-        mesh or meshes.MeshConfig(), devices=jax.devices()[:devices]
-    )
+    mesh = make_mesh(mesh or MeshConfig(), devices=jax.devices()[:devices])
     network = make_model(layout=MeshLayout(mesh))
     optimizer = make_optimizer(OPTIMIZER, model=network)
 
@@ -72,9 +70,9 @@ def train(make_model, batches, *, mesh=None, devices=1, micro_batches=1, seed=0)
             micro_batches=micro_batches,
         ),
         donate_argnums=0,
-        out_shardings=(shardings, meshes.replicated(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
     )
-    batches = [meshes.put_batch(batch, mesh=mesh) for batch in batches]
+    batches = [put_batch(batch, mesh=mesh) for batch in batches]
     step = step.lower(state, batches[0], 1e-3).compile()
     trace = []
     for batch in batches:
@@ -89,7 +87,7 @@ def train(make_model, batches, *, mesh=None, devices=1, micro_batches=1, seed=0)
 
 
 def slow(**axes):
-    return pytest.param(meshes.MeshConfig(**axes), marks=pytest.mark.slow)
+    return pytest.param(MeshConfig(**axes), marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +103,9 @@ def on_one_device(tiny_model, batches):
 @pytest.mark.parametrize(
     "mesh",
     [
-        meshes.MeshConfig(data=8),
+        MeshConfig(data=8),
         slow(data=1, fsdp=8),
-        meshes.MeshConfig(data=2, fsdp=2, tensor=2),
+        MeshConfig(data=2, fsdp=2, tensor=2),
         slow(data=2, fsdp=2, sequence=2),
         slow(data=1, fsdp=2, tensor=2, sequence=2),
         slow(slice=2, data=1, fsdp=2, tensor=2),
@@ -131,7 +129,7 @@ def assert_equal_runs(run, expected):
 
 @pytest.fixture(scope="module")
 def on_two_slices(tiny_model, batches):
-    mesh = meshes.MeshConfig(slice=2, data=1, fsdp=2, sequence=2)
+    mesh = MeshConfig(slice=2, data=1, fsdp=2, sequence=2)
     return train(tiny_model, batches, mesh=mesh, devices=8)
 
 
@@ -236,8 +234,8 @@ def test_no_device_ever_holds_a_whole_kernel_while_it_is_drawn(
 @pytest.mark.parametrize(
     "mesh",
     [
-        meshes.MeshConfig(data=2, fsdp=2, tensor=2),
-        meshes.MeshConfig(data=1, fsdp=2, tensor=2, sequence=2),
+        MeshConfig(data=2, fsdp=2, tensor=2),
+        MeshConfig(data=1, fsdp=2, tensor=2, sequence=2),
         slow(data=4, tensor=2),
         slow(data=1, fsdp=2, tensor=4),
         slow(data=2, fsdp=2, sequence=2),
@@ -258,7 +256,7 @@ def test_velocity_of_random_weights_is_the_same_on_any_mesh(
     batch = random_batch(16)
 
     def velocity(mesh_config, devices):
-        mesh = meshes.make_mesh(mesh_config, devices=jax.devices()[:devices])
+        mesh = make_mesh(mesh_config, devices=jax.devices()[:devices])
         network = tiny_model(depth=4, layout=MeshLayout(mesh))
         params = random_params(network)
         params = jax.device_put(
@@ -273,9 +271,9 @@ def test_velocity_of_random_weights_is_the_same_on_any_mesh(
             return jnp.mean(jnp.sin(velocity)), velocity
 
         evaluate = jax.jit(jax.grad(evaluate, has_aux=True))
-        return jax.device_get(evaluate(params, meshes.put_batch(batch, mesh=mesh)))
+        return jax.device_get(evaluate(params, put_batch(batch, mesh=mesh)))
 
-    grads, expected = velocity(meshes.MeshConfig(), 1)
+    grads, expected = velocity(MeshConfig(), 1)
     grads_on_mesh, velocity_on_mesh = velocity(mesh, 8)
     # Sums over shards are taken in another order: 1e-6 of values of order 1 to 10.
     np.testing.assert_allclose(velocity_on_mesh, expected, atol=3e-5, rtol=1e-5)
@@ -449,9 +447,7 @@ def test_fresh_state_has_its_own_copy_of_the_parameters(tiny_model):
 )
 def test_any_optax_transformation_drops_in(tiny_model, random_batch, optimizer):
     """One with a schedule inside ignores the given rate, and is laid out on a mesh."""
-    mesh = meshes.make_mesh(
-        meshes.MeshConfig(data=2, fsdp=2), devices=jax.devices()[:4]
-    )
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2), devices=jax.devices()[:4])
     model = tiny_model(layout=MeshLayout(mesh))
 
     def init(key):
@@ -483,7 +479,7 @@ def test_any_optax_transformation_drops_in(tiny_model, random_batch, optimizer):
     step = jax.jit(
         step, compiler_options={"xla_backend_optimization_level": 0}
     )  # compiles faster
-    batch = meshes.put_batch(random_batch(8), mesh=mesh)
+    batch = put_batch(random_batch(8), mesh=mesh)
     before = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
     for _ in range(2):
         after = [step(before, batch, rate)[0] for rate in (1.0, 2.0)]

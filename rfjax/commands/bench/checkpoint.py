@@ -11,7 +11,7 @@ from rfjax.bench.checkpoint import CheckpointReport, measure_saving
 from rfjax.commands.flags import JsonFile, Report, RunConfig
 from rfjax.commands.job import make_job_here
 from rfjax.errors import UserError
-from rfjax.parallel import mesh as meshes
+from rfjax.parallel.mesh import put_batch
 
 
 def bench_checkpoint(
@@ -43,7 +43,7 @@ def bench_checkpoint(
     if rounds < 1:
         raise UserError(f"--rounds must be at least 1, got {rounds}.")
     job, _ = make_job_here(config)
-    batch = meshes.put_batch(next(job.stream), mesh=job.mesh)
+    batch = put_batch(next(job.stream), mesh=job.mesh)
     rate = config.optimizer.learning_rate
     with tempfile.TemporaryDirectory(dir=folder) as own_folder:
         measured = measure_saving(

@@ -17,8 +17,8 @@ from rfjax.config import Config
 from rfjax.errors import UserError
 from rfjax.flow import formulations
 from rfjax.models import make_model
-from rfjax.parallel import mesh as meshes
 from rfjax.parallel.compiler import compiler_options
+from rfjax.parallel.mesh import put_batch
 from rfjax.parallel.sharding import MeshLayout
 from rfjax.plan.topology import CHIPS, chip_name_of
 from rfjax.train.step import make_mean_loss
@@ -57,7 +57,7 @@ def bench_step(
     actions = {}
     if peer is not None:
         actions[peer] = _peer_step(config, host_batch, peer=peer)
-    batch = meshes.put_batch(host_batch, mesh=mesh)
+    batch = put_batch(host_batch, mesh=mesh)
     state = job.init_state()
     mean_loss = make_mean_loss(
         make_model(config.model, layout=MeshLayout(mesh)),
@@ -69,6 +69,7 @@ def bench_step(
     forward, backward = jit(mean_loss), jit(jax.value_and_grad(mean_loss))
 
     def train_step() -> None:
+        """One step; the new state takes the place of the old, which is donated."""
         nonlocal state  # the old one is donated
         state, metrics = job.train_step(state, batch, config.optimizer.learning_rate)
         jax.block_until_ready((state, metrics))

@@ -46,6 +46,7 @@ def make_features(manifest: Manifest) -> tfds.features.FeaturesDict:
     """Returns the TFDS features of one record, in the manifest's shapes."""
 
     def tensor(shape: tuple, dtype: Any = ml_dtypes.bfloat16) -> tfds.features.Tensor:
+        """A feature that is stored as raw bytes."""
         # Any other encoding widens bfloat16 or fails to write it.
         return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
 

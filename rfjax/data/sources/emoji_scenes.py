@@ -227,6 +227,7 @@ class SceneSource:
         size, half = config.image_size, config.image_size // 2
 
         def side() -> int:
+            """Pixels of an object's side."""
             return int(rng.integers(config.min_object_size, config.max_object_size + 1))
 
         def place(low: int, high: int, length: int) -> int:

@@ -32,9 +32,11 @@ def activations(
     image = nnx.to_pure_dict(outputs)["image"]
 
     def output_of(layer: str) -> jax.Array:
+        """What a layer of the last block's image stream returned."""
         return image[layer]["__call__"][-1]  # of the layer, not of one it inherits
 
     def heads_of(layer: str) -> jax.Array:
+        """Queries or keys [B, I, N, K], as attention sees them."""
         normed = f"{layer}_norm" if network.config.qk_norm else layer
         return output_of(normed).reshape(*embedded.shape[:2], -1, HEAD_DIM)
 

@@ -174,7 +174,13 @@ class MMDiTBlock(nnx.Module):
             # Reads the block's input, like the joint attention; both are added to it.
             image_BID = image_BID + self._attend_alone(image_BID, Modulation(*dual))
 
-        def finish(stream, tokens, attended, rest):
+        def finish(
+            stream: Stream,
+            tokens: jax.Array,
+            attended: jax.Array,
+            rest: list[jax.Array],
+        ) -> jax.Array:
+            """One stream after its attention and MLP."""
             gate, *mlp = rest
             return stream.finish(
                 tokens,
@@ -235,6 +241,7 @@ class MMDiT(nnx.Module):
         self.context_embed = Linear(config.context_dim, width, rngs=rngs)
 
         def stack(num_blocks: int, **kind: bool) -> MMDiTBlock:
+            """Equal blocks, their parameters stacked along a leading dim."""
             block_keys = jax.random.split(rngs.params(), num_blocks)
             return nnx.vmap(
                 lambda key: MMDiTBlock(
@@ -294,7 +301,13 @@ class MMDiT(nnx.Module):
         mask = _joint_mask(conditioning.context_mask, num_image=image.shape[1])
         return image, text, vector, mask
 
-    def apply_stacked(self, image, text, vector, mask) -> tuple[jax.Array, jax.Array]:
+    def apply_stacked(
+        self,
+        image: jax.Array,
+        text: jax.Array,
+        vector: jax.Array,
+        mask: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
         """Both streams after all blocks but the last."""
         config = self.config
         if config.dual_attention_blocks:
@@ -303,12 +316,22 @@ class MMDiT(nnx.Module):
             image, text = self._scan(self.blocks, image, text, vector, mask)
         return image, text
 
-    def _scan(self, blocks, image, text, vector, mask):
+    def _scan(
+        self,
+        blocks: MMDiTBlock,
+        image: jax.Array,
+        text: jax.Array,
+        vector: jax.Array,
+        mask: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
         """Runs stacked equal blocks as a loop with one compiled body."""
         graphdef, stacked_params = nnx.split(blocks)
         apply_block = remat(_apply_block, self.config.remat)
 
-        def body(streams, params):
+        def body(
+            streams: tuple[jax.Array, jax.Array], params: nnx.State
+        ) -> tuple[tuple[jax.Array, jax.Array], None]:
+            """One block of the loop."""
             return apply_block(graphdef, params, *streams, vector, mask), None
 
         streams, _ = jax.lax.scan(
@@ -317,12 +340,19 @@ class MMDiT(nnx.Module):
         return streams
 
 
-def _apply_block(graphdef, params, image, text, vector, mask):
+def _apply_block(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    image: jax.Array,
+    text: jax.Array,
+    vector: jax.Array,
+    mask: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
     image, text = cpu.keep_blocks_apart((image, text))
     return nnx.merge(graphdef, params)(image, text, vector, mask)
 
 
-def _joint_mask(context_mask: jax.Array | None, *, num_image: int):
+def _joint_mask(context_mask: jax.Array | None, *, num_image: int) -> jax.Array | None:
     """[B, T] to [B, I + T]: image tokens are always attended."""
     if context_mask is None:
         return None

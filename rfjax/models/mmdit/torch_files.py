@@ -101,6 +101,7 @@ class MMDiTFiles:
         """
 
         def shape_of(name: str, rank: int) -> tuple[int, ...]:
+            """Shape of a tensor that must be there, with this many dims."""
             if len(shapes.get(name, ())) != rank:
                 raise UserError(
                     f"{source} must hold {name} with {rank} dims, got "
@@ -109,6 +110,7 @@ class MMDiTFiles:
             return shapes[name]
 
         def weight(path: str, rank: int = 2) -> tuple[int, ...]:
+            """Shape of the tensor of an rfjax leaf."""
             return shape_of(torch_names.torch_name(path, layout=layout), rank)
 
         width, channels, patch_size, _ = weight("patch_embed/kernel", rank=4)
@@ -210,6 +212,7 @@ def _find_positions(
     middle = table.reshape(side, side, -1)[(side - 1) // 2]
 
     def distance(candidate: MMDiTConfig, found: np.ndarray, rows: int) -> float:
+        """Largest difference between computed and stored positions."""
         computed = stored_positions(candidate, rows=rows).astype(jnp.dtype(dtype))
         return float(np.abs(computed.astype(np.float32) - found).max())
 

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfjax.errors import UserError
-from rfjax.flow import path as paths
 from rfjax.flow.formulations import Formulation
+from rfjax.flow.path import RECTIFIED_FLOW, noisy_latents
 from rfjax.models import BackboneConfig, Model, make_model
 from rfjax.models.base import ACTIVATIONS
 from rfjax.train.ema import EmaConfig
@@ -194,5 +194,5 @@ def _observe(
     """The model's activations, of noisy latents at evenly spaced timesteps."""
     latents = batch.latents.astype(jnp.float32)
     timesteps = (jnp.arange(len(latents)) + 0.5) / len(latents)
-    noisy_latents = paths.noisy_latents(paths.RECTIFIED_FLOW, latents, noise, timesteps)
-    return model.activations(params, noisy_latents, timesteps, batch.conditioning)
+    noisy = noisy_latents(RECTIFIED_FLOW, latents, noise, timesteps)
+    return model.activations(params, noisy, timesteps, batch.conditioning)

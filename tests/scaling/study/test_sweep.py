@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rfjax import checkpoint, commands, main, run_folder, whole_files
-from rfjax import config as configs
+from rfjax.config import config_to_dict, from_config_dict, load_config
 from rfjax.models import make_model
 from rfjax.scaling.study import manifest, runs
 from rfjax.scaling.study.launchers import LAUNCHERS
@@ -68,7 +68,7 @@ def copied(branched, tmp_path):
 
 
 def ema_params(workdir):
-    config = configs.load(workdir)
+    config = load_config(workdir)
     abstract = make_model(config.model).abstract_params()
     return jax.tree.leaves(checkpoint.restore_params(workdir, abstract))
 
@@ -169,7 +169,7 @@ def test_every_cell_is_a_file_before_one_starts(plan, tmp_path):
     assert 0 < short < trunk == long
     for name in CELLS:
         fields = json.loads((workdir / name / "config.json").read_text())
-        assert fields == configs.to_dict(configs.from_config_dict(fields)), "complete"
+        assert fields == config_to_dict(from_config_dict(fields)), "complete"
         assert run_folder.config_hash(fields) in listed.config_hashes
         assert not list((workdir / name).glob("run.json"))
     with pytest.raises(FileNotFoundError, match="holds no run"):
@@ -198,7 +198,7 @@ def test_a_cell_alone_is_the_cell_of_the_sweep_to_the_bit(plan, branched, tmp_pa
 def test_a_branch_leaves_the_trunk_where_it_is_told_to(branched, copied, tmp_path):
     lines = []
     options = {"workdir": tmp_path / "run", "report": lines.append}
-    trunk, config = copied / TRUNK, configs.load(branched / SHORT)
+    trunk, config = copied / TRUNK, load_config(branched / SHORT)
     for source, message in (
         (f"{trunk}:1", r":1 must name a checkpoint up to step 2, .* steps \[2, 3\]"),
         (f"{trunk}:3", r":3 must name a checkpoint up to step 2, where the cooldown"),
@@ -208,7 +208,7 @@ def test_a_branch_leaves_the_trunk_where_it_is_told_to(branched, copied, tmp_pat
         with pytest.raises(ValueError, match=message):
             commands.train(config, branch_from=source, **options)
     assert not (tmp_path / "run").exists()
-    long = configs.load(branched / LONG)
+    long = load_config(branched / LONG)
     commands.train(long, branch_from=f"{trunk}:2", **options)
     assert lines[0] == f"branching from {trunk} at step 2"
     assert equal(ema_params(tmp_path / "run"), ema_params(branched / LONG))
@@ -218,7 +218,7 @@ def test_a_branch_leaves_the_trunk_where_it_is_told_to(branched, copied, tmp_pat
 
 
 def test_a_branch_of_another_config_is_refused(branched, tmp_path):
-    config = configs.load(branched / SHORT)
+    config = load_config(branched / SHORT)
     options = {"workdir": tmp_path / "run", "report": silent}
     other = dataclasses.replace(config, seed=1)
     for step in ("", ":2"):
@@ -281,9 +281,9 @@ def test_cells_that_have_not_started_follow_the_sweep(plan, tmp_path):
     workdir = plan(tmp_path)
     plan(workdir, base=RATE)
     for name in CELLS:
-        assert configs.load(workdir / name).optimizer.learning_rate > 1
+        assert load_config(workdir / name).optimizer.learning_rate > 1
     # A lone cell, though, does not: it may be the wrong folder.
-    config = configs.load(workdir / SHORT)
+    config = load_config(workdir / SHORT)
     before = contents(workdir)
     with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
         commands.train(
@@ -306,7 +306,7 @@ def test_cells_that_have_started_keep_their_config(plan, copied, status):
     assert contents(copied) == before
     # What may change between a run and its continuation changes, while it is on.
     plan(copied, base={"validation": {"every_steps": 7}})
-    every_steps = configs.load(copied / SHORT).validation.every_steps
+    every_steps = load_config(copied / SHORT).validation.every_steps
     assert (every_steps == 7) == (status == "stopped")
 
 
@@ -380,6 +380,4 @@ def test_killed_between_any_two_writes_a_sweep_resumes(plan, tmp_path, monkeypat
         plan(workdir, **third)
         assert contents(workdir).keys() == fresh.keys()
         for name in CELLS:
-            assert configs.load(workdir / name) == configs.load(
-                tmp_path / "fresh" / name
-            )
+            assert load_config(workdir / name) == load_config(tmp_path / "fresh" / name)
