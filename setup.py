@@ -40,6 +40,8 @@ setup(
         "absl-py",
         "array-record",
         "clu",
+        "cyclopts>=5",
+        "docstring-parser",
         "flax>=0.12",
         "grain>=0.2.18",
         "jax>=0.10",
