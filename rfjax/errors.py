@@ -5,6 +5,14 @@ Anything else that is raised is a bug, and keeps its traceback. The classes also
 what Python would have raised, so `except ValueError` catches wrong values as ever.
 """
 
+import errno
+
+# What the system refuses, and only the user can mend.
+REFUSALS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
+    errno.ENOTDIR, errno.EISDIR, errno.EPIPE,
+}  # fmt: skip
+
 
 class UserError(ValueError):
     """Wrong input: its message names the field, the rule, the value and the remedy."""
@@ -16,3 +24,11 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class MissingPackageError(UserError, ImportError):
     """A package that the user's choice needs is not installed."""
+
+
+def describe_refusal(error: Exception) -> str | None:
+    """What the system refused, and for which file; None if the error is another."""
+    if not isinstance(error, OSError) or error.errno not in REFUSALS:
+        return None
+    paths = [str(path) for path in (error.filename, error.filename2) if path]
+    return f"{error.strerror}: {' -> '.join(paths)}" if paths else str(error)

@@ -9,7 +9,6 @@ command with 2. A bug keeps its traceback.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shlex
 import sys
@@ -23,13 +22,7 @@ from absl import logging
 from rfjax import __version__, stopping, whole_files
 from rfjax.commands import COMMANDS, command_line
 from rfjax.cpu import restart_with_huge_pages
-from rfjax.errors import UserError
-
-# What the system refuses, and only the user can mend.
-ENVIRONMENT_ERRORS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
-    errno.ENOTDIR, errno.EISDIR,
-}  # fmt: skip
+from rfjax.errors import UserError, describe_refusal
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -87,8 +80,8 @@ def _call(name: str, args: Sequence[str], stop: stopping.StopSignals) -> int:
             print(f"rfjax {name}: {stopped}", file=sys.stderr)
         return stopped.exit_status
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in ENVIRONMENT_ERRORS:
-            print(f"rfjax {name}: {_describe(error)}", file=sys.stderr)
+        if refusal := describe_refusal(error):
+            print(f"rfjax {name}: {refusal}", file=sys.stderr)
             return 1
         traceback.print_exc()
         print(
@@ -113,12 +106,6 @@ def _print_result(name: str, args: Sequence[str]) -> int:
     if speak and result is not None and str(result):
         print(result)
     return getattr(result, "exit_status", 0)
-
-
-def _describe(error: OSError) -> str:
-    """The system's words for an error, and the file it is about."""
-    paths = [str(path) for path in (error.filename, error.filename2) if path]
-    return f"{error.strerror}: {' -> '.join(paths)}" if paths else str(error)
 
 
 def _end_process(status: int) -> NoReturn:
