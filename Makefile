@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 RFJAX := $(VENV)/bin/rfjax
-# A worker that dies ends the run: to replace it can leave the others waiting for ever.
+# A worker that dies ends the run: replacing it can leave the others waiting forever.
 WORKERS := -n 2 --dist loadfile --max-worker-restart=0
 
 .PHONY: demo test test-slow notebooks docs lint install clean-demo

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: 143 emoji and their names, learnt by heart on a laptop CPU.
+"""The demo: 143 emoji and their names, memorised on a laptop CPU.
 
     rfjax encode --config=configs/data/emoji.py --out=data/emoji
     rfjax train  --config=configs/emoji.py --workdir=runs/emoji

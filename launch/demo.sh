@@ -40,7 +40,7 @@ unless_there data/emoji \
   "$RFJAX" encode --config=configs/data/emoji.py --out=data/emoji
 run "$RFJAX" verify --data=data/emoji
 
-title "train a transformer of depth 3 (it learns the pictures by heart)"
+title "train a transformer of depth 3 (it memorises the pictures)"
 run "$RFJAX" train --config=configs/emoji.py --workdir=runs/emoji
 
 title "validation loss on captions that it never saw"

@@ -38,7 +38,7 @@ _KERNEL_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages() -> None:
-    """Starts the running command anew, told to use large pages; returns if it is.
+    """Restarts the running command with large pages; returns if it has them.
 
     Does nothing where it would not help: outside Linux with glibc, where the kernel
     gives large pages to all or to none, and where GLIBC_TUNABLES already says
@@ -87,7 +87,7 @@ def multiply_rows(inputs: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.
 def _environment(
     environ: Mapping[str, str], *, libc: tuple[str, str], kernel_setting: str
 ) -> dict[str, str] | None:
-    """The environment to start anew with; None to continue in this one."""
+    """The environment to restart with; None to continue in this one."""
     tunables = environ.get("GLIBC_TUNABLES", "")
     name, version = libc
     if (

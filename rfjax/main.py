@@ -43,7 +43,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     if argv is None and COMMANDS[name].computes:
         restart_with_huge_pages()
     if argv is None:
-        # Whoever reads a log through a pipe wants each line when it is printed.
+        # A reader of a log through a pipe wants each line when it is printed.
         sys.stdout.reconfigure(line_buffering=True)
     logging.set_verbosity(logging.WARNING)
     # Compiled programs are kept between commands; JAX reads this when it starts.

@@ -86,7 +86,7 @@ def check_not_around(path: Path | str, *, field: str) -> None:
     if Path(path).name in ("", "..") or Path.cwd().is_relative_to(Path(path).resolve()):
         raise UserError(
             f"{field} must not be the current folder or one of its parents, got {path}"
-            "; name a folder of its own."
+            "; name its own folder."
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Power laws of a sweep, or of a table of somebody else's runs."""
+"""Power laws of a sweep, or of a table of other people's runs."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ def fit(
     ] = (),
     json_file: JsonFile = None,
 ) -> Fitted:
-    """Fits power laws with intervals to a sweep, or to a table of somebody else's runs.
+    """Fits power laws with intervals to a sweep, or to a table of other people's runs.
 
     Args:
       runs: sweep folder; give this or --table.
-      table: CSV file of somebody else's runs.
+      table: CSV file of other people's runs.
       columns: its columns by our names, as params=N,samples=D,loss=L; optionally
         train_flops, depth, run and seed.
       out: report folder to write. An earlier report there is replaced if the folder
@@ -144,7 +144,7 @@ def fit(
             where=where,
             budgets=budgets,
             forecasts=forecasts,
-            json=json_file,
+            json_file=json_file,
         )
     except CannotFit as error:
         raise UserError(str(error)) from error

@@ -111,7 +111,7 @@ def sample_prompts(
 
     Args:
       workdir: run folder; its data set gives the text encoder and the codec.
-      prompts: one caption a picture.
+      prompts: one caption per picture.
       step: which checkpoint; the newest by default.
       weights: "ema" or "raw".
       seed: of the noise.

@@ -85,7 +85,7 @@ def sweep(
       report: receives the table and a line for each event.
 
     Raises:
-      Stopped: a signal asked to stop; the cell under way is saved.
+      Stopped: a signal asked to stop; the current cell is saved.
       UserError: if the grid or any cell's config is wrong, a cell was started with
         another config, or by the pilot's law an optimum would lie on the edge of the
         grid; nothing was written or trained then.

@@ -18,7 +18,7 @@ MANIFEST_FILE = "rfjax.json"
 _CONSTANTS = {
     # A scale and a shift are the codec's own, which has applied them.
     "latent": {"scale": 1.0, "shift": 0.0, "layout": "HWC", "dtype": "bfloat16"},
-    # The encoder itself was told which tokens are pads.
+    # The encoder itself received the padding mask.
     "text": {"mask": True},
 }
 

@@ -81,7 +81,7 @@ class TrainStream:
     """Endless iterator over host-local training batches of NumPy arrays.
 
     Rows of process i of n are positions `next + i`, `next + i + n`, ... of the global
-    stream, so the union over processes is the same for every n. `sample_index` is the
+    stream, so the union over processes is the same forevery n. `sample_index` is the
     position modulo 2**32, which repeats only after four billion samples.
 
     Attributes:
@@ -105,7 +105,7 @@ class TrainStream:
         return self._iterator.get_state()
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Continues at a state, whatever the number of processes that saved it."""
+        """Continues at a state, regardless of the number of processes that saved it."""
         if list(state) != ["global_next_index"] or state["global_next_index"] < 0:
             raise UserError(
                 "the data position must be {'global_next_index': k} with k >= 0, got "
@@ -165,7 +165,7 @@ def train_stream(
     dataset = (
         grain.MapDataset.source(records)
         .seed(shuffle_seed % 2**32)
-        .shuffle()  # anew in each repetition
+        .shuffle()  # again in each repetition
         .repeat(None)
         .map_with_index(prepare)
     )

@@ -144,7 +144,7 @@ def make_validation(
     """Builds the evaluator of one set of parameters.
 
     Args:
-      model: the model; it is run in float32 whatever its compute dtype.
+      model: the model; it is run in float32 regardless of its compute dtype.
       formulation: what it was trained as.
       mesh: its batch axes must divide the batches.
       batches: () -> (host-local Batch, valid [B / hosts] bool) pairs, one pass over the

@@ -235,7 +235,7 @@ def _stream(
 
 
 def _cast(tensor: np.ndarray, dtype: str, *, where: str) -> np.ndarray:
-    """Converts to the dtype of the file, refusing what is no number there."""
+    """Converts to the dtype of the file, refusing values that overflow it."""
     with np.errstate(over="ignore"):  # it is found below
         cast = tensor.astype(tensor_file.DTYPES[dtype][1], order="C")
     if np.isfinite(cast).all():

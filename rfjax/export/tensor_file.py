@@ -114,7 +114,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 def _open(path: Path):
-    """Opens a safetensors file, refusing whatever else it may be."""
+    """Opens a safetensors file, refusing any other file."""
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist; give a safetensors file.")
     refuse_pickle(path)

@@ -122,7 +122,7 @@ def _xla_streams(
     if not _splits_tokens(layout):
         output = _xla_attention(*map(_join, (queries, keys, values)), mask_BS)
         return _part(output, queries)
-    # Joined queries would be dealt out anew over the devices: streams stay apart.
+    # Joined queries would be dealt out again over the devices, so streams stay apart.
     key, value = (
         _join([layout(part, HEADS) for part in parts]) for parts in (keys, values)
     )
@@ -257,7 +257,7 @@ def splash_attention(
 ):
     """`joint_attention` by JAX's splash kernel, on one device.
 
-    Tokens are padded to whole blocks; pads form a segment of their own, so that no
+    Tokens are padded to whole blocks; pads form their own segment, so that no
     token attends to them, and so do masked keys.
 
     Args:

@@ -2,7 +2,7 @@
 """What a backbone is, and the model that everything else sees of it.
 
 A *backbone* is an architecture: a config dataclass, a network and tables about its
-parameters, in a folder of its own. A *model* is a backbone with one config: pure
+parameters, in its own folder. A *model* is a backbone with one config: pure
 functions over a plain parameter tree. Steps, checkpoints, plans and export see models
 alone and know no parameter by its path.
 """
@@ -103,7 +103,7 @@ class Backbone:
       config: dataclass of its fields, a `BackboneConfig`.
       network: (config, rngs=, layout=) -> module whose call is a `VelocityFn`; its
         parameters are float32 and those of the same path always of the same meaning.
-      parameters: a row for every parameter; the first that matches counts.
+      parameters: a row forevery parameter; the first that matches counts.
       forward_flops: (config, latent_shape=, context_length=) -> exact FLOPs of one
         forward pass of one example; a multiply-add counts 2, matrix products only.
       stacks: path prefixes of blocks that are stacked along a leading dim.

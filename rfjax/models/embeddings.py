@@ -99,8 +99,8 @@ def position_table(
       rows: tokens along the height, at most `max_grid_tokens`.
       columns: tokens along the width, at most `max_grid_tokens`.
       width: D, divisible by 4; the first half encodes the column, the second the row.
-      grid_tokens: tokens a side of a square image of the target resolution.
-      max_grid_tokens: tokens a side of the full table.
+      grid_tokens: tokens per side of a square image of the target resolution.
+      max_grid_tokens: tokens per side of the full table.
       scale: distance between neighbouring tokens.
       file: .npy file of another full table, [max_grid_tokens**2, D], to be cropped.
 

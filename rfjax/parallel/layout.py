@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who holds what, before anything runs: as a table, as JSON, as a picture.
+"""What each device holds, before anything runs: as a table, as JSON, as a picture.
 
 Only sizes are needed: the mesh may have thousands of devices, and none be there.
 """

@@ -128,7 +128,7 @@ class Job:
 
 
 def run(job: Job, *, workdir: Path) -> TrainState:
-    """Trains to the last step; resumes by itself.
+    """Trains to the last step; resumes automatically.
 
     Args:
       job: what to do.

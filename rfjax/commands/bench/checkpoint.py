@@ -22,7 +22,7 @@ def bench_checkpoint(
     json_file: JsonFile = None,
     report: Report = lambda line: None,
 ) -> CheckpointReport:
-    """Times how long a checkpoint holds training up, beside bare writes.
+    """Times how long a checkpoint holds training up, compared with bare writes.
 
     Args:
       config: the resolved config; checkpoint.every_steps says how often it saves.

@@ -21,7 +21,7 @@ def bench_data(
     rounds: int = 5,
     json_file: JsonFile = None,
 ) -> ReadingReport:
-    """Times reading a data set, beside bare ArrayRecord reads.
+    """Times reading a data set, compared with bare ArrayRecord reads.
 
     Args:
       root: data folder; random records in the layout of SD3 at 256 px if absent.

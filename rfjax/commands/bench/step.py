@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a train step takes on the devices that are there, beside a peer's."""
+"""How long a train step takes on the available devices, compared with a peer's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bench_step(
     json_file: JsonFile = None,
     report: Report = lambda line: None,
 ) -> StepReport:
-    """Times a train step on the devices that are there, beside that of a peer.
+    """Times a train step on the available devices, compared with a peer's.
 
     Args:
       config: the resolved config.

@@ -22,7 +22,7 @@ def check_shards(root: str | os.PathLike, *, full: bool | None = None) -> Manife
 
     Sizes are always compared; contents by SHA-256 when `full`, or, when `full` is
     None, if the data set is smaller than `FULL_CHECK_BYTES`. Of a larger one only the
-    files beside the shards are then read whole: a shard has a checksum of its own for
+    files beside the shards are then read whole: a shard has its own checksum for
     every record, which is verified when the record is read.
 
     Raises:

@@ -3,7 +3,7 @@
 
 A record is a serialised `tf.train.Example` whose every feature is one byte string, as
 TFDS writes tensors with `encoding="bytes"`. The general decoder of TFDS copies a record
-three times and looks at every feature anew; this one finds where the byte strings lie
+three times and parses every feature again; this one finds where the byte strings lie
 and returns arrays that look into the record. The result is the same.
 
 Wire format: https://protobuf.dev/programming-guides/encoding. The messages nest as

@@ -115,7 +115,7 @@ class MMDiTBlock(nnx.Module):
     """Joint attention between the streams, then one MLP each (figure 2b).
 
     With `dual_attention` the image tokens also attend to themselves alone, under a
-    modulation of their own.
+    their own modulation.
     """
 
     def __init__(

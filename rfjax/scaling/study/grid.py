@@ -39,7 +39,7 @@ class GridConfig:
       reference_depth: depth at which the base's learning rate and batch size are used.
       learning_rate_exponent: the rate of depth d is that of the reference times
         (d / reference_depth) ** exponent; -1 follows the width, 0 uses one rate.
-        Not used with optimizer.parameterisation = mup, which has rules of its own.
+        Not used with optimizer.parameterisation = mup, which has its own rules.
       batch_size_exponent: the same for the batch, in whole multiples of
         `batch_size_multiple`.
       batch_size_multiple: a number of examples that the mesh divides.
@@ -204,7 +204,7 @@ def _models(
                         optimizer["learning_rate"] = rate
                         name += f"-lr{rate:g}"
                     if optimizer.get("parameterisation") == "mup":
-                        # It has rules of its own for rates over depth.
+                        # It has its own rules for rates over depth.
                         optimizer["base_depth"] = grid.reference_depth
                     else:
                         rule = scale**grid.learning_rate_exponent

@@ -97,7 +97,7 @@ def check_comparable(table: pd.DataFrame) -> None:
             )
             raise UserError(
                 f"the rows mix several values of {column}: {examples}; their losses "
-                "cannot be compared, fit each by itself."
+                "cannot be compared, fit each separately."
             )
 
 

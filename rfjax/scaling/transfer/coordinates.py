@@ -92,7 +92,7 @@ def check_coordinates(
     if num_steps < 3:
         raise UserError(
             f"steps must be at least 3, got {num_steps}: before the third step the "
-            "inside of the blocks stands still."
+            "inside of the blocks does not move."
         )
     coordinates = []
     for depth in sorted(set(depths)):

@@ -34,7 +34,7 @@ class LocalLauncher:
           Names of the cells that failed twice.
 
         Raises:
-          Stopped: a signal asked to stop; the cell under way is saved.
+          Stopped: a signal asked to stop; the current cell is saved.
         """
         cells = [cell for job in launch.jobs for cell in job]
         failed = []
