@@ -31,11 +31,13 @@ class SweepConfig:
       base: fields of a run's config that all cells share.
       grid: what differs between the cells.
       forecast: what is known before the sweep.
+      launchers: who trains the cells: kind of launcher -> its fields.
     """
 
     base: Config
     grid: GridConfig
     forecast: ForecastConfig = ForecastConfig()
+    launchers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pytest
 
 from rfjax import checkpoint, commands, run_folder
 from rfjax import config as configs
+from rfjax.commands import job
 from rfjax.config_files import apply_overrides, load_config_file
 from rfjax.parallel import mesh as meshes
 from rfjax.parallel import processes
@@ -112,9 +113,7 @@ def test_losses_equal_those_of_one_process(by_two, by_one):
 
 def test_losses_equal_those_of_one_device(by_two, tmp_path, monkeypatch):
     alone = meshes.make_mesh(meshes.MeshConfig(), devices=jax.devices()[:1])
-    monkeypatch.setattr(
-        sys.modules["rfjax.commands.train"], "make_mesh_for", lambda config: alone
-    )
+    monkeypatch.setattr(job, "make_mesh_for", lambda config: alone)
     expected = losses(train_here(tmp_path / "run"))
     np.testing.assert_allclose(losses(by_two[0]), expected, rtol=1e-5)
 
