@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
-import importlib.util
 import inspect
 import itertools
 import textwrap
@@ -100,8 +99,8 @@ def make_app() -> cyclopts.App:
 def documentation(name: str) -> tuple[str, str]:
     """Description and example of a command, without importing its file."""
     file, function = COMMANDS[name].function.split(":")
-    path = Path(importlib.util.find_spec("rfjax.commands").origin).parent
-    tree = ast.parse((path / f"{file.replace('.', '/')}.py").read_text("utf-8"))
+    path = Path(__file__).parent / f"{file.replace('.', '/')}.py"
+    tree = ast.parse(path.read_text("utf-8"))
     (node,) = (n for n in tree.body if getattr(n, "name", None) == function)
     text = ast.get_docstring(node)
     example = text.partition("Example:\n")[2]
