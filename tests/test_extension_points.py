@@ -37,7 +37,7 @@ def test_members(package):
 
 @pytest.mark.parametrize("package", POINTS)
 def test_a_point_has_one_shape(package):
-    """base.py holds the contract; every member is a frozen dataclass of its own file."""
+    """base.py holds the contract; a member is a frozen dataclass in its own file."""
     table = getattr(importlib.import_module(package), POINTS[package][0])
     base = importlib.import_module(f"{package}.base")
     contracts = [

@@ -9,10 +9,10 @@ weights are, so what is exported stays Stable Diffusion 3.
 Width. The rules for Adam of muP, the maximal update parameterisation (Yang et al. 2022,
 arXiv:2203.03466, table 3), which moves every activation by the same amount at every
 width. Adam moves each weight by about the rate, regardless of the gradient's size. A
-hidden matrix adds up D such moves, all of the sign that the data asks for: rate 1/m. A matrix
-from a fixed number of inputs, a bias and a gain add up a fixed number: rate 1. The
-layer to patches reads D features: rate 1/m, and it starts at zero. Attention keeps its
-1/sqrt(K), since the head dim is 64 at every depth.
+hidden matrix adds up D such moves, all of the sign that the data asks for: rate 1/m. A
+matrix from a fixed number of inputs, a bias and a gain add up a fixed number: rate 1.
+The layer to patches reads D features: rate 1/m, and it starts at zero. Attention keeps
+its 1/sqrt(K), since the head dim is 64 at every depth.
 
 Depth. A stream is the sum of what the blocks add, gate * branch each. With all blocks
 learning at once the sum grows with their number, unless each adds 1/m: residual

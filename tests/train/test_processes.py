@@ -19,6 +19,7 @@ from rfjax.commands import job
 from rfjax.config import from_config_dict
 from rfjax.config_files import apply_overrides, load_config_file
 from rfjax.parallel import processes
+from rfjax.parallel.mesh import MeshConfig, make_mesh
 
 # A minute of CPU time: three programs are compiled, one of them twice.
 pytestmark = pytest.mark.slow
@@ -109,7 +110,7 @@ def test_losses_equal_those_of_one_process(by_two, by_one):
 
 
 def test_losses_equal_those_of_one_device(by_two, tmp_path, monkeypatch):
-    alone = meshes.make_mesh(meshes.MeshConfig(), devices=jax.devices()[:1])
+    alone = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     monkeypatch.setattr(job, "make_mesh_for", lambda config: alone)
     expected = losses(train_here(tmp_path / "run"))
     np.testing.assert_allclose(losses(by_two[0]), expected, rtol=1e-5)
