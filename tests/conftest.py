@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eight simulated CPU devices, and no implicit rank promotion, forevery test."""
+"""Eight simulated CPU devices, and no implicit rank promotion, for every test."""
 
 import os
 import tempfile

@@ -81,7 +81,7 @@ class TrainStream:
     """Endless iterator over host-local training batches of NumPy arrays.
 
     Rows of process i of n are positions `next + i`, `next + i + n`, ... of the global
-    stream, so the union over processes is the same forevery n. `sample_index` is the
+    stream, so the union over processes is the same for every n. `sample_index` is the
     position modulo 2**32, which repeats only after four billion samples.
 
     Attributes:

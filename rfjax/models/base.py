@@ -103,7 +103,7 @@ class Backbone:
       config: dataclass of its fields, a `BackboneConfig`.
       network: (config, rngs=, layout=) -> module whose call is a `VelocityFn`; its
         parameters are float32 and those of the same path always of the same meaning.
-      parameters: a row forevery parameter; the first that matches counts.
+      parameters: a row for every parameter; the first that matches counts.
       forward_flops: (config, latent_shape=, context_length=) -> exact FLOPs of one
         forward pass of one example; a multiply-add counts 2, matrix products only.
       stacks: path prefixes of blocks that are stacked along a leading dim.

@@ -20,7 +20,7 @@ from jax.nn.initializers import Initializer
 
 from rfjax import cpu
 
-NORM_EPSILON = 1e-6  # SD3's value forevery LayerNorm and RMSNorm
+NORM_EPSILON = 1e-6  # SD3's value for every LayerNorm and RMSNorm
 
 xavier_uniform = nnx.initializers.xavier_uniform()
 zeros = nnx.initializers.zeros_init()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sweep.json: the cells of a sweep folder, foreverything that reads or trains them.
+"""sweep.json: the cells of a sweep folder, for everything that reads or trains them.
 
 A sweep folder holds `sweep.json` and, per cell, a run folder with its `config.json`.
 Together they are all that another machine needs, so the folder may be copied.

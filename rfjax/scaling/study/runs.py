@@ -65,7 +65,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
       folder: holds run folders, each with `run.json` and `metrics.jsonl`; one that has
         only its config was not started, and has no row.
 
-    Returns: the columns of `COLUMNS` and one forevery `val/...` and `val_ema/...`
+    Returns: the columns of `COLUMNS` and one for every `val/...` and `val_ema/...`
       metric; one row per evaluation, and one row with a reason for a run that has
       none.
     Raises: MissingFileError if there is no such folder or no run in it; ValueError

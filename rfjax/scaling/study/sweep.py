@@ -90,7 +90,7 @@ def write_cells(
 
 
 def write_table(workdir: Path) -> None:
-    """Writes runs.csv: one row forevery evaluated point of every cell that started."""
+    """Writes runs.csv: one row for every evaluated point of every cell that started."""
     # pandas takes a second to import, and only this needs it.
     from rfjax.scaling.study import runs
 
