@@ -70,26 +70,26 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_down(path):
-    part = part_of(path)
-    if part == "__init__":
-        assert not any(name.startswith("rfjax") for name in imports_of(path))
-        return
-    assert part in RANKS, f"give rfjax/{part} a rank"
-    for name in imports_of(path):
-        if not name.startswith("rfjax"):
-            assert not name.startswith(("configs", "launch", "notebooks")), name
-            package = name.split(".")[0]
-            assert part in HEAVY.get(package, {part}), f"{path} imports {package}"
+def test_imports_go_down():
+    for path in modules():
+        part = part_of(path)
+        if part == "__init__":
+            assert not any(name.startswith("rfjax") for name in imports_of(path))
             continue
-        target = name.removeprefix("rfjax").removeprefix(".").split(".")[0]
-        if target not in RANKS:  # rfjax.__version__
-            continue
-        assert target == part or RANKS[target] < RANKS[part], (
-            f"{path.relative_to(ROOT)} (rank {RANKS[part]}) imports {name} "
-            f"(rank {RANKS[target]})"
-        )
+        assert part in RANKS, f"give rfjax/{part} a rank"
+        for name in imports_of(path):
+            if not name.startswith("rfjax"):
+                assert not name.startswith(("configs", "launch", "notebooks")), name
+                package = name.split(".")[0]
+                assert part in HEAVY.get(package, {part}), f"{path} imports {package}"
+                continue
+            target = name.removeprefix("rfjax").removeprefix(".").split(".")[0]
+            if target not in RANKS:  # rfjax.__version__
+                continue
+            assert target == part or RANKS[target] < RANKS[part], (
+                f"{path.relative_to(ROOT)} (rank {RANKS[part]}) imports {name} "
+                f"(rank {RANKS[target]})"
+            )
 
 
 def test_laws_are_mathematics_alone():
@@ -122,17 +122,17 @@ def test_no_folder_imports_itself_in_a_circle():
         visit(module, [])
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_only_main_prints_and_every_file_is_licensed(path):
-    text = path.read_text()
-    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n"), path
-    calls = {
-        node.func.id
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    assert "print" not in calls or path.name == "main.py", path
-    assert path.stem not in ("utils", "helpers", "common", "misc"), path
+def test_only_main_prints_and_every_file_is_licensed():
+    for path in modules():
+        text = path.read_text()
+        assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n"), path
+        calls = {
+            node.func.id
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert "print" not in calls or path.name == "main.py", path
+        assert path.stem not in ("utils", "helpers", "common", "misc"), path
 
 
 def test_every_logical_name_has_a_rule_and_a_use():
@@ -160,3 +160,57 @@ def test_import_is_quick_and_light():
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import rfjax"], check=True, cwd=ROOT)
     assert time.perf_counter() - start < 2
+
+
+def test_what_a_notebook_starts_with_is_in_the_package_itself():
+    import rfjax
+
+    assert {"analyse", "fit_law", "load_runs", "load_table"} <= set(dir(rfjax))
+    for name in rfjax.__all__:
+        assert callable(getattr(rfjax, name)), name
+    with pytest.raises(AttributeError, match="has no attribute 'fit_lwa'"):
+        _ = rfjax.fit_lwa
+
+
+def _functions(tree):
+    """Functions and methods that a user may call: none private, none inside others."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from _functions(node)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node
+
+
+def test_public_functions_are_documented_and_annotated():
+    for path in modules():
+        for function in _functions(ast.parse(path.read_text())):
+            assert ast.get_docstring(function), f"{path}:{function.lineno}"
+            arguments = [*function.args.posonlyargs, *function.args.args]
+            for argument in [*arguments, *function.args.kwonlyargs]:
+                known = argument.annotation is not None or argument.arg in (
+                    "self",
+                    "cls",
+                )
+                assert known, f"{path}:{function.lineno} {argument.arg}"
+
+
+def test_files_and_functions_stay_small():
+    """Code lines, without blank ones, comments and docstrings."""
+    for path in modules():
+        source = path.read_text()
+        tree = ast.parse(source)
+        prose = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                if ast.get_docstring(node):
+                    prose |= {*range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+        code = [
+            number
+            for number, line in enumerate(source.splitlines(), 1)
+            if line.strip() and not line.strip().startswith("#") and number not in prose
+        ]
+        assert len(code) <= 350, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                lines = [n for n in code if node.lineno <= n <= node.end_lineno]
+                assert len(lines) <= 60, f"{path}:{node.lineno} {node.name}"
