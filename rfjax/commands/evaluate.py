@@ -21,6 +21,7 @@ from rfjax.evaluation.curves import draw_curves
 from rfjax.models import make_model
 from rfjax.parallel import processes
 from rfjax.parallel.sharding import MeshLayout
+from rfjax.timestep_levels import NUM_LEVELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Evaluation:
     """The validation losses of a checkpoint.
 
     Attributes:
-      metrics: {"protocol", "step", "val/loss", "val/loss_t0", .., "val_ema/loss", ..}.
+      metrics: {"protocol", "step", "val/loss", "val/loss_t0", .., "val_ema/loss", ..},
+        and those of the run's other evaluators.
       picture: file with the run's curves and these losses.
     """
 
@@ -41,14 +43,17 @@ class Evaluation:
             f"{metrics['protocol']}, step {metrics['step']}",
             f"{'t':>5}  {'raw':>8}  {'ema':>8}",
         ]
-        for level in range(8):
+        for level in range(NUM_LEVELS):
             raw, ema = (metrics[f"{v}/loss_t{level}"] for v in ("val", "val_ema"))
-            lines.append(f"{level / 8:5.3f}  {raw:8.4f}  {ema:8.4f}")
+            lines.append(f"{level / NUM_LEVELS:5.3f}  {raw:8.4f}  {ema:8.4f}")
         raw, ema = metrics["val/loss"], metrics["val_ema/loss"]
+        lines.append(f" mean  {raw:8.4f}  {ema:8.4f}   (t = 1/8 .. 7/8)")
         lines += [
-            f" mean  {raw:8.4f}  {ema:8.4f}   (t = 1/8 .. 7/8)",
-            f"curves: {self.picture}",
+            f"{name}  {value:.4g}"
+            for name, value in metrics.items()
+            if "/" in name and not name.startswith(("val/", "val_ema/"))
         ]
+        lines.append(f"curves: {self.picture}")
         return "\n".join(lines)
 
 

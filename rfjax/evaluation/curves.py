@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rfjax import whole_files
-from rfjax.evaluation.validation import NUM_LEVELS, PROTOCOL
+from rfjax.evaluation.validation import PROTOCOL
+from rfjax.timestep_levels import NUM_LEVELS
 
 _LINES = {  # metric -> (label, colour, width)
     "train/loss": ("train", "#9aa0a6", 1.2),

@@ -94,7 +94,9 @@ def test_second_members_measure_and_write(tmp_path, monkeypatch, debug_fields):
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert f"2,norm/rms,{measured[2]['norm/rms']}" in rows
     assert len(rows) == sum(len(line) - 1 for line in found)
-    evaluated = commands.evaluate(tmp_path / "run").metrics
+    result = commands.evaluate(tmp_path / "run")
+    evaluated = result.metrics
+    assert f"norm/rms  {evaluated['norm/rms']:.4g}" in str(result).splitlines()
     assert evaluated["norm/rms"] == pytest.approx(measured[4]["norm/rms"], rel=1e-6)
 
 
