@@ -228,7 +228,7 @@ def test_a_run_trains_and_validates_on_a_new_data_set(tmp_path, monkeypatch):
     assert load_config(tmp_path / "run") == config
     # There are no pictures behind its latents, which `sample` says at once.
     with pytest.raises(ValueError, match="encoded pictures .* data set gradients"):
-        commands.sample(tmp_path / "run", ["slope 1.00"])
+        commands.sample(tmp_path / "run", prompts=["slope 1.00"])
 
 
 # -- EXAMPLE: add a text encoder ---------------------------------------------------
@@ -269,7 +269,8 @@ def test_captions_are_encoded_with_a_new_text_encoder(tmp_path, monkeypatch):
         "source": {"kind": "emoji", "max_emoji": 24, "validation_fraction": 0.3},
         "text_encoder": {"kind": "bytes", "length": 44},
     }
-    manifest = commands.encode(fields, out=tmp_path / "few", progress=False)
+    encoded = commands.encode(fields, out=tmp_path / "few", progress=False)
+    manifest = encoded.manifest
     assert manifest.context_shape == (44, 6)
     assert manifest.text.encoders[0].kind == "bytes"
     dataset = shards.ShardsConfig(str(tmp_path / "few"))

@@ -69,6 +69,7 @@ class Csv:
 @pytest.fixture(scope="module")
 def debug_fields():
     fields = load_config_file("configs/debug.py")
+    fields["model"] |= {"depth": 1}  # compiles faster
     fields["train"] |= {"num_steps": 4, "log_every_steps": 1}
     fields["optimizer"] |= {"warmup_steps": 1, "cooldown_steps": 1}
     fields["validation"] |= {"every_steps": 4, "num_samples": 16, "batch_size": 16}
@@ -78,10 +79,8 @@ def debug_fields():
 def test_second_members_measure_and_write(tmp_path, monkeypatch, debug_fields):
     monkeypatch.setitem(EVALUATORS, "norm", NormConfig)
     monkeypatch.setitem(METRIC_WRITERS, "csv", CsvConfig)
-    config = from_config_dict(
-        debug_fields
-        | {"evaluators": [{"kind": "norm"}], "metric_writers": [{"kind": "csv"}]}
-    )
+    extra = {"evaluators": [{"kind": "norm"}], "metric_writers": [{"kind": "csv"}]}
+    config = from_config_dict(debug_fields | extra)
     commands.train(config, workdir=tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
@@ -173,7 +172,7 @@ def test_parameters_are_read_back_in_shards(tmp_path, debug_fields, monkeypatch)
 
     def watched(workdir, abstract, **options):
         params = restore_params(workdir, abstract, **options)
-        kernel = params["blocks"]["image"]["mlp_in"]["kernel"]
+        kernel = params["last_block"]["image"]["mlp_in"]["kernel"]
         held["shard"] = kernel.addressable_shards[0].data.shape
         held["whole"] = kernel.shape
         return params
@@ -181,8 +180,8 @@ def test_parameters_are_read_back_in_shards(tmp_path, debug_fields, monkeypatch)
     restore_params = checkpoint.restore_params
     monkeypatch.setattr(checkpoint, "restore_params", watched)
     sharded = commands.evaluate(tmp_path / "run").metrics
-    assert held["whole"] == (1, 128, 512)
-    assert held["shard"] == (1, 16, 512)
+    assert held["whole"] == (64, 256)
+    assert held["shard"] == (8, 256)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
     alone = commands.evaluate(tmp_path / "run").metrics

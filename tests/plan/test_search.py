@@ -43,7 +43,7 @@ def made_up_plan(chosen: Option):
 def test_options_fit_tiles_and_memory_and_heads():
     found = search.options(
         topology=parse_topology("v5p:4x4x4"), width=2432, num_heads=38,
-        num_params=8_056_617_792, per_chip_batch_size=64,
+        state_bytes=16 * 8_056_617_792, per_chip_batch_size=64,
     )  # fmt: skip
     assert {o.mesh["fsdp"] * o.mesh["tensor"] for o in found} == {4, 8, 16}
     for chosen in found:
@@ -56,7 +56,7 @@ def test_options_fit_tiles_and_memory_and_heads():
     # 15 heads cannot be halved
     odd = search.options(
         topology=parse_topology("v5p:4x4x4"), width=960, num_heads=15,
-        num_params=5 * 10**8, per_chip_batch_size=64,
+        state_bytes=16 * 5 * 10**8, per_chip_batch_size=64,
     )  # fmt: skip
     assert {o.mesh["tensor"] for o in odd} == {1}
 
@@ -64,7 +64,7 @@ def test_options_fit_tiles_and_memory_and_heads():
 def test_several_slices_are_an_axis_of_the_mesh():
     found = search.options(
         topology=parse_topology("2*v5p:4x4x4"), width=2432, num_heads=38,
-        num_params=8 * 10**9, per_chip_batch_size=64,
+        state_bytes=16 * 8 * 10**9, per_chip_batch_size=64,
     )  # fmt: skip
     assert {o.mesh["slice"] for o in found} == {2}
     assert all(o.mesh["slice"] * o.mesh["data"] * o.mesh["fsdp"] * o.mesh["tensor"]
@@ -87,7 +87,7 @@ def test_what_surely_exceeds_memory_is_not_compiled():
     assert found[2].predicted
     assert found[2].hbm_bytes == pytest.approx(202e9)
     assert "102.0 GB too much (predicted)" in lines[2]
-    assert "a minute" in lines[0]
+    assert "per minute" in lines[0]
     # with remat full the same batch fits: a prediction never crosses policies
     assert search.predict(option(192, "full"), found) is None
 
@@ -127,7 +127,7 @@ def test_frontier_and_best():
     assert search.frontier(found) == [small, good, full]
     assert search.best(found) is good
     text = search.describe(found)
-    assert "best: 64 examples a chip by --config.mesh.data=4" in text
+    assert "best: 64 examples per chip by --config.mesh.data=4" in text
     assert "20.0 GB too much (refused by the compiler)" in text
     assert search.best([misfit]) is None
     assert "take a larger slice" in search.describe([misfit])
