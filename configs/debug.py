@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny model on synthetic data: trains, validates and saves in half a minute.
+"""A tiny model on synthetic data: trains, validates and saves in seconds.
 
     rfjax train --config=configs/debug.py --workdir=runs/debug
 

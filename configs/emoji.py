@@ -6,7 +6,7 @@
     rfjax sample --workdir=runs/emoji --sheet
 
 Hardware: 2 CPU cores. Duration: about 3 minutes. Expected: train/loss about 0.15, and
-crisp pictures of the captions seen in training. One picture a caption means that the
+crisp pictures of the captions seen in training. One picture per caption means that the
 model memorises; the held-out captions show what it does beyond.
 """
 

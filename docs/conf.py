@@ -51,3 +51,4 @@ autodoc_typehints_description_target = "documented_params"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+autodoc_preserve_defaults = True  # rf/lognorm(0.00,1.00), as it is written

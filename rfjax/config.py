@@ -22,7 +22,7 @@ from rfjax.evaluation import EVALUATORS, EvaluatorConfig
 from rfjax.evaluation.sample import SampleConfig
 from rfjax.evaluation.validation import ValidationConfig
 from rfjax.flow import formulations
-from rfjax.models import BACKBONES, BackboneConfig
+from rfjax.models import BACKBONES, DEFAULT_KIND, BackboneConfig
 from rfjax.parallel.mesh import MeshConfig
 from rfjax.run_folder import CONFIG_FILE
 from rfjax.train.ema import EmaConfig
@@ -39,7 +39,7 @@ class Config:
       seed: of parameters, data order, dropout, timesteps and noise.
       objective: a formulation by the name the paper prints, e.g. rf/lognorm(0.00,1.00).
       shift: resolution shift of the timesteps in training; 3 at 1024 px.
-      model: shape and numerics of the MMDiT.
+      model: the backbone: its kind, shape and numerics.
       data: which examples, and how they are read.
       mesh: sizes of the mesh axes.
       optimizer: AdamW and its schedule.
@@ -55,7 +55,9 @@ class Config:
     seed: int = 0
     objective: str = "rf/lognorm(0.00,1.00)"
     shift: float = 1.0
-    model: BackboneConfig = schema.one_of(BACKBONES, default="mmdit", required=True)
+    model: BackboneConfig = schema.one_of(
+        BACKBONES, default=DEFAULT_KIND, required=True
+    )
     data: Dataset = schema.one_of(DATASETS)
     mesh: MeshConfig = MeshConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -73,14 +75,14 @@ class Config:
         formulations.parse(self.objective)
         if not self.shift > 0:
             raise UserError(
-                f"shift must be positive, got {self.shift}; 1.0 leaves timesteps alone."
+                f"shift must be positive, got {self.shift}; 1.0 changes nothing."
             )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed must be in [0, 2^32), got {self.seed}.")
         self.optimizer.check_steps(self.train.num_steps)
         if self.mesh.tensor > 1 and self.model.num_heads % self.mesh.tensor:
             raise UserError(
-                "mesh.tensor must divide the number of heads, model.depth = "
+                "mesh.tensor must divide the number of heads, "
                 f"{self.model.num_heads}, got {self.mesh.tensor}; choose a divisor."
             )
 

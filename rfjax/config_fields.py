@@ -44,9 +44,9 @@ def describe(
     """All fields of a config dataclass with their values, sections before their fields.
 
     Args:
-      cls: as for `build`.
-      values: as for `build`; may be incomplete, and only its names are checked.
-      prefix: as for `build`.
+      cls: as for `schema.build`.
+      values: as for `schema.build`; may be incomplete, and only its names are checked.
+      prefix: as for `schema.build`.
 
     Raises:
       UserError: a field is unknown.
@@ -56,8 +56,12 @@ def describe(
         if name not in known:
             raise UserError(unknown_field(prefix + name, prefix, known))
     hints = typing.get_type_hints(cls)
-    texts = docstring_parser.parse(cls.__doc__).params
-    texts = {p.arg_name: " ".join((p.description or "").split()) for p in texts}
+    texts = {
+        parameter.arg_name: " ".join((parameter.description or "").split())
+        for base in reversed(cls.__mro__)
+        if base.__doc__
+        for parameter in docstring_parser.parse(base.__doc__).params
+    }
     for field in dataclasses.fields(cls):
         kinds = kinds_of(field)
         default = field.default

@@ -2,7 +2,7 @@
 """Config files: what `--config=FILE[:ARG]` and `--config.SECTION.FIELD=VALUE` give.
 
 A config file defines `get_config(arg)`, which returns an ml_collections ConfigDict, or
-is the JSON file of a run. There are three kinds, told apart by the names of their
+is the JSON file of a run. There are three kinds, distinguished by the names of their
 fields: a run's, a sweep's and a data set's.
 """
 
@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rfjax import schema
 from rfjax.config import Config
 from rfjax.data.encode import EncodeConfig
 from rfjax.errors import MissingFileError, UserError
 from rfjax.scaling.study.budget import ForecastConfig
 from rfjax.scaling.study.grid import GridConfig
+from rfjax.scaling.study.launchers import LAUNCHERS, Launcher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +33,13 @@ class SweepConfig:
       base: fields of a run's config that all cells share.
       grid: what differs between the cells.
       forecast: what is known before the sweep.
-      launchers: kind -> fields of that launcher, for the flag --launcher=KIND.
+      launcher: who trains the cells; --launcher=KIND picks another kind.
     """
 
     base: Config
     grid: GridConfig
     forecast: ForecastConfig = ForecastConfig()
-    launchers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    launcher: Launcher = schema.one_of(LAUNCHERS, default="local")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ def load_config_file(path_and_arg: str) -> dict[str, Any]:
 
     Raises:
       MissingFileError: there is no such file.
-      UserError: it defines no get_config, refuses ARG, or is no JSON.
+      UserError: it defines no get_config, rejects ARG, or is not valid JSON.
     """
     path, _, arg = path_and_arg.partition(":")
     if not Path(path).is_file():

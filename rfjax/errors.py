@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that are the user's to mend: the command line prints them as one line.
+"""Errors that the user can fix: the command line prints them as one line.
 
-Anything else that is raised is a bug, and keeps its traceback. The classes also are
-what Python would have raised, so `except ValueError` catches wrong values as ever.
+Anything else that is raised is a bug, and keeps its traceback. Each class also
+derives from the exception that Python would raise, so `except ValueError` still
+catches wrong values.
 """
 
 import errno
 
-# What the system refuses, and only the user can mend.
+# Refusals of the operating system that only the user can fix.
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
     errno.ENOTDIR, errno.EISDIR, errno.EPIPE,

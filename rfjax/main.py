@@ -60,7 +60,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(name: str, args: Sequence[str], stop: stopping.StopSignals) -> int:
-    """The exit status of a command; signals that come once it is known are too late."""
+    """The exit status of a command; signals that arrive after it are ignored."""
     try:
         try:
             status = _print_result(name, args)
@@ -109,7 +109,7 @@ def _print_result(name: str, args: Sequence[str]) -> int:
 
 
 def _end_process(status: int) -> NoReturn:
-    """Ends without taking apart what a signal may have left half done in a library."""
+    """Exits without library teardown, which a signal may have left half done."""
     whole_files.remove_unfinished()
     if "jax" in sys.modules:
         from rfjax.parallel import processes

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The run folder: one run, one config, one writer at a time.
 
-config.json     the resolved config; alone in the folder, of a run that is planned and
+config.json     the resolved config; the only file of a run that is planned and
                 not started. Relative paths in it (`data.path`) start at the working
                 directory of the process that trains.
 run.json        what the run is: sizes, data, seed, code version, status
@@ -100,7 +100,7 @@ def check_claim(
     Args:
       workdir: run folder; may be missing.
       config: the resolved config.
-      present: the resolved config that is there, if one is; fields that are newer
+      present: the resolved config that is there, if one is; fields that it lacks
         hold their defaults.
       may_change: beginnings of the names of fields that may differ.
 
@@ -129,7 +129,7 @@ def check_claim(
 def check_not_lost(
     workdir: Path, *, saved_steps: Sequence[int], checkpoints: Path
 ) -> None:
-    """Refuses to start a run anew that has trained already.
+    """Refuses to restart from scratch a run that has already trained.
 
     Args:
       workdir: run folder.
@@ -231,7 +231,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
             continue
         try:
             line = json.loads(text)
-            line["step"]  # readers go by it
+            line["step"]  # readers rely on it
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} line {number} must be a JSON object with a step, got "

@@ -182,7 +182,7 @@ def plain(value: Any, kinds: Kinds | None) -> Any:
 
 
 def unknown_field(name: str, prefix: str, fields: Mapping[str, Any]) -> str:
-    """What to say of a field that does not exist: the nearest that do."""
+    """The error for a field that does not exist, with the closest that do."""
     near = difflib.get_close_matches(name.removeprefix(prefix), fields, n=3)
     hint = f"did you mean {' or '.join(prefix + n for n in near)}?" if near else (
         f"the fields are {', '.join(prefix + n for n in fields)}."

@@ -3,7 +3,7 @@
 
 SIGTERM (a job manager's notice), SIGINT (Ctrl-C) and SIGHUP (the terminal is gone) all
 mean: save what there is to save, and exit with status 128 + number, so that a job
-manager never takes the run for a finished one.
+manager never mistakes the run for a finished one.
 
 While nothing is unsaved, `Stopped` is raised wherever the command is, and again if that
 was inside a callback of a library, where Python drops exceptions. Python cannot raise
@@ -187,7 +187,7 @@ def raise_again() -> None:
 
 
 def ignore_signals() -> None:
-    """Ignores all signals: for the end of a process, whose exit status is decided."""
+    """Ignores all signals: at the end of a process, once its exit status is decided."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What crosses borders between modules: batches, conditioning, layouts, the velocity.
+"""Types shared between modules: batches, conditioning, layouts, the velocity.
 
 The one seam of the system is `VelocityFn`: losses, solvers and guidance know
 nothing of the model, only a function from noisy latents, timesteps and
@@ -9,7 +9,7 @@ conditioning to a velocity.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -41,8 +41,9 @@ class Batch:
       latents: [B, H, W, C] clean latents, zero mean and unit variance by dataset.
       conditioning: text states of the same B examples.
       sample_index: [B] uint32. In training the position in the endless shuffled
-        stream, so it never repeats; in validation the record's place in the split.
-        Random numbers derive from it, never from the row in the batch.
+        stream, which repeats only after 2**32 examples; in validation the record's
+        place in the split. Random numbers derive from it, never from the row in the
+        batch.
     """
 
     latents: jax.Array
@@ -111,3 +112,34 @@ class OneDevice:
 
 
 ONE_DEVICE = OneDevice()
+
+
+class Evaluator(Protocol):
+    """A measurement of one set of parameters, ready to run.
+
+    The training loop runs several periodically and knows none by name. How one is
+    configured is said in `rfjax.evaluation.base`.
+
+    Attributes:
+      name: its metrics are called NAME/..., those of the EMA weights NAME_ema/...
+      every_steps: optimizer steps between evaluations; the last step always has one.
+    """
+
+    name: str
+    every_steps: int
+
+    def __call__(
+        self, params: Mapping[str, Any], *, check_in: Callable[[], None] = ...
+    ) -> Mapping[str, float]:
+        """Measures one set of parameters; all processes call it together.
+
+        Args:
+          params: of the model, in the layout of the mesh.
+          check_in: called between parts of the work; what it raises ends it.
+
+        Returns:
+          Name of a metric -> value.
+        """
+
+    def compile(self, params: Mapping[str, Any]) -> None:
+        """Compiles ahead of the first call, while nothing is lost by a signal."""

@@ -44,15 +44,16 @@ def make_step(
       MissingPackageError: torch or diffusers are not installed.
     """
     try:
+        import diffusers
         import torch
-        from diffusers import SD3Transformer2DModel
     except ImportError as error:
         raise MissingPackageError(
             f"--peer=diffusers needs torch and diffusers ({error}); run "
             "`pip install 'rfjax[test]'`."
         ) from error
 
-    model = SD3Transformer2DModel.from_config(dict(transformer_config))
+    transformer = getattr(diffusers, transformer_config["_class_name"])
+    model = transformer.from_config(dict(transformer_config))
     found = sum(parameter.numel() for parameter in model.parameters())
     if found != num_params:
         raise AssertionError(f"peer has {found} parameters, expected {num_params}")

@@ -4,10 +4,10 @@
     rfjax evaluate --workdir=runs/emoji          in a shell
     commands.evaluate("runs/emoji")              in a notebook
 
-The command line is read off a function: flags and types off its signature, help off its
-docstring, whose `Example:` section ends the help. What it returns is printed; if that
-has an `exit_status`, the process ends with it. A new command is a file with a function
-here, and an entry in `COMMANDS`.
+The command line is derived from a function: flags and types from its signature, help
+from its docstring, whose `Example:` section ends the help. What it returns is printed;
+if that has an `exit_status`, the process ends with it. A new command is a file with a
+function here, and an entry in `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What a word after `rfjax` calls, and what must hold before JAX is imported.
+    """What one subcommand calls, and what must be set before JAX is imported.
 
     Attributes:
       function: "FILE:FUNCTION" in this folder; imported only when it is called, so that
@@ -48,7 +48,7 @@ class Command:
             os.environ.update(self.environment)
 
 
-# Nothing runs: no accelerator of this machine is to be claimed.
+# Nothing is executed, so no accelerator of this machine should be claimed.
 _CPU = {"JAX_PLATFORMS": "cpu"}
 
 COMMANDS = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of all commands, read off their functions by cyclopts.
+"""Builds the command line from the commands' functions, with cyclopts.
 
 Cyclopts, because a flag is then written once: its type and default in the signature of
 a plain function, its help in a Google docstring. typer would repeat the help beside the
@@ -115,7 +115,7 @@ def parse(args: Sequence[str], *, report: Callable[[str], None]) -> Callable[[],
       report: given to functions that report what they do.
 
     Raises:
-      UserError: unknown, missing or ill-formed flags, or a config that cannot be read.
+      UserError: unknown, missing or malformed flags, or a config that cannot be read.
     """
     name = name_of(args)
     overrides = [arg for arg in args if arg.startswith("--config.")]

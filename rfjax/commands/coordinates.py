@@ -78,8 +78,8 @@ def coordinates(
       out: folder to write coordinates.json and coordinates.png into; made if missing.
 
     Raises:
-      UserError: a wrong setting, or a file of somebody else's in the place of the
-        result, before anything is computed.
+      UserError: a wrong setting, or a file in the way that `coordinates` did not write;
+        nothing was computed then.
 
     Example:
       rfjax coordinates --config=configs/debug.py --depths=1,2,4 --out=reports/rates

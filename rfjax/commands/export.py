@@ -3,32 +3,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from rfjax.export.save import ExportReport, export_run
-
-
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """Weights that `export` wrote.
-
-    Attributes:
-      report: what was written where.
-    """
-
-    report: ExportReport
-
-    def __str__(self) -> str:
-        report = self.report
-        wrote = (
-            f"wrote step {report.step}, {report.num_params:,} parameters, "
-            f"{report.num_bytes / 1e6:,.1f} MB in {report.out}"
-        )
-        return "\n".join([wrote, *(f"warning: {text}" for text in report.warnings)])
 
 
 def export(
@@ -40,7 +20,7 @@ def export(
     dtype: str = "float32",
     step: int | None = None,
     pipeline: Path | str | None = None,
-) -> Exported:
+) -> ExportReport:
     """Writes the weights of a checkpoint as PyTorch files with a model card.
 
     Args:
@@ -61,7 +41,7 @@ def export(
     Example:
       rfjax export --workdir=runs/emoji --out=export/emoji
     """
-    report = export_run(
+    return export_run(
         workdir,
         out=out,
         layout=layout,
@@ -70,4 +50,3 @@ def export(
         step=step,
         pipeline=pipeline,
     )
-    return Exported(report)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,20 +59,6 @@ def _flag(name: str, *, read: Any = None, metavar: str | None = None) -> Paramet
     return Parameter(name=name, converter=read, metavar=metavar, **tokens)
 
 
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """A report that `fit` wrote.
-
-    Attributes:
-      report: the fits, and where they were written.
-    """
-
-    report: FitReport
-
-    def __str__(self) -> str:
-        return f"{self.report.summary()}\nreport: {self.report.out / 'index.html'}"
-
-
 def fit(
     *,
     runs: Path | str | None = None,
@@ -100,13 +85,13 @@ def fit(
         _flag("--forecast", read=_read_models, metavar="FIELD=NUMBER,..."),
     ] = (),
     json_file: JsonFile = None,
-) -> Fitted:
+) -> FitReport:
     """Fits power laws with intervals to a sweep, or to a table of other people's runs.
 
     Args:
       runs: sweep folder; give this or --table.
       table: CSV file of other people's runs.
-      columns: its columns by our names, as params=N,samples=D,loss=L; optionally
+      columns: rfjax's names of its columns, as params=N,samples=D,loss=L; optionally
         train_flops, depth, run and seed.
       out: report folder to write. An earlier report there is replaced if the folder
         holds nothing else.
@@ -127,10 +112,10 @@ def fit(
       MissingFileError: the runs or the table are missing.
 
     Example:
-      rfjax fit --runs=runs/depth --out=reports/depth --budget=1e16 --holdout
+      rfjax fit --runs=runs/depth --out=reports/depth --budget=1e16
     """
     try:
-        report = run_fit(
+        return run_fit(
             runs=runs,
             table=table,
             columns=columns,
@@ -148,4 +133,3 @@ def fit(
         )
     except CannotFit as error:
         raise UserError(str(error)) from error
-    return Fitted(report)

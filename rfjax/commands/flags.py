@@ -17,21 +17,27 @@ _NO_FLAG = Parameter(parse=False)
 Report = Annotated[Callable[[str], None], _NO_FLAG]  # where a command says what it does
 Progress = Annotated[bool, _NO_FLAG]
 
+
 # The file is read after all flags are known, since overrides are among them.
-_CONFIG = Parameter(
-    name="--config",
-    converter=lambda _, tokens: tokens[0].value,
-    n_tokens=1,
-    accepts_keys=False,
-    metavar="FILE[:ARG]",
-    help="config file, as configs/NAME.py or configs/NAME.py:ARG, or a run's "
-    "config.json. --config.SECTION.FIELD=VALUE sets a field of it; `rfjax config FILE` "
-    "lists them.",
-)
-RunConfig = Annotated[Config, Reader(RUN, build=from_config_dict), _CONFIG]
-RunFields = Annotated[Mapping[str, Any], Reader(RUN), _CONFIG]
-SweepFields = Annotated[Mapping[str, Any], Reader(SWEEP), _CONFIG]
-DataSetFields = Annotated[Mapping[str, Any], Reader(DATA_SET), _CONFIG]
-AnyFields = Annotated[Mapping[str, Any], Reader(None), _CONFIG]
+def _config(*, example: str) -> Parameter:
+    return Parameter(
+        name="--config",
+        converter=lambda _, tokens: tokens[0].value,
+        n_tokens=1,
+        accepts_keys=False,
+        metavar="FILE[:ARG]",
+        help=f"config file, as {example}; ARG is for the file. "
+        "--config.SECTION.FIELD=VALUE sets a field; `rfjax config FILE` lists them.",
+    )
+
+
+_RUN = _config(example="configs/NAME.py or a run's config.json")
+_SWEEP = _config(example="configs/sweeps/NAME.py")
+_DATA_SET = _config(example="configs/data/NAME.py")
+RunConfig = Annotated[Config, Reader(RUN, build=from_config_dict), _RUN]
+RunFields = Annotated[Mapping[str, Any], Reader(RUN), _RUN]
+SweepFields = Annotated[Mapping[str, Any], Reader(SWEEP), _SWEEP]
+DataSetFields = Annotated[Mapping[str, Any], Reader(DATA_SET), _DATA_SET]
+AnyFields = Annotated[Mapping[str, Any], Reader(None), _RUN]
 
 JsonFile = Annotated[Path | str | None, Parameter(name="--json")]

@@ -23,7 +23,7 @@ from rfjax.commands.job import (
 )
 from rfjax.config import Config, config_to_dict, from_config_dict
 from rfjax.export.load import merge_model_fields, open_weights
-from rfjax.models import make_model
+from rfjax.models import DEFAULT_KIND, make_model
 from rfjax.parallel.sharding import state_shardings
 from rfjax.train.optimizer import make_optimizer
 from rfjax.train.state import TrainState, init_state
@@ -56,10 +56,10 @@ def import_weights(
     workdir: Path | str,
     layout: Annotated[str, Parameter(name="--format")] = "diffusers",
 ) -> Imported:
-    """Makes a run folder of PyTorch weights, to be trained on, evaluated and sampled.
+    """Makes a run folder from PyTorch weights, to train further, evaluate and sample.
 
-    The run stands at step 0 with a fresh optimizer; the weights are its parameters and
-    their moving average alike.
+    The run starts at step 0 with a fresh optimizer; the weights become both its
+    parameters and their moving average.
 
     Args:
       source: safetensors file, or folder with one.
@@ -76,7 +76,7 @@ def import_weights(
       rfjax import --from=export/emoji --config=configs/emoji.py --workdir=runs/imported
     """
     workdir = Path(workdir)
-    kind = fields.get("model", {}).get("kind", "mmdit")
+    kind = fields.get("model", {}).get("kind", DEFAULT_KIND)
     weights = open_weights(source, layout=layout, kind=kind)
     model_fields = merge_model_fields(
         weights,

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from rfjax import __version__, run_folder
 from rfjax.config import Config, config_to_dict
+from rfjax.data import TrainStream
 from rfjax.data.manifest import Manifest
 from rfjax.errors import UserError
 from rfjax.evaluation import Evaluator, Subject, validation
@@ -39,7 +40,7 @@ from rfjax.train.step import make_train_step
 
 
 def read_manifest(config: Config) -> Manifest:
-    """What the data is, checked against the model that is to learn it.
+    """What the data is, checked against the model that will be trained on it.
 
     Raises:
       UserError: if model and data disagree on a size.
@@ -78,7 +79,7 @@ def abstract_params_on(model: Model, *, mesh: Mesh) -> Any:
     return with_sharding(shapes, shardings)
 
 
-def make_stream(config: Config, *, mesh: Mesh | None = None) -> loop.DataStream:
+def make_stream(config: Config, *, mesh: Mesh | None = None) -> TrainStream:
     """The training batches from the first on: this process's share, or all rows."""
     index, count = (0, 1) if mesh is None else reading_share(mesh)
     return config.data.train_stream(
@@ -90,7 +91,7 @@ def make_stream(config: Config, *, mesh: Mesh | None = None) -> loop.DataStream:
 
 
 def make_job(
-    config: Config, *, mesh: Mesh, stream: loop.DataStream, manifest: Manifest
+    config: Config, *, mesh: Mesh, stream: TrainStream, manifest: Manifest
 ) -> loop.Job:
     """Builds network, optimizer and jitted step on a mesh; nothing is compiled yet.
 
@@ -167,7 +168,17 @@ def make_evaluators(config: Config, *, model: Model, mesh: Mesh) -> list[Evaluat
         mesh=mesh,
         data=config.data,
     )
-    return [each.make(subject) for each in (config.validation, *config.evaluators)]
+    evaluators = [
+        each.make(subject) for each in (config.validation, *config.evaluators)
+    ]
+    names = [f"{e.name}{suffix}" for e in evaluators for suffix in ("", "_ema")]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"evaluators must write metrics of different names, got {name}/ twice; "
+                "leave one out (the validation loss, val/, is always measured)."
+            )
+    return evaluators
 
 
 def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
@@ -181,8 +192,8 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
     if run and run["data_hash"] != data_hash:
         raise UserError(
             f"run folder {workdir} was started on data set {run['data_hash']}, "
-            f"data.path now holds {data_hash}; give it the old data, or use a new "
-            "--workdir."
+            f"the data section now describes {data_hash}; give it the old data, or use "
+            "a new --workdir."
         )
     model = make_model(config.model)
     run_folder.update_run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a config needs and how fast it is, on TPUs that are not there."""
+"""What a config needs and how fast it is, on TPUs, without having any."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def plan(
       topology: chips, as v5p:4x4x4, v5litepod-256 or 2*v5e:16x16.
       num_images: training budget; the config's if absent.
       json_file: file to write all figures to. A search writes its outcomes after each,
-        and compiles none again that the file holds already.
+        and skips those that the file already holds.
       summary: file to write the headline figures to, as configs/plans keeps them.
       picture: file to draw time by class and memory into, as plan.png.
       search: try meshes, batches and remat policies, minutes each.

@@ -19,15 +19,15 @@ from rfjax.commands.job import (
 )
 from rfjax.commands.train import train
 from rfjax.config import Config, config_to_dict, from_config_dict, load_config
+from rfjax.config_files import SweepConfig
 from rfjax.errors import UserError
 from rfjax.models import make_model
-from rfjax.scaling.study import budget, launchers
+from rfjax.scaling.study import budget
 from rfjax.scaling.study.budget import CellCost, ForecastConfig, Pilot
 from rfjax.scaling.study.grid import Cell, GridConfig, make_cells
+from rfjax.scaling.study.launchers import LAUNCHERS, Launch, Launcher, make_jobs
 from rfjax.scaling.study.manifest import SweepCell
 from rfjax.scaling.study.sweep import choose_cells, write_cells
-
-_SECTIONS = ("base", "grid", "forecast", "launchers")  # of a sweep config
 
 Cells = Annotated[
     Sequence[str],
@@ -66,20 +66,20 @@ def sweep(
     *,
     workdir: Path | str,
     dry_run: bool = False,
-    launcher: str = "local",
+    launcher: str | None = None,
     cells: Cells = (),
     report: Report = lambda line: None,
 ) -> Swept:
-    """Writes the cells of a depth study as files and has them trained, or resumed.
+    """Writes the cells of a depth study to files, and trains or resumes them.
 
     Args:
       fields: {"base": fields of a run config, "grid": fields of `GridConfig`}, and,
-        may be left out, {"forecast": fields of `ForecastConfig`, "launchers": kind ->
-        fields of that launcher}.
+        may be left out, {"forecast": fields of `ForecastConfig`, "launcher": its kind
+        and fields}.
       workdir: sweep folder; holds `sweep.json`, one run folder per cell, `runs.csv`.
       dry_run: print the table of cells with their cost and stop.
-      launcher: who trains them, a key of `LAUNCHERS`; "local": this process, one cell
-        after the other.
+      launcher: who trains them; local: this process, one cell after the other. The
+        kind of the config's section `launcher` if absent.
       cells: names of the only cells to train now, with the trunks that they branch
         from; all of them if empty. The files of the others are written all the same.
       report: receives the table and a line for each event.
@@ -95,7 +95,7 @@ def sweep(
     """
     _check_sections(fields)
     workdir = Path(workdir)
-    chosen_launcher = launchers.make_launcher(launcher, fields.get("launchers", {}))
+    chosen_launcher = _choose_launcher(launcher, fields.get("launcher", {}))
     grid = schema.build(GridConfig, fields["grid"], prefix="grid.")
     forecast = schema.build(
         ForecastConfig, fields.get("forecast", {}), prefix="forecast."
@@ -139,9 +139,9 @@ def sweep(
             complete=lambda old: config_to_dict(from_config_dict(old)),
         )
         failed = chosen_launcher.launch(
-            launchers.Launch(
+            Launch(
                 workdir=workdir,
-                jobs=launchers.make_jobs(chosen),
+                jobs=make_jobs(chosen),
                 train_cell=train_cell,
                 report=report,
             )
@@ -154,12 +154,18 @@ def _check_sections(fields: Mapping[str, Any]) -> None:
     for section in ("base", "grid"):
         if section not in fields:
             raise UserError(f"a sweep config must have the section {section}; add it.")
+    known = {field.name: field for field in dataclasses.fields(SweepConfig)}
     for section in fields:
-        if section not in _SECTIONS:
-            raise UserError(
-                f"a section of a sweep config must be one of {', '.join(_SECTIONS)}, "
-                f"got {section!r}; remove or rename it."
-            )
+        if section not in known:
+            raise UserError(schema.unknown_field(section, "", known))
+
+
+def _choose_launcher(kind: str | None, section: Mapping[str, Any]) -> Launcher:
+    """The launcher of a kind; the section's fields are those of the kind it names."""
+    if kind is not None and isinstance(section, Mapping):
+        if kind != section.get("kind", "local"):
+            section = {"kind": kind}
+    return schema.build_kind(LAUNCHERS, section, name="launcher", default="local")
 
 
 def _as_listed(cell: Cell, cost: CellCost) -> SweepCell:

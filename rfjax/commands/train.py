@@ -35,7 +35,7 @@ def train(
       branch_from: RUN or RUN:STEP, the run folder of a constant-rate run of otherwise
         the same config. A run that has no checkpoint yet starts from that step of it,
         or from the newest before its own cooldown, or from scratch if there is none
-        so early; it is to the bit what it would have been from scratch.
+        that early; the result is bit-identical to training from scratch.
       report: receives the parameter table and a line for each event.
 
     Raises:
@@ -129,7 +129,7 @@ def _check_branch(
 def _choose_branch_step(
     config: Config, *, source: Path, step: int | None
 ) -> int | None:
-    """The checkpoint of a trunk to start from; None if it has none so early.
+    """The checkpoint of a trunk to start from; None if it has none that early.
 
     Raises:
       UserError: the step that was asked for is not there, or lies in the cooldown.

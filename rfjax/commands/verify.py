@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a data set, or the checkpoints of a run, are what was saved."""
+"""Whether a data set, or the checkpoints of a run, are as they were saved."""
 
 from __future__ import annotations
 

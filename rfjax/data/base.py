@@ -63,7 +63,7 @@ class Dataset(Reading, abc.ABC):
         """The text features that stand for no caption, padded to all T tokens."""
 
     def check(self) -> None:
-        """Looks for damage before a run reads the data; by default there can be none.
+        """Checks for damage before a run reads the data; by default nothing is checked.
 
         Raises:
           MissingFileError: the data is missing or incomplete.
@@ -71,14 +71,14 @@ class Dataset(Reading, abc.ABC):
         """
 
     def codec(self) -> ImageCodec:
-        """What decodes latents to pictures; by default there are none behind them.
+        """What decodes latents to pictures; by default there is no codec.
 
         Raises:
           UserError: the latents are not those of pictures.
         """
         raise UserError(
             f"data must be encoded pictures to draw any, got a run on the data set "
-            f"{self.manifest().name}, whose latents never were pictures; train on an "
+            f"{self.manifest().name}, whose latents are not of pictures; train on an "
             "encoded data set such as configs/emoji.py."
         )
 

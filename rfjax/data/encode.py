@@ -115,7 +115,7 @@ def encode_dataset(
 def _describe(
     config: EncodeConfig, source: Source, text_encoder: TextEncoder
 ) -> Manifest:
-    """The manifest of what will be written; the tables lead from its kinds back."""
+    """The manifest of what will be written; its kinds are keys of the tables."""
     creation = schema.to_dict(config)
     encoder = EncoderSpec(
         name=creation["text_encoder"]["kind"],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a data set is: shapes, encoders, counts and checksums, as rfjax.json says it."""
+"""What a data set is, as rfjax.json has it: shapes, encoders, counts, checksums."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 """From records to batches: shuffle, repeat, caption dropout, split over processes.
 
 Everything is a function of the position in one endless shuffled stream: which record
-stands there, and which captions are dropped. A stream is therefore started anywhere at
+is there, and which captions are dropped. A stream can therefore start anywhere at
 once, its whole state is one number, and one or many processes see the same global
 batches.
 """
@@ -58,7 +58,7 @@ class Reading:
             raise UserError(
                 "data.caption_dropout must be between 0 and 1, got "
                 f"{self.caption_dropout}; SD3 drops each caption with 0.464, one "
-                "encoder alone does well with 0.1."
+                "encoder alone works well with 0.1."
             )
         if self.latents_dtype not in LATENT_DTYPES:
             raise UserError(

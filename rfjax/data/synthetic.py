@@ -2,9 +2,9 @@
 """Synthetic data: learnable random latents without any file, for tests and debugging.
 
 Each example belongs to one of a few classes. Its latents are the smooth pattern of its
-class plus a little its own noise; its text states name the class. A model that reads
-the text therefore reaches a much lower loss than one that does not. The streams are the
-ones of `rfjax.data.pipeline`.
+class plus a little noise of its own; its text states identify the class. A model that
+reads the text therefore reaches a much lower loss than one that does not. The streams
+are the ones of `rfjax.data.pipeline`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a set of parameters is worth: losses and pictures, never the loop.
+"""Evaluates a set of parameters: losses and pictures; never imports the loop.
 
 base        what an evaluator is
 validation  the validation loss, protocol val_v1
@@ -8,11 +8,12 @@ captions    what to sample from
 curves      the losses of a run as a picture
 """
 
-from rfjax.evaluation.base import Evaluator, EvaluatorConfig, Subject
+from rfjax.evaluation.base import EvaluatorConfig, Subject
 from rfjax.evaluation.validation import ValidationConfig
+from rfjax.types import Evaluator
 
 __all__ = ["EVALUATORS", "Evaluator", "EvaluatorConfig", "Subject", "ValidationConfig"]
 
-EVALUATORS: dict[str, type] = {  # kind -> config
+EVALUATORS: dict[str, type[EvaluatorConfig]] = {  # kind -> config
     "validation": ValidationConfig,
 }

@@ -51,7 +51,7 @@ def stored_captions(
 
 
 def empty_caption(config: Dataset) -> Conditioning:
-    """The data set's empty caption, one row: what guidance leads away from."""
+    """The data set's empty caption, one row: the unconditional side of guidance."""
     return _stack(config, [config.empty_caption()])
 
 

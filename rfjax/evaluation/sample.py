@@ -88,7 +88,7 @@ def sample_latents(
       params: its parameters, usually `ema_params`.
       noise: [B, H, W, C] float32.
       conditioning: of the B samples.
-      unconditional: of the empty caption, one row that all samples share.
+      unconditional: of the empty caption, one row shared by all examples.
       formulation: what the model was trained as.
       config: steps, solver, guidance, shift.
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The validation loss, protocol `val_v1`: one number that can be compared.
 
-Held-out samples; t = k / 8 for k = 0 .. 7; the noise of each pair (sample, k) is
+Held-out examples; t = k / 8 for k = 0 .. 7; the noise of each pair (example, k) is
 fixed forever; everything in float32. The loss is the mean over k = 1 .. 7 of the
 mean over samples; k = 0, where the target cannot be known, is reported but not
-averaged. The number depends on the parameters and the samples alone: not on batch
+averaged. The number depends only on the parameters and the examples: not on batch
 size, devices, hosts or the step.
 
 Source of the levels: Esser et al. 2024, arXiv:2403.03206, sections 5.3.3 and B.3.
@@ -44,7 +44,7 @@ class ValidationConfig:
     """The validation loss: when, and on how many examples.
 
     Attributes:
-      every_steps: optimizer steps between validations; the last step is always one.
+      every_steps: optimizer steps between validations; the last step always has one.
       num_samples: held-out examples, from the first on; None for all of them.
       batch_size: examples at a time over all devices; no influence on the number.
     """

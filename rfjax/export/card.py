@@ -19,7 +19,7 @@ from rfjax import run_folder, schema
 from rfjax.errors import MissingFileError, UserError
 from rfjax.flow import formulations
 from rfjax.flow.path import RECTIFIED_FLOW
-from rfjax.models import BACKBONES, Model, make_model
+from rfjax.models import BACKBONES, DEFAULT_KIND, Model, make_model
 
 LONGEST_VALUE = 300  # characters of one value in the card
 
@@ -28,20 +28,6 @@ LONGEST_VALUE = 300  # characters of one value in the card
 ACTIVE = re.compile(
     r"[\\`*{}\[\]#!|<>&~:@$^]|(?<=www)\.|(?<![a-z0-9])_|_(?![a-z0-9])", re.IGNORECASE
 )
-
-LOADING = {
-    "diffusers": """\
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-
-transformer = SD3Transformer2DModel.from_pretrained("FOLDER", subfolder="transformer")
-scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
-    "FOLDER", subfolder="scheduler"
-)""",
-    "sd3": """\
-from safetensors.torch import load_file
-
-weights = load_file("FOLDER/model.safetensors")  # model.diffusion_model.*""",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +101,7 @@ def read_run(workdir: Path) -> Run:
             metrics=tuple(run_folder.read_metrics(workdir)),
             model=make_model(
                 schema.build_kind(
-                    BACKBONES, config["model"], name="model", default="mmdit"
+                    BACKBONES, config["model"], name="model", default=DEFAULT_KIND
                 )
             ),
         )
@@ -150,6 +136,7 @@ def model_card(
     rows = _facts(
         run, weights=weights, stored_as=f"{dtype}, {layout} layout", step=step
     )
+    torch = run.model.torch
     flat = traverse_util.flatten_dict(run.config, sep=".")
     warnings = [f"> **Warning:** {warning}\n" for warning in run.warnings]
     return "\n".join(
@@ -157,13 +144,12 @@ def model_card(
             "---",
             f"library_name: {'diffusers' if layout == 'diffusers' else 'safetensors'}",
             "pipeline_tag: text-to-image",
-            "tags: [rfjax, rectified-flow, mmdit]",
+            f"tags: [rfjax, rectified-flow, {torch.tag}]",
             "---",
             "",
-            f"# {escape(run.name)}: an MMDiT of depth {run.model.config.depth}",
+            f"# {escape(run.name)}: {torch.title} of depth {run.model.config.depth}",
             "",
-            "A multimodal diffusion transformer of the Stable Diffusion 3 architecture "
-            "(arXiv:2403.03206).",
+            torch.architecture,
             "",
             *warnings,
             *_table("", rows),
@@ -171,7 +157,7 @@ def model_card(
             "## Loading",
             "",
             "```python",
-            loading or LOADING[layout],
+            loading or torch.loading[layout],
             "```",
             "",
             "The network takes normalised latents [B, C, H, W], timesteps 1000 t in "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What export and import check alike: choices, and the tensors of a model."""
+"""Checks shared by export and import: choices, and the tensors of a model."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from rfjax.errors import MissingFileError, UserError
 from rfjax.export import checks, save, tensor_file
-from rfjax.models import BACKBONES, BackboneConfig, Model, make_model
+from rfjax.models import BACKBONES, DEFAULT_KIND, BackboneConfig, Model, make_model
 from rfjax.models.torch_format import TorchFormat
 
 
@@ -54,7 +54,7 @@ class Weights:
 
 
 def open_weights(
-    source: Path | str, *, layout: str = "diffusers", kind: str = "mmdit"
+    source: Path | str, *, layout: str = "diffusers", kind: str = DEFAULT_KIND
 ) -> Weights:
     """Opens PyTorch weights of a backbone; only buffers are read yet.
 
@@ -70,7 +70,8 @@ def open_weights(
         tensors; buffers that are not finite.
       MissingFileError: nothing to read.
     """
-    torch = BACKBONES[kind].torch
+    checks.check_choice("model.kind", kind, BACKBONES)
+    torch = BACKBONES[kind].torch_format()
     checks.check_choice("format", layout, torch.layouts)
     source = Path(source)
     paths, claims = _find_files(source, layout)
@@ -172,7 +173,9 @@ def _network_shapes(
     probe = torch.probe[layout]
     if probe not in files.shapes:
         others = [name for name in torch.layouts if torch.probe[name] in files.shapes]
-        remedy = f"use format {others[0]!r}" if others else "choose SD3 weights"
+        remedy = (
+            f"use format {others[0]!r}" if others else "choose weights of this backbone"
+        )
         raise UserError(
             f"{source} must hold {probe} to be of format {layout!r}; {remedy}."
         )
@@ -184,7 +187,7 @@ def _check_claims(
     claims: Mapping[str, Any], truth: dict[str, Any], source: Path
 ) -> None:
     """Compares a config.json with what the tensors say."""
-    del truth["sample_size"]  # the position buffer decides
+    truth.pop("sample_size", None)  # a position buffer decides
     if claims.get("out_channels", 0) is None:  # short for the same as in_channels
         claims = {**claims, "out_channels": claims.get("in_channels")}
     wrong = [

@@ -58,6 +58,13 @@ class ExportReport:
     num_bytes: int
     warnings: tuple[str, ...]
 
+    def __str__(self) -> str:
+        wrote = (
+            f"wrote step {self.step}, {self.num_params:,} parameters, "
+            f"{self.num_bytes / 1e6:,.1f} MB in {self.out}"
+        )
+        return "\n".join([wrote, *(f"warning: {text}" for text in self.warnings)])
+
 
 def export_run(
     workdir: Path | str,
@@ -110,7 +117,8 @@ def export_run(
             if pipeline is not None:
                 pipelines.copy_parts(Path(pipeline), folder, parts)
         else:
-            write_sd3(read_leaf, run.model, folder / "model.safetensors", dtype=dtype)
+            path = folder / "model.safetensors"
+            write_single_file(read_leaf, run.model, path, layout=layout, dtype=dtype)
         (folder / "README.md").write_text(card.model_card(run, **choices), "utf-8")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         report = ExportReport(
@@ -187,14 +195,19 @@ def write_diffusers(
         _write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
-def write_sd3(
-    read_leaf: ReadLeaf, model: Model, path: Path, *, dtype: str = "float32"
+def write_single_file(
+    read_leaf: ReadLeaf,
+    model: Model,
+    path: Path,
+    *,
+    layout: str,
+    dtype: str = "float32",
 ) -> None:
-    """Writes Stability's single file; arguments as in `write_diffusers`."""
+    """Writes one file, such as Stability's; arguments as in `write_diffusers`."""
     tensor_file.write_tensors(
         path,
-        file_shapes(model, layout="sd3"),
-        _stream(read_leaf, model, layout="sd3", dtype=dtype),
+        file_shapes(model, layout=layout),
+        _stream(read_leaf, model, layout=layout, dtype=dtype),
         dtype=dtype,
     )
 

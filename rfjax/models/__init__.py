@@ -2,6 +2,7 @@
 """The models: backbones, and the shared parts that they are made of.
 
 base            what a backbone is, and the `Model` that everything else sees of it
+backbone_config what is asked of a backbone's config
 torch_format    what export needs to know of a backbone
 numerics        precision, and what the backward pass keeps
 layers, embeddings, attention, fused_attention      shared parts
@@ -14,11 +15,19 @@ from rfjax.models import mmdit
 from rfjax.models.base import Backbone, BackboneConfig, Model
 from rfjax.types import ONE_DEVICE, Layout
 
-__all__ = ["BACKBONES", "Backbone", "BackboneConfig", "Model", "make_model"]
+__all__ = [
+    "BACKBONES",
+    "DEFAULT_KIND",
+    "Backbone",
+    "BackboneConfig",
+    "Model",
+    "make_model",
+]
 
 BACKBONES: dict[str, Backbone] = {  # model.kind -> backbone
     "mmdit": mmdit.BACKBONE,
 }
+DEFAULT_KIND = "mmdit"  # of a model section that names none
 
 
 def make_model(config: BackboneConfig, *, layout: Layout = ONE_DEVICE) -> Model:

@@ -2,7 +2,7 @@
 """Joint attention over image and text tokens: one entry point, several kernels.
 
 `xla` runs anywhere. `fused` (short sequences) and `splash` (any length) are kernels for
-TPUs, `cudnn` for GPUs; elsewhere the same config takes the `xla` way.
+TPUs, `cudnn` for GPUs; elsewhere the same config falls back to `xla`.
 
 Dims: B batch, Q query tokens, S key tokens (image first, then text), N heads,
 K head dim.
@@ -24,7 +24,7 @@ from rfjax.types import ONE_DEVICE, DimNames, Layout
 Parts = tuple[jax.Array, ...]  # one array per stream: image, then text
 
 HEADS = ("batch", None, "heads", None)  # logical names of [B, S, N, K], all tokens
-# Each device asks for its own image tokens, and sees the keys of all.
+# Each device holds the queries of its own image tokens and the keys of all.
 QUERIES = (
     ("batch", "image_tokens", "heads", None),
     ("batch", "text_tokens", "heads", None),
@@ -95,7 +95,7 @@ def attend_streams(
 
 
 def _name_for_remat(output_BQNK: jax.Array) -> jax.Array:
-    """Named as [B, Q, D], as `out` reads it: saved with heads apart it is copied."""
+    """Named as [B, Q, D], as `out` reads it: saved with separate heads it is copied."""
     rows = output_BQNK.reshape(*output_BQNK.shape[:2], -1)
     return checkpoint_name(rows, "attention").reshape(output_BQNK.shape)
 
@@ -118,11 +118,11 @@ def _xla_streams(
     mask_BS: jax.Array | None,
     layout: Layout,
 ):
-    """The streams joined, attended to at once, and parted again."""
+    """Joins the streams, attends once, and splits the result again."""
     if not _splits_tokens(layout):
         output = _xla_attention(*map(_join, (queries, keys, values)), mask_BS)
         return _part(output, queries)
-    # Joined queries would be dealt out again over the devices, so streams stay apart.
+    # Joined queries would be redistributed over the devices, so streams stay separate.
     key, value = (
         _join([layout(part, HEADS) for part in parts]) for parts in (keys, values)
     )

@@ -3,8 +3,8 @@
 
 A *backbone* is an architecture: a config dataclass, a network and tables about its
 parameters, in its own folder. A *model* is a backbone with one config: pure
-functions over a plain parameter tree. Steps, checkpoints, plans and export see models
-alone and know no parameter by its path.
+functions over a plain parameter tree. Steps, checkpoints, plans and export only see
+models and refer to no parameter by its path.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx, traverse_util
 
 from rfjax.errors import UserError
+from rfjax.models.backbone_config import BackboneConfig
 from rfjax.models.torch_format import TorchFormat
 from rfjax.types import ONE_DEVICE, Conditioning, Layout, VelocityFn
 
@@ -38,8 +39,8 @@ ACTIVATIONS = {  # name -> what it is; of the last block where one block is mean
     "embedding": "image tokens before the first block",
     "modulation": "shifts and scales of the image stream",
     "logits": "queries times keys of the image tokens",
-    "attention": "what attention would add, before its gate",
-    "mlp": "what the MLP would add, before its gate",
+    "attention": "output of the attention branch, before its gate",
+    "mlp": "output of the MLP branch, before its gate",
     "stream": "image tokens after the last block",
     "velocity": "output of the network",
 }
@@ -63,38 +64,6 @@ class Parameter(NamedTuple):
     first_weights: str | None = None
 
 
-class BackboneConfig(Protocol):
-    """What the rest of rfjax asks of a backbone's config, a frozen dataclass.
-
-    Attributes:
-      depth: number of blocks, which names the model.
-      width: features of a token, 64 times the depth.
-      num_heads: what the mesh axis `tensor` must divide.
-      compute_dtype: of activations and matrix products, a key of
-        `numerics.COMPUTE_DTYPES`.
-      remat: what the backward pass keeps, a key of `numerics.REMAT_POLICIES`.
-    """
-
-    depth: int
-    width: int
-    num_heads: int
-    compute_dtype: str
-    remat: str
-
-    def check_data(
-        self,
-        *,
-        name: str,
-        latent_shape: tuple[int, int, int],
-        context_dim: int,
-        pooled_dim: int,
-    ) -> None:
-        """Raises UserError, naming the field, if data of these sizes do not fit."""
-
-    def num_image_tokens(self, latent_shape: tuple[int, int, int]) -> int:
-        """Tokens of one image with latents (H, W, C)."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backbone:
     """An architecture: one row of `models.BACKBONES`. The contract of its folder.
@@ -109,12 +78,12 @@ class Backbone:
       stacks: path prefixes of blocks that are stacked along a leading dim.
       modulations: path component that marks the adaLN projections, which the size
         "params_without_adaln" leaves out; None if there are none.
-      activations: (network, noisy_latents, timesteps, conditioning) -> entries of
+      activations: (network, noisy_latents, timesteps, conditioning) -> every entry of
         `ACTIVATIONS`, for the coordinate check; None if it cannot be checked.
       torch: its weights in PyTorch files; None if it has no such layout.
     """
 
-    config: type
+    config: type[BackboneConfig]
     network: Callable[..., nnx.Module]
     parameters: tuple[Parameter, ...]
     forward_flops: Callable[..., int]
@@ -122,6 +91,19 @@ class Backbone:
     modulations: str | None = None
     activations: Callable[..., dict[str, jax.Array]] | None = None
     torch: TorchFormat | None = None
+
+    def torch_format(self) -> TorchFormat:
+        """Its weights in PyTorch files.
+
+        Raises:
+          UserError: it has no layout in PyTorch.
+        """
+        if self.torch is None:
+            raise UserError(
+                f"model.kind must be a backbone with a layout in PyTorch, got that of "
+                f"{self.config.__name__}; choose another."
+            )
+        return self.torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +179,7 @@ class Model:
 
     @property
     def num_params_without_adaln(self) -> int:
-        """Number of parameters outside of the adaLN projections (a third of all)."""
+        """Number of parameters outside of the adaLN projections ."""
         return sum(
             leaf.size
             for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -244,15 +226,15 @@ class Model:
         timesteps: jax.Array,
         conditioning: Conditioning,
     ) -> dict[str, jax.Array]:
-        """Entries of `ACTIVATIONS` of one forward pass.
+        """Every entry of `ACTIVATIONS` of one forward pass.
 
         Raises:
           UserError: the backbone does not say what its activations are.
         """
         if self.backbone.activations is None:
             raise UserError(
-                f"model.kind must be a backbone that names its activations, got "
-                f"{type(self.config).__name__}; choose another."
+                f"model.kind must be a backbone that names its activations, got that "
+                f"of {type(self.config).__name__}; choose another."
             )
         return self.backbone.activations(
             self.bind(params), noisy_latents, timesteps, conditioning
@@ -265,12 +247,7 @@ class Model:
         Raises:
           UserError: the backbone has no layout in PyTorch.
         """
-        if self.backbone.torch is None:
-            raise UserError(
-                f"model.kind must be a backbone with a layout in PyTorch, got "
-                f"{type(self.config).__name__}; choose another."
-            )
-        return self.backbone.torch
+        return self.backbone.torch_format()
 
 
 @functools.cache  # tracing takes a quarter of a second, and a sweep asks per cell
@@ -278,7 +255,9 @@ def _abstract_params(backbone: Backbone, config: BackboneConfig) -> dict[str, An
     return jax.eval_shape(Model(backbone, config).init, jax.random.key(0))
 
 
-def check_sizes(config: Any, needed: Mapping[str, int], *, name: str) -> None:
+def check_sizes(
+    config: BackboneConfig, needed: Mapping[str, int], *, name: str
+) -> None:
     """Raises UserError if a field of a config is not what a data set needs.
 
     Args:

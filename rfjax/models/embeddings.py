@@ -89,9 +89,9 @@ def position_table(
 ) -> np.ndarray:
     """Fixed 2-D sin-cos positions of an image of `rows` x `columns` tokens.
 
-    The full table has `max_grid_tokens` positions an axis,
+    The full table has `max_grid_tokens` positions per side,
     (p - (max_grid_tokens - grid_tokens) / 2) * scale; an image uses its centre
-    crop, so a square image of `grid_tokens` a side covers 0 .. grid_tokens - 1
+    crop, so a square image with `grid_tokens` per side covers 0 .. grid_tokens - 1
     (times scale) and longer sides extrapolate to both ends. With scale = 256 / S a
     model trained at 256 px is continued at S px.
 
@@ -109,7 +109,7 @@ def position_table(
 
     Raises:
       MissingFileError: if there is no such file.
-      UserError: if the image exceeds the full table, or the file is none.
+      UserError: if the image exceeds the full table, or the file does not hold one.
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 5.3.2.
     """

@@ -145,7 +145,7 @@ def _call(
 
 
 def _lanes_of_heads(width: int, head_dim: int):
-    """For each head of a block its lanes, as [1, W] bool; lanes beyond D to no one."""
+    """Lanes of each head of a block, as [1, W] bool; those beyond D have no head."""
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
     first = pl.program_id(1) * LANES
     return [

@@ -8,11 +8,13 @@ tensor there, and one leaf that is stacked over blocks is one tensor per block.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from rfjax.models.backbone_config import BackboneConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class TorchTensor:
         return _swap_halves(tensor) if self.swap_halves else tensor
 
     def to_leaves(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """Inverse of `from_leaves`; leaves of a stack come without their block axis."""
+        """Inverse of `from_leaves`; leaves of a stack come without their block dim."""
         if self.patch_size is not None:
             return [tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])]
         if self.swap_halves:
@@ -86,7 +88,7 @@ class TensorReader(Protocol):
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
 
-    def read(self, names: Sequence[str]) -> Any:
+    def read(self, names: Iterable[str]) -> Iterator[np.ndarray]:
         """Yields tensors as float32, one in memory at a time."""
 
 
@@ -97,11 +99,11 @@ class Inferred:
     Attributes:
       config: of the model, with defaults in what weights do not say.
       fields: names of the fields of `config` that the weights decide.
-      positions: [max_grid_tokens**2, D] float32, the stored position table, if it is
-        none that rfjax computes; else None.
+      positions: [max_grid_tokens**2, D] float32, the stored position table, if rfjax
+        cannot compute it; else None.
     """
 
-    config: Any
+    config: BackboneConfig
     fields: tuple[str, ...]
     positions: np.ndarray | None = None
 
@@ -113,21 +115,33 @@ class TorchFormat(Protocol):
       layouts: names of the layouts; "diffusers" is one that diffusers loads.
       probe: layout -> name of a tensor that only a file of this layout holds.
       prefix: layout -> what the names of the network begin with.
+      title: what the model is, for the title of a model card, as "an MMDiT".
+      tag: of the architecture, for a model card.
+      architecture: a sentence about it, with its source.
+      loading: layout -> Python code that loads an export from "FOLDER".
     """
 
     layouts: tuple[str, ...]
     probe: Mapping[str, str]
     prefix: Mapping[str, str]
+    title: str
+    tag: str
+    architecture: str
+    loading: Mapping[str, str]
 
     def tensors(
-        self, config: Any, shapes: Mapping[str, tuple[int, ...]], *, layout: str
+        self,
+        config: BackboneConfig,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        layout: str,
     ) -> list[TorchTensor]:
         """Every tensor made of parameters, given as path -> shape.
 
         Those of the same leaves follow each other, so a writer reads each once.
         """
 
-    def buffers(self, config: Any, *, layout: str) -> list[TorchBuffer]:
+    def buffers(self, config: BackboneConfig, *, layout: str) -> list[TorchBuffer]:
         """Every tensor that is computed; they come first in a file."""
 
     def diffusers_config(self, config: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each device holds, before anything runs: as a table, as JSON, as a picture.
 
-Only sizes are needed: the mesh may have thousands of devices, and none be there.
+Only sizes are needed: the mesh may have thousands of devices, and none need exist.
 """
 
 from __future__ import annotations

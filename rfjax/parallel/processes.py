@@ -137,7 +137,7 @@ def on_first(function: Callable[[], None]) -> None:
 
 
 def any_of_them(flag: bool) -> bool:
-    """Whether the flag is true in any process; all must call it, and get one answer."""
+    """Whether the flag is true in any process; all call it and get the same answer."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.bool_(flag)).any())

@@ -34,7 +34,7 @@ class Option:
 
     Attributes:
       mesh: axis -> size.
-      remat: a name in `mmdit.REMAT_POLICIES`.
+      remat: a name in `models.numerics.REMAT_POLICIES`.
       per_chip_batch_size: examples.
     """
 
@@ -214,7 +214,7 @@ def predict(option: Option, known: Iterable[Outcome]) -> Outcome | None:
 
 
 def best(outcomes: Iterable[Outcome]) -> Outcome | None:
-    """The fastest with nothing hidden that leaves `HEADROOM` free, or None."""
+    """The fastest with collectives exposed that leaves `HEADROOM` free, or None."""
     roomy = [o for o in outcomes if o.fits and o.headroom >= HEADROOM]
     return max(roomy, key=lambda outcome: outcome.share_exposed, default=None)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: all the clocks, files and signals around the pure step."""
+"""The training loop: timing, files and signals around the pure step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from absl import logging
@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from rfjax import checkpoint, run_folder, stopping
 from rfjax.checkpoint import CheckpointConfig, Checkpoints
+from rfjax.data import TrainStream
 from rfjax.errors import UserError
 from rfjax.parallel import processes
 from rfjax.parallel.mesh import put_batch
 from rfjax.train.metric_writers import AllWriters, MetricWriterConfig
 from rfjax.train.state import TrainState
 from rfjax.train.step import TrainStep
-from rfjax.types import Batch
+from rfjax.types import Evaluator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,39 +57,6 @@ class TrainingDiverged(UserError):
     """The loss is no longer a number."""
 
 
-class Evaluator(Protocol):
-    """Measures one set of parameters; the loop knows none by name.
-
-    Attributes:
-      name: its metrics are called NAME/..., those of the EMA weights NAME_ema/...
-      every_steps: steps between evaluations; the last step always has one.
-    """
-
-    name: str
-    every_steps: int
-
-    def __call__(
-        self, params: Any, *, check_in: Callable[[], None]
-    ) -> Mapping[str, float]:
-        """The metrics; check_in is called now and then, and what it raises ends it."""
-
-    def compile(self, params: Any) -> None:
-        """Compiles ahead of the first call."""
-
-
-class DataStream(Protocol):
-    """An endless stream of host-local batches with a position that can be set."""
-
-    def __next__(self) -> Batch:
-        """The next batch of this host's rows, as NumPy arrays."""
-
-    def get_state(self) -> dict[str, int]:
-        """Position of the next batch, equal on all hosts."""
-
-    def set_state(self, state: Mapping[str, int]) -> None:
-        """Continues at a position."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything the loop needs, built once by the caller.
@@ -113,7 +81,7 @@ class Job:
     abstract_state: TrainState
     init_state: Callable[[], TrainState]
     train_step: TrainStep
-    stream: DataStream
+    stream: TrainStream
     learning_rate: Callable[[int], float]
     evaluators: Sequence[Evaluator]
     metric_writers: Sequence[MetricWriterConfig]
@@ -143,7 +111,8 @@ def run(job: Job, *, workdir: Path) -> TrainState:
       CheckpointError: when the newest checkpoint cannot be read.
     """
     with stopping.handling() as stop:
-        # A process that ended alone would leave the others waiting: they agree first.
+        # A process that ended by itself would leave the others waiting: they agree
+        # first.
         stop.unsaved = jax.process_count() > 1
         try:
             return _run(job, workdir, stop)
@@ -204,7 +173,7 @@ def _train(
         if processes.any_of_them(stop.requested is not None):
             raise stopping.Stopped(stop.requested or signal.SIGTERM)
 
-    # What a signal has cut short is made up for.
+    # Evaluations that a signal interrupted are run now.
     owed = [e for e in job.evaluators_at(step) if not record.holds(e.name, step)]
     # Now, while nothing is lost if a signal ends the compilation.
     for evaluator in job.evaluators if step < job.config.num_steps else owed:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """AdamW with clipping, and the warm-up, constant, cooldown schedule.
 
-How rates and first weights follow the depth of the model is said in
-`rfjax.train.parameterisation`.
+`rfjax.train.parameterisation` explains how rates and first weights depend on depth.
 """
 
 from __future__ import annotations
@@ -17,7 +16,10 @@ import optax
 
 from rfjax.errors import UserError
 from rfjax.models.base import Model
+from rfjax.parallel.sharding import parameter_path
 from rfjax.train.parameterisation import PARAMETERISATIONS, rescale_init, with_rates
+
+DECAYED = ("input", "hidden", "output", "modulation")  # roles that weights decay in
 
 COOLDOWNS = {  # fraction of the cooldown done -> fraction of the peak rate
     "linear": lambda done: 1.0 - done,
@@ -31,16 +33,16 @@ class OptimizerConfig:
 
     Attributes:
       learning_rate: peak rate.
-      warmup_steps: linear rise from zero; the first step already moves.
+      warmup_steps: linear rise from zero; the first step already has a rate above zero.
       cooldown_steps: last steps of the run, in which the rate falls to zero.
       cooldown: shape of the fall, a name in `COOLDOWNS`.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: AdamW epsilon; 1e-15 lets bfloat16-sized gradients through (SD3, 5.3.2).
-      weight_decay: decoupled, on kernels only.
+      weight_decay: decoupled, on matrices only.
       clip_norm: global gradient norm above which gradients are scaled down.
-      parameterisation: "standard" takes the same rate for all parameters, and other
-        depths want other rates; "mup" spreads it so that one serves every depth.
+      parameterisation: "standard" takes the same rate for all parameters, so each depth
+        needs its own; "mup" scales it per parameter so that one serves every depth.
       base_depth: depth at which `learning_rate` was tuned; "mup" needs it.
     """
 
@@ -121,17 +123,18 @@ def learning_rate(step: int, *, config: OptimizerConfig, num_steps: int) -> floa
 def make_optimizer(
     config: OptimizerConfig, *, model: Model
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip, Adam, decay of kernels; then times the rate that each update is given.
+    """Clip, Adam, decay of matrices; then times the rate that each update is given.
 
     Args:
       config: of the optimizer.
       model: of whose parameters "mup" takes the rates.
     """
 
-    def is_kernel(params: Any) -> Any:
-        """Which leaves are kernels."""
+    def is_decayed(params: Any) -> Any:
+        """Which leaves are matrices."""
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: path[-1].key == "kernel", params
+            lambda path, _: model.parameter(parameter_path(path)).role in DECAYED,
+            params,
         )
 
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
@@ -141,7 +144,7 @@ def make_optimizer(
         optax.chain(
             optax.clip_by_global_norm(config.clip_norm),
             adam,
-            optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
+            optax.add_decayed_weights(config.weight_decay, mask=is_decayed),
         )
     )
 

@@ -9,10 +9,10 @@ weights are, so what is exported stays Stable Diffusion 3.
 Width. The rules for Adam of muP, the maximal update parameterisation (Yang et al. 2022,
 arXiv:2203.03466, table 3), which moves every activation by the same amount at every
 width. Adam moves each weight by about the rate, regardless of the gradient's size. A
-hidden matrix adds up D such moves, all of the sign that the data asks for: rate 1/m. A
-matrix from a fixed number of inputs, a bias and a gain add up a fixed number: rate 1.
-The layer to patches reads D features: rate 1/m, and it starts at zero. Attention keeps
-its 1/sqrt(K), since the head dim is 64 at every depth.
+hidden matrix adds up D such moves, all with the sign that the gradient asks for: rate
+1/m. A matrix from a fixed number of inputs, a bias and a gain add up a fixed number:
+rate 1. The layer to patches reads D features: rate 1/m, and it starts at zero.
+Attention keeps its 1/sqrt(K), since the head dim is 64 at every depth.
 
 Depth. A stream is the sum of what the blocks add, gate * branch each. With all blocks
 learning at once the sum grows with their number, unless each adds 1/m: residual
@@ -58,7 +58,7 @@ EXPONENTS = {  # role -> the rate is multiplied by m to this power
     "gain": 0,
     "bias": 0,
 }
-GATE_EXPONENT = -1  # besides, for the columns of a modulation that make gates
+GATE_EXPONENT = -1  # additionally, for the columns of a modulation that make gates
 
 
 def _xavier_input(num_in: int, width: float, base_width: float) -> float:
@@ -67,7 +67,7 @@ def _xavier_input(num_in: int, width: float, base_width: float) -> float:
 
 
 def _fixed_hidden(num_in: int, width: float, base_width: float) -> float:
-    """Puts 1 / width into a variance that knows no width."""
+    """Scales a variance that does not depend on the width by 1 / width."""
     del num_in
     return math.sqrt(base_width / width)
 
@@ -98,7 +98,7 @@ def rate_factor(
     if role not in ("modulation", "modulation_bias"):
         return factor
     # Vectors of the width, in threes: shift, scale, gate. Where a stream ends, and in
-    # the final layer, there are but the first two.
+    # the final layer, only the first two exist.
     vector = np.arange(shape[-1]) // model.config.width
     return factor * np.where(vector % 3 == 2, growth**GATE_EXPONENT, 1).astype("f4")
 

@@ -43,7 +43,7 @@ def make_train_step(
       optimizer: any optax transformation whose updates are to be added. Its `update`
         is given the rate as `learning_rate`; one with a schedule inside ignores it.
       formulation: path, timestep density and weighting of the loss.
-      shift: resolution shift of the timesteps; 1 leaves them alone.
+      shift: resolution shift of the timesteps; 1 leaves them unchanged.
       ema: moving average of the parameters.
       seed: of noise and timesteps.
       micro_batches: equal parts the batch is worked through in, to save memory.
@@ -89,7 +89,7 @@ def make_mean_loss(
     Args:
       model: the model.
       formulation: path, timestep density and weighting of the loss.
-      shift: resolution shift of the timesteps; 1 leaves them alone.
+      shift: resolution shift of the timesteps; 1 leaves them unchanged.
       seed: of noise and timesteps.
     """
 
@@ -120,7 +120,7 @@ def accumulate_gradients(
 ) -> tuple[jax.Array, Any]:
     """Mean loss and gradient over equal parts of the batch, one after the other.
 
-    Rows are dealt out in turns (row r goes to part r mod micro_batches), so that every
+    Rows are interleaved (row r goes to part r mod micro_batches), so that every
     device keeps working on the rows it holds.
     """
     if micro_batches == 1:

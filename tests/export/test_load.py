@@ -48,8 +48,12 @@ def test_import_then_export_gives_the_same_bytes(
                 leaves.__getitem__, make_model(config), folder / "model", dtype=dtype
             )
             return folder / "model" / MODEL
-        save.write_sd3(
-            leaves.__getitem__, make_model(config), folder / "file", dtype=dtype
+        save.write_single_file(
+            leaves.__getitem__,
+            make_model(config),
+            folder / "file",
+            dtype=dtype,
+            layout="sd3",
         )
         return folder / "file"
 
@@ -119,8 +123,12 @@ def test_positions_are_recognised(
         position_scale=scale,
     )
     path = tmp_path / "model.safetensors"
-    save.write_sd3(
-        make_leaves(config).__getitem__, make_model(config), path, dtype=dtype
+    save.write_single_file(
+        make_leaves(config).__getitem__,
+        make_model(config),
+        path,
+        dtype=dtype,
+        layout="sd3",
     )
     imported = load.open_weights(path, layout="sd3").config
     assert imported.grid_tokens == grid_tokens
@@ -133,7 +141,9 @@ def test_other_parts_of_a_single_file_are_left_alone(
 ):
     config = make_config()
     path = tmp_path / "model.safetensors"
-    save.write_sd3(make_leaves(config).__getitem__, make_model(config), path)
+    save.write_single_file(
+        make_leaves(config).__getitem__, make_model(config), path, layout="sd3"
+    )
     tensors = load_file(path) | {"first_stage_model.x": np.zeros(3, np.float32)}
     save_file(tensors, path)
     assert load.open_weights(path, layout="sd3").config.depth == 2

@@ -177,8 +177,11 @@ def test_export_to_the_single_file(
 
     config = make_config(depth=depth, qk_norm=qk_norm, dual_attention_blocks=dual)
     leaves = make_leaves(config)
-    save.write_sd3(
-        leaves.__getitem__, make_model(config), tmp_path / "model.safetensors"
+    save.write_single_file(
+        leaves.__getitem__,
+        make_model(config),
+        tmp_path / "model.safetensors",
+        layout="sd3",
     )
     save.write_diffusers(
         leaves.__getitem__, make_model(config), tmp_path / "transformer"

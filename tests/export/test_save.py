@@ -79,7 +79,9 @@ def test_export_then_import_is_exact(
 def test_dtypes(config, make_leaves, tmp_path, dtype):
     leaves = make_leaves(config)
     path = tmp_path / "model.safetensors"
-    save.write_sd3(leaves.__getitem__, make_model(config), path, dtype=dtype)
+    save.write_single_file(
+        leaves.__getitem__, make_model(config), path, dtype=dtype, layout="sd3"
+    )
     stored = load_file(path)
     numpy_dtype = {"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)
     assert {tensor.dtype for tensor in stored.values()} == {np.dtype(numpy_dtype)}

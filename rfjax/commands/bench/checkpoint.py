@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a checkpoint holds training up on the devices that are there."""
+"""How long a checkpoint holds training up on the available devices."""
 
 from __future__ import annotations
 

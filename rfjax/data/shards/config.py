@@ -34,7 +34,7 @@ class ShardsConfig(Dataset):
     def check(self) -> None:
         """Checks files by size, and those of a small data set by their checksums too.
 
-        So damage never looks like learning.
+        So damaged data is never mistaken for a training problem.
         """
         check_shards(self.path)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One emoji in each picture, under its name.
 
-There is one picture for each caption, so a model learns them by heart; held-out names
-tell how it fails.
+There is one picture for each caption, so a model memorises them; held-out names
+show how it fails.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class PatchPCAConfig:
           training_images: each [H, W, 3] uint8, or float in [-1, 1].
 
         Raises:
-          UserError: no such pictures, or too alike to give that many components.
+          UserError: no such pictures, or too similar to yield that many components.
         """
         num_images = min(len(training_images), self.num_images)
         indices = [len(training_images) * i // num_images for i in range(num_images)]

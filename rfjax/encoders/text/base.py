@@ -29,9 +29,9 @@ class EncodedText:
 class TextEncoder(Protocol):
     """A frozen text encoder, ready to use.
 
-    Every caption is padded to the same number of tokens T. The encoder itself is told
-    which tokens are pads, but their states are kept: they depend on the caption alone,
-    and a transformer that attends without a mask, like Stable Diffusion 3, sees them.
+    Every caption is padded to the same number of tokens T. The encoder itself receives
+    the padding mask, but their states are kept: they depend on the caption alone, and a
+    transformer that attends without a mask, like Stable Diffusion 3, sees them.
 
     Attributes:
       context_dim: width of the token states.

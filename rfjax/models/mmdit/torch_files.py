@@ -42,8 +42,31 @@ DECIDED_BY_POSITIONS = ("grid_tokens", "position_scale")
 POSITION_TOLERANCE = {"float32": 1e-5, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
+LOADING = {
+    "diffusers": """\
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+transformer = SD3Transformer2DModel.from_pretrained("FOLDER", subfolder="transformer")
+scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+    "FOLDER", subfolder="scheduler"
+)""",
+    "sd3": """\
+from safetensors.torch import load_file
+
+weights = load_file("FOLDER/model.safetensors")  # model.diffusion_model.*""",
+}
+
+
 class MMDiTFiles:
     """The `TorchFormat` of the MMDiT: diffusers' and Stability's own layout."""
+
+    title = "an MMDiT"
+    tag = "mmdit"
+    architecture = (
+        "A multimodal diffusion transformer of the Stable Diffusion 3 architecture "
+        "(arXiv:2403.03206)."
+    )
+    loading = LOADING
 
     layouts = torch_names.LAYOUTS
     prefix = {name: getattr(torch_names.PREFIX, name) for name in layouts}

@@ -13,7 +13,7 @@ everything else about names follows from them. What differs besides names:
 - Rows with the same `sd3` name are one tensor there, rows stacked: qkv.
 - diffusers stores the two-way modulations (final layer, text stream of the last
   block) as (scale, shift); rfjax and `sd3` as (shift, scale).
-- rfjax stacks equal blocks along a leading axis: `dual_blocks`, then `blocks`.
+- rfjax stacks equal blocks along a leading dim: `dual_blocks`, then `blocks`.
 """
 
 from __future__ import annotations

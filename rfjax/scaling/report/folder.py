@@ -41,6 +41,9 @@ class FitReport:
         """The law and its parameters as a few lines of text."""
         return summary(self.study)
 
+    def __str__(self) -> str:
+        return f"{self.summary()}\nreport: {self.out / 'index.html'}"
+
 
 def run_fit(
     *,

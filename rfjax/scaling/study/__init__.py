@@ -2,7 +2,7 @@
 """The study itself: which models are trained, at what price, and what they measured.
 
 grid        depths and lengths, or budgets, to cells
-budget      what the cells cost, before they are paid for
+budget      what the cells cost, before they run
 sweep       cells to files, from which any machine can train them
 manifest    the list of them, sweep.json
 launchers/  who trains them: one file per kind of machine

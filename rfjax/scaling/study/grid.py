@@ -163,8 +163,10 @@ def make_cells(
         for `flop_budgets`.
 
     Raises:
-      UserError: if a budget is too small for a depth, or two become the same run.
+      UserError: if the base lacks what the grid scales, a budget is too small for a
+        depth, or two become the same run.
     """
+    _check_base(base, grid)
     cells = []
     for fields, name, seed in _models(base, grid):
         fields["seed"] = seed
@@ -183,6 +185,27 @@ def make_cells(
             branches = [dataclasses.replace(b, trunk=trunk.name) for b in branches]
         cells += branches
     return cells
+
+
+def _check_base(base: Mapping[str, Any], grid: GridConfig) -> None:
+    """Raises UserError unless the base sets what the grid scales."""
+    for section in ("model", "train", "optimizer"):
+        if not isinstance(base.get(section), Mapping):
+            raise UserError(
+                f"base.{section} must be a section of fields, got "
+                f"{base.get(section)!r}; add it to the sweep config."
+            )
+    needed = [("train", "global_batch_size")]
+    own = base["optimizer"].get("parameterisation", "standard")
+    if "standard" in (grid.parameterisations or (own,)) and not grid.learning_rates:
+        needed.append(("optimizer", "learning_rate"))
+    for section, field in needed:
+        value = base[section].get(field)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(
+                f"base.{section}.{field} must be a number, which the grid scales with "
+                f"depth, got {value!r}; set it in the sweep config."
+            )
 
 
 def _models(

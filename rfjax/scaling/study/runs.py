@@ -29,7 +29,7 @@ COLUMNS = {
     "samples": "training samples seen, D",
     "tokens": "image and text tokens seen",
     "train_flops": "training FLOPs spent: samples times FLOPs per sample",
-    "step": "optimiser steps",
+    "step": "optimizer steps",
     "learning_rate": "peak rate",
     "parameterisation": "how rates go with depth: standard or mup",
     "seed": "of initialisation, data order and noise",
@@ -65,9 +65,9 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
       folder: holds run folders, each with `run.json` and `metrics.jsonl`; one that has
         only its config was not started, and has no row.
 
-    Returns: the columns of `COLUMNS` and one for every `val/...` and `val_ema/...`
-      metric; one row per evaluation, and one row with a reason for a run that has
-      none.
+    Returns: the columns of `COLUMNS` and one for every metric of an evaluator, as
+      `val_ema/loss`; one row per evaluation, and one row with a reason for a run that
+      has none.
     Raises: MissingFileError if there is no such folder or no run in it; ValueError
       if a run's files cannot be read.
     """
@@ -145,7 +145,7 @@ def _rows_of_run(run_folder: Path) -> list[dict]:
         metrics = {
             name: value
             for name, value in line.items()
-            if name.startswith(("val/", "val_ema/"))
+            if "/" in name and not name.startswith(("train/", "perf/"))
         }
         if not metrics:
             continue

@@ -3,8 +3,8 @@
 
 A learning rate can serve every depth only if a step of it moves each activation of a
 large model as far as that of a small one. So models of several depths are trained a few
-steps on one batch, and the change of each kind of activation since the start is laid
-over the width: its slope in log-log must be about 0. It is the test of an
+steps on one batch, and the change of each kind of activation since the start is plotted
+against the width: its slope in log-log must be about 0. It is the test of an
 implementation of muP (Yang et al. 2022, arXiv:2203.03466, appendix D.1); here width and
 depth grow together.
 

@@ -2,7 +2,7 @@
 """Where the metrics of a run go: metrics.jsonl always, and the writers of a config.
 
 base            the contract
-jsonl           metrics.jsonl, the truth
+jsonl           metrics.jsonl, the authoritative record
 tensorboard     a copy for TensorBoard
 """
 
@@ -15,7 +15,7 @@ from rfjax.train.metric_writers.tensorboard import TensorBoardConfig
 
 __all__ = ["METRIC_WRITERS", "AllWriters", "MetricWriter", "MetricWriterConfig"]
 
-METRIC_WRITERS: dict[str, type] = {  # kind -> config
+METRIC_WRITERS: dict[str, type[MetricWriterConfig]] = {  # kind -> config
     "tensorboard": TensorBoardConfig,
 }
 

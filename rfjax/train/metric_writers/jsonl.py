@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""metrics.jsonl, the truth about a run: every run has it."""
+"""metrics.jsonl, the authoritative record of a run; every run has one."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ from typing import ClassVar
 import pytest
 
 from rfjax import commands, main, run_folder, schema, stopping, whole_files
-from rfjax.scaling.study import launchers
 from rfjax.scaling.study.launchers import LAUNCHERS, Launch, make_jobs
 from rfjax.scaling.study.manifest import SweepCell
 
@@ -76,14 +75,25 @@ def test_cells_that_share_a_trunk_are_one_job(tmp_path):
     assert [[c.name for c in job] for job in left.unfinished_jobs()] == [["a", "b"]]
 
 
-def test_wrong_launchers_are_named():
-    for kind, sections, message in (
-        ("lcoal", {}, r"launcher must be one of local, got 'lcoal'; did you mean loc"),
-        ("local", {"slurn": {}}, r"launchers must be one of local, got 'slurn'"),
-        ("local", {"local": {"queue": "a"}}, r"launchers\.local\.queue is not a conf"),
+def test_wrong_launchers_are_named(sweep_fields, tmp_path):
+    for kind, section, message in (
+        (
+            "lcoal",
+            {},
+            r"launcher\.kind must be one of local, got .lcoal.; did you",
+        ),
+        (None, {"kind": "slurn"}, r"launcher\.kind must be one of local, got 'slurn'"),
+        (
+            None,
+            {"kind": "local", "queue": "a"},
+            r"launcher\.queue is not a config f",
+        ),
+        ("local", [], r"launcher must be a section of fields, got \[\]"),
     ):
+        fields = sweep_fields | {"launcher": section}
         with pytest.raises(ValueError, match=message):
-            launchers.make_launcher(kind, sections)
+            commands.sweep(fields, workdir=tmp_path / "sweep", launcher=kind)
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_finished_cells_are_skipped(tmp_path):
@@ -174,13 +184,13 @@ def script(sweep_fields, tmp_path, monkeypatch):
     path = tmp_path / "sweep.sh"
     # A mesh for other machines: only a launcher that runs here looks for its devices.
     base = sweep_fields["base"] | {"mesh": {"data": 3}}
-    sections = {"launchers": {"script": {"path": str(path)}}}
+    section = {"launcher": {"kind": "script", "path": str(path)}}
     options = {"workdir": tmp_path / "sweep", "report": lambda line: None}
-    elsewhere = sweep_fields | {"base": base} | sections
+    elsewhere = sweep_fields | {"base": base} | section
     with pytest.raises(ValueError, match="devices"):
-        commands.sweep(elsewhere, **options)
-    commands.sweep(elsewhere, launcher="script", **options)
-    commands.sweep(sweep_fields | sections, launcher="script", **options)
+        commands.sweep(elsewhere, launcher="local", **options)
+    commands.sweep(elsewhere, **options)
+    commands.sweep(sweep_fields | section, launcher="script", **options)
     return path
 
 

@@ -103,7 +103,7 @@ def test_a_dry_run_writes_nothing(sweep_fields, tmp_path):
     bad_grid = {"depths": [1], "num_samples": [128], "dephts": 3}
     for bad, message in (
         ({"grid": bad_grid}, r"grid\.dephts is not a config field"),
-        ({"forcast": {}}, r"must be one of base, grid, forecast, .* got 'forcast'"),
+        ({"forcast": {}}, r"forcast is not a config field; did you mean forecast"),
     ):
         with pytest.raises(ValueError, match=message):
             commands.sweep(sweep_fields | bad, **options)

@@ -42,8 +42,8 @@ class Launch:
 class Launcher(Protocol):
     """Takes the cells of a sweep to where they are trained.
 
-    A launcher is a frozen dataclass; its fields are the section `launchers.KIND` of a
-    sweep config, and check themselves. It only submits: for each cell of
+    A launcher is a frozen dataclass; its fields are the section `launcher` of a sweep
+    config, and check themselves. It only submits: for each cell of
     `launch.unfinished_jobs()`, in the order of the job, it has `cell.command_line(...)`
     run on a machine that sees the sweep folder and the data. What a cell is and every
     check are in its files and in `rfjax train`, so a launcher can neither change a
