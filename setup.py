@@ -36,7 +36,6 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["rfjax", "rfjax.*"]),
-    package_data={"rfjax": ["**/*.txt", "**/*.json"]},
     install_requires=[
         "absl-py",
         "array-record",
@@ -54,6 +53,7 @@ setup(
         "orbax-checkpoint>=0.12",
         "pandas",
         "pillow",
+        "rich",
         "safetensors",
         "scipy",
         "tensorflow-datasets>=4.9.10",

@@ -19,7 +19,7 @@ from rfjax.data import sheet
 from rfjax.encoders.images import ImageCodec
 from rfjax.errors import UserError
 from rfjax.evaluation import captions
-from rfjax.evaluation.sample import SampleConfig, sample_in_batches, sample_noise
+from rfjax.evaluation.sample import SampleConfig, sample_latents, sample_noise
 from rfjax.flow import formulations
 from rfjax.models import make_model
 from rfjax.parallel.sharding import MeshLayout
@@ -223,7 +223,7 @@ def _draw(
         weights=weights,
         step=step,
     )
-    latents = sample_in_batches(
+    latents = sample_latents(
         model,
         params,
         sample_noise(

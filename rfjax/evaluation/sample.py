@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rfjax.errors import UserError
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.guidance import guided
-from rfjax.flow.solvers import SOLVERS, Solution, integrate
+from rfjax.flow.solvers import SOLVERS, integrate
 from rfjax.models.base import Model
 from rfjax.parallel.mesh import num_batch_shards, put_whole, replicated
 from rfjax.types import Conditioning
@@ -80,87 +80,38 @@ def sample_latents(
     unconditional: Conditioning,
     formulation: Formulation,
     config: SampleConfig,
-) -> Solution:
-    """Integrates the guided velocity from noise to latents, as one compiled loop.
-
-    Args:
-      model: the model.
-      params: its parameters, usually `ema_params`.
-      noise: [B, H, W, C] float32.
-      conditioning: of the B samples.
-      unconditional: of the empty caption, one row shared by all examples.
-      formulation: what the model was trained as.
-      config: steps, solver, guidance, shift.
-
-    Returns:
-      Latents [B, H, W, C] float32 and the length of each path.
-    """
-    solve = _make_solver(model, formulation=formulation, config=config)
-    return solve(params, noise, conditioning, unconditional)
-
-
-def sample_in_batches(
-    model: Model,
-    params: Mapping,
-    noise: jax.Array,
-    conditioning: Conditioning,
-    *,
-    unconditional: Conditioning,
-    formulation: Formulation,
-    config: SampleConfig,
     mesh: Mesh,
 ) -> np.ndarray:
-    """`sample_latents` with the examples spread over a mesh, some at a time.
+    """Integrates the guided velocity from noise to latents, as one compiled loop.
+
+    The examples are spread over the mesh, `config.batch_size` at a time.
 
     Args:
       model: in the layout of the mesh.
-      params: in the layout of the mesh.
+      params: its parameters in the same layout, usually `ema_params`.
       noise: [B, H, W, C] float32, any B.
       conditioning: of the B examples, host arrays.
-      unconditional: of the empty caption, one row.
+      unconditional: of the empty caption, one row shared by all examples.
       formulation: what the model was trained as.
       config: steps, solver, guidance, shift, and how many at a time.
       mesh: where they are drawn.
 
     Returns:
-      Latents [B, H, W, C] float32 on the host.
+      Latents [B, H, W, C] float32 on the host, on every process.
     """
-    num_examples = len(noise)
-    shards = num_batch_shards(mesh)
-    batch_size = min(config.batch_size, num_examples)
-    batch_size += -batch_size % shards
+
     # Replicated, so that every process can read all latents.
-    solve = jax.jit(
-        _make_solver(model, formulation=formulation, config=config),
-        out_shardings=replicated(mesh),
-    )
-    drawn = []
-    for start in range(0, num_examples, batch_size):
-        # The last batch is filled up with its last example.
-        rows = np.minimum(np.arange(start, start + batch_size), num_examples - 1)
-        batch = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], (noise, conditioning))  # noqa: B023
-        solution = solve(params, *put_whole(batch, mesh=mesh), unconditional)
-        drawn.append(np.asarray(solution.latents))
-    return np.concatenate(drawn)[:num_examples]
-
-
-def _make_solver(
-    model: Model, *, formulation: Formulation, config: SampleConfig
-) -> Callable[..., Solution]:
-    """(params, noise, conditioning, unconditional) -> Solution, compiled."""
-
-    @jax.jit
+    @jax.jit(out_shardings=replicated(mesh))
     def solve(
         params: Mapping,
         noise: jax.Array,
         conditioning: Conditioning,
         unconditional: Conditioning,
-    ) -> Solution:
-        """Integrates the guided velocity."""
-        velocity_fn = formulation.velocity_fn(model.bind(params))
+    ) -> jax.Array:
+        """Latents of one batch."""
         return integrate(
             guided(
-                velocity_fn,
+                formulation.velocity_fn(model.bind(params)),
                 unconditional=unconditional,
                 guidance_scale=config.guidance_scale,
             ),
@@ -170,6 +121,18 @@ def _make_solver(
             solver=config.solver,
             shift=config.shift,
             formulation=formulation,
-        )
+        ).latents
 
-    return solve
+    num_examples = len(noise)
+    batch_size = min(config.batch_size, num_examples)
+    batch_size += -batch_size % num_batch_shards(mesh)
+    host = jax.tree.map(np.asarray, (noise, conditioning))
+    drawn = []
+    for start in range(0, num_examples, batch_size):
+        # The last batch is filled up with its last example.
+        rows = np.minimum(np.arange(start, start + batch_size), num_examples - 1)
+        batch = jax.tree.map(lambda leaf: leaf[rows], host)  # noqa: B023
+        drawn.append(
+            np.asarray(solve(params, *put_whole(batch, mesh=mesh), unconditional))
+        )
+    return np.concatenate(drawn)[:num_examples]
