@@ -9,12 +9,11 @@ written. Each section is described beside the code that reads it.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rfjax import schema
+from rfjax import schema, whole_files
 from rfjax.checkpoint import CheckpointConfig
 from rfjax.data import DATASETS, Dataset
 from rfjax.errors import MissingFileError, UserError
@@ -116,4 +115,4 @@ def load_config(workdir: Path | str) -> Config:
             f"--workdir={workdir} holds no {CONFIG_FILE}, so it is not a run folder; "
             "train one with `rfjax train --config=... --workdir=...`."
         )
-    return from_config_dict(json.loads(path.read_text(encoding="utf-8")))
+    return from_config_dict(whole_files.read_json(path))

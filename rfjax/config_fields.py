@@ -11,7 +11,7 @@ from typing import Any
 import docstring_parser
 
 from rfjax.errors import UserError
-from rfjax.schema import Kinds, kinds_of, plain, unknown_field
+from rfjax.schema import Kinds, check_kind, kinds_of, plain, unknown_field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,9 @@ def describe(
         if field.default_factory is not MISSING and (kinds is None or kinds.is_list):
             default = field.default_factory()
         value = values.get(field.name, default)
-        section, type_name = _section_of(kinds, hints[field.name], value)
+        section, type_name = _section_of(
+            kinds, hints[field.name], value, name=prefix + field.name
+        )
         yield FieldInfo(
             name=prefix + field.name,
             text=texts.get(field.name, ""),
@@ -84,8 +86,18 @@ def describe(
             yield from describe(section, fields, prefix=f"{prefix}{field.name}.")
 
 
-def _section_of(kinds: Kinds | None, hint: Any, value: Any) -> tuple[type | None, str]:
-    """The config dataclass of a section, and the type of the field in words."""
+def _section_of(
+    kinds: Kinds | None, hint: Any, value: Any, *, name: str
+) -> tuple[type | None, str]:
+    """The config dataclass of a section, and the type of the field in words.
+
+    Raises:
+      UserError: the value of a section is none, or of no kind.
+    """
+    is_section = dataclasses.is_dataclass(hint) if kinds is None else not kinds.is_list
+    is_given = value is not MISSING and not dataclasses.is_dataclass(value)
+    if is_section and is_given and not isinstance(value, Mapping):
+        raise UserError(f"{name} must be a section of fields, got {value!r}.")
     if kinds is None:
         if dataclasses.is_dataclass(hint):
             return hint, "section"
@@ -96,6 +108,8 @@ def _section_of(kinds: Kinds | None, hint: Any, value: Any) -> tuple[type | None
     kind = kinds.default
     if isinstance(value, Mapping):
         kind = value.get("kind", kind)
+        if "kind" in value:
+            check_kind(kinds.table, kind, name=name)
     section = kinds.config(kind) if kind in kinds.table else None
     return section, f"kind {kind}, one of {names}"
 

@@ -9,14 +9,15 @@ fields: a run's, a sweep's and a data set's.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
-import json
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rfjax import schema
+from rfjax import schema, stopping, whole_files
 from rfjax.config import Config
 from rfjax.data.encode import EncodeConfig
 from rfjax.errors import MissingFileError, UserError
@@ -120,23 +121,46 @@ def load_config_file(path_and_arg: str) -> dict[str, Any]:
             f"--config={path} does not exist; name a file such as configs/emoji.py."
         )
     if path.endswith(".json"):
-        try:
-            return json.loads(Path(path).read_text("utf-8"))
-        except ValueError as error:
-            raise UserError(
-                f"--config={path} must be JSON: {error}; take a run's config.json."
-            ) from error
+        return whole_files.read_json(path)
+    if not path.endswith(".py"):
+        raise UserError(
+            f"--config={path} must be a Python file with get_config(arg), or a run's "
+            "config.json."
+        )
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _as_the_files_own(path):
+        spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(
             f"--config={path} must define get_config(arg), and does not; see configs/."
         )
+    with _as_the_files_own(path_and_arg):
+        fields = module.get_config(arg)
+    fields = fields.to_dict() if hasattr(fields, "to_dict") else fields
+    if not isinstance(fields, dict):
+        raise UserError(
+            f"--config={path}: get_config must return a ConfigDict, got "
+            f"{type(fields).__name__}."
+        )
+    return fields
+
+
+@contextlib.contextmanager
+def _as_the_files_own(path: str) -> Iterator[None]:
+    """Errors in a user's config file are the user's: one line, and where it was."""
     try:
-        return module.get_config(arg).to_dict()
+        yield
     except ValueError as error:  # the file's own check of its argument
-        raise UserError(f"--config={path_and_arg} is refused: {error}") from error
+        raise UserError(f"--config={path} is refused: {error}") from error
+    except Exception as error:
+        stopping.raise_again()
+        frames = traceback.extract_tb(error.__traceback__)
+        line = getattr(error, "lineno", None) or frames[-1].lineno
+        raise UserError(
+            f"--config={path} cannot be read: {type(error).__name__}: {error} (line "
+            f"{line}); correct the file."
+        ) from error
 
 
 def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

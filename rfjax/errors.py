@@ -11,7 +11,7 @@ import errno
 # Refusals of the operating system that only the user can fix.
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
-    errno.ENOTDIR, errno.EISDIR, errno.EPIPE,
+    errno.ENOTDIR, errno.EISDIR, errno.EPIPE, errno.EEXIST,
 }  # fmt: skip
 
 

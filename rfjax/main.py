@@ -36,9 +36,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     except command_line.UnknownCommand as error:
         print(f"rfjax: {error}", file=sys.stderr)
         return 2
-    if name is None or {"-h", "--help"} & set(args):
+    asks_for_help = args[:1] in ([], ["help"]) or {"-h", "--help"} & set(args)
+    if name is None or asks_for_help:
         command_line.print_help(name, args)
-        return 0
+        return 0 if asks_for_help else 2
     COMMANDS[name].prepare(args)
     if argv is None and COMMANDS[name].computes:
         restart_with_huge_pages()

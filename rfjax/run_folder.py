@@ -210,9 +210,13 @@ def update_run(workdir: Path, **fields: Any) -> None:
 
 
 def read_run(workdir: Path) -> dict[str, Any]:
-    """The fields of run.json; none if there is no such file."""
+    """The fields of run.json; none if there is no such file.
+
+    Raises:
+      UserError: it holds no JSON object.
+    """
     path = workdir / RUN_FILE
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return whole_files.read_json(path) if path.is_file() else {}
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -30,6 +30,9 @@ def build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
     Raises:
       UserError: a field is unknown, missing or of the wrong type.
     """
+    if not isinstance(values, Mapping):
+        section = prefix.rstrip(".") or "a config"
+        raise UserError(f"{section} must be a section of fields, got {values!r}.")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
@@ -137,14 +140,19 @@ def build_kind(
     if not isinstance(value, Mapping):
         raise UserError(f"{name} must be a section of fields, got {value!r}.")
     kind = value.get("kind", default)
-    if kind not in table:
+    check_kind(table, kind, name=name)
+    fields = {field: entry for field, entry in value.items() if field != "kind"}
+    return build(_config_class(table[kind]), fields, prefix=f"{name}.")
+
+
+def check_kind(table: Mapping[str, Any], kind: Any, *, name: str) -> None:
+    """Raises UserError, naming the nearest, if a kind is none of a table's."""
+    if not isinstance(kind, str) or kind not in table:
         near = difflib.get_close_matches(str(kind), table, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(
             f"{name}.kind must be one of {', '.join(table)}, got {kind!r}{hint}"
         )
-    fields = {field: entry for field, entry in value.items() if field != "kind"}
-    return build(_config_class(table[kind]), fields, prefix=f"{name}.")
 
 
 def _build_kinds(value: Any, kinds: Kinds, *, name: str) -> Any:
@@ -207,9 +215,10 @@ def _convert(value: Any, hint: Any, *, name: str) -> Any:
         if element_types[-1] is Ellipsis and isinstance(value, list | tuple):
             element_types = element_types[:1] * len(value)
         if not isinstance(value, list | tuple) or len(value) != len(element_types):
-            raise UserError(
-                f"{name} must be a list of {len(element_types)}, got {value!r}."
+            length = (
+                "" if element_types[-1] is Ellipsis else f" of {len(element_types)}"
             )
+            raise UserError(f"{name} must be a list{length}, got {value!r}.")
         return tuple(
             _convert(element, element_type, name=f"{name}[{i}]")
             for i, (element, element_type) in enumerate(

@@ -55,6 +55,54 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path | str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: it holds anything else, or was cut short.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise UserError(
+            f"{path} must be JSON, got a file that is not, or is cut short ({error}); "
+            "restore it from a copy."
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} must hold a JSON object, got {type(value).__name__}; restore it "
+            "from a copy."
+        )
+    return value
+
+
+def check_writable(
+    path: Path | str | None, *, field: str, suffixes: Collection[str] = ()
+) -> None:
+    """Raises UserError, before any work, if a file cannot be written at a path.
+
+    Args:
+      path: of the file; None is accepted.
+      field: what the user calls the path.
+      suffixes: that its name may end with, in lower case; empty: any.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    if not path.name or path.is_dir():
+        raise UserError(f"{field} must be a file, got {str(path)!r}; name one in it.")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(
+            f"{field} must end with {' or '.join(suffixes)}, got {path}; rename it."
+        )
+    above = next(each for each in (*path.parents, Path(".")) if each.exists())
+    if not above.is_dir():
+        raise UserError(f"{field} must be in a folder, got {path}: {above} is a file.")
+    if not os.access(path if path.exists() else above, os.W_OK):
+        raise UserError(f"{field} must be writable, got {path}: permission denied.")
+
+
 def unused(path: Path | str) -> Path:
     """The path itself if it is unused, else with the first free number: a-2.png."""
     path, number = Path(path), 1

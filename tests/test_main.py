@@ -87,10 +87,63 @@ def test_help_lists_the_commands(capsys):
         text = capsys.readouterr().out
         for name in FLAGS:
             assert re.search(rf"^  {name.split()[0]}  ", text, re.M)
-    for args in (["bench"], ["bench", "--help"]):
-        assert main.run(args) == 0
+    for args, status in ((["bench"], 2), (["bench", "--help"], 0)):
+        assert main.run(args) == status
         text = capsys.readouterr().out
         assert re.findall(r"^  (\w+) ", text, re.M) == ["step", "checkpoint", "data"]
+
+
+def test_help_of_a_command_by_word(capsys):
+    assert main.run(["help", "train"]) == 0
+    assert "--branch-from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.py", "def get_config(arg):\n    return (\n", r"SyntaxError.*\(line 2\)"),
+        (
+            "a.py",
+            "def get_config(arg):\n    return 1 / 0\n",
+            r"ZeroDivision.*\(line 2\)",
+        ),
+        (
+            "a.py",
+            "def get_config(arg):\n    return None\n",
+            r"return a ConfigDict, got",
+        ),
+        ("a.py", "get = 1\n", r"must define get_config"),
+        ("a.txt", "", r"must be a Python file"),
+        ("a.json", "[1]", r"must hold a JSON object, got list"),
+        ("a.json", '{"seed": ', r"must be JSON, got a file that is not, or is cut"),
+    ],
+)
+def test_errors_of_a_config_file_are_one_line(name, text, message, tmp_path, capsys):
+    (tmp_path / name).write_text(text)
+    config = f"--config={tmp_path / name}"
+    assert main.run(["train", config, f"--workdir={tmp_path / 'w'}"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error), error
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "text"),
+    [
+        ("evaluate", "config.json", '{"seed": 0'),
+        ("verify", "config.json", "[1]"),
+        ("train", "run.json", '{"depth": 1'),
+    ],
+)
+def test_cut_files_of_a_run_are_one_line(command, file, text, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / file).write_text(text)
+    flags = [DEBUG] if command == "train" else []
+    assert main.run([command, *flags, f"--workdir={tmp_path / 'run'}"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{file} must " in error
 
 
 def test_help_does_not_import_jax():
@@ -118,6 +171,7 @@ def test_commands_are_functions_whatever_was_imported_first():
 
 
 SD3_OF_7 = f"--config={ROOT}/configs/sd3.py:7"
+SWEEP = f"--config={ROOT}/configs/sweeps/emoji_depth.py"
 DEBUG = f"--config={ROOT}/configs/debug.py"
 SWEEP = f"--config={ROOT}/configs/sweeps/emoji_depth.py"
 DATA_SET = f"--config={ROOT}/configs/data/emoji.py"
@@ -166,7 +220,7 @@ DATA_SET = f"--config={ROOT}/configs/data/emoji.py"
         (["import", SWEEP, "--workdir=w", "--from=f"], 1, r"is that of a sweep"),
         (["config", "no.py"], 1, r"no\.py does not exist"),
         (["config", DEBUG, "--config.model.dept=1"], 1, r"did you mean model\.depth"),
-        (["evaluate", "--workdir=w", "--step=x"], 1, r"--step: unable to convert"),
+        (["evaluate", "--workdir=w", "--step=x"], 1, r"--step must be a whole number"),
         (["evaluate", "--workdir=w", "--config.seed=1"], 1, r"takes no --config\.seed"),
         (["evaluate", "--workdir=w"], 1, r"--workdir=w holds no config\.json"),
         (["sample", "--workdir=w", "--sheet=3"], 1, r"--sheet: unable to convert"),
@@ -196,6 +250,44 @@ DATA_SET = f"--config={ROOT}/configs/data/emoji.py"
         (["coordinates", DEBUG, "--out=o", "--depths=1;2"], 1, r"in 1,2,4, got '1;2'"),
         (["coordinates", DEBUG, "--out=o", "--depths=2"], 1, r"two different positive"),
         (["coordinates", DEBUG, "--out=o", "--steps=2"], 1, r"steps must be at least"),
+        (["--workdir=w", "evaluate"], 2, r"the command comes first, got '--workdir=w'"),
+        (
+            ["layout", DEBUG, "--devices=2.5"],
+            1,
+            r"--devices must be a whole number, go",
+        ),
+        (["fit", "--out=o", "--runs=w", "--bootstraps=2.6"], 1, r"be a whole number"),
+        (
+            ["fit", "--out=o", "--runs=w", "--json=."],
+            1,
+            r"--json must be a file, got '",
+        ),
+        (
+            ["layout", DEBUG, "--devices=1", "--picture=p.xyz"],
+            1,
+            r"\.svg or \.pdf, got",
+        ),
+        (["sample", "--workdir=w", "--sheet", "--out=s"], 1, r"--out must end with"),
+        (
+            ["sample", "--workdir=w", "--sheet", "--seed=-1"],
+            1,
+            r"in \[0, 2\^32\), got -1",
+        ),
+        (["bench", "data", "--rounds=0"], 1, r"--rounds must be at least 1, got 0"),
+        (["config", DEBUG, "--config.data.kind=nope"], 1, r"data\.kind must be one of"),
+        (["config", DEBUG, "--config.mesh=3"], 1, r"mesh must be a section of fields"),
+        (["sweep", SWEEP, "--workdir=w", "--config.grid=3"], 1, r"grid must be a sect"),
+        (["sweep", SWEEP, "--workdir=w", "--config.base=3"], 1, r"base must be a sect"),
+        (
+            ["sweep", SWEEP, "--workdir=w", "--config.base.train.global_batch_size=0"],
+            1,
+            r"base\.train\.global_batch_size must be a positive number",
+        ),
+        (
+            ["sweep", SWEEP, "--workdir=w", "--config.forecast=3"],
+            1,
+            r"forecast must be",
+        ),
         (["completion", "csh"], 1, r"invalid value \"csh\".* Did you mean|Choose from"),
     ],
 )
@@ -259,6 +351,13 @@ def test_flags_may_be_written_with_hyphens(spelling):
     assert values["dry_run"] is True
     assert values["workdir"] == Path("a-b")
     assert call_of("sweep", SWEEP, "--workdir", "w")["report"] is print
+
+
+@pytest.mark.parametrize("spelling", ["--nosheet", "--no-sheet", "--sheet=false"])
+def test_a_switch_may_be_turned_off(spelling, capsys):
+    flags = ["--workdir=w", spelling]
+    assert main.run(["sample", *flags]) == 1
+    assert "give either --sheet or" in capsys.readouterr().err
 
 
 def test_flags_of_every_type():

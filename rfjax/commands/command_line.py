@@ -43,11 +43,14 @@ def name_of(args: Sequence[str]) -> str | None:
     Raises:
       UnknownCommand: it names what does not exist.
     """
+    if args[:1] and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+        raise UnknownCommand(f"the command comes first, got {args[0]!r}.")
+    args = args[1:] if args[:1] == ["help"] else args
     words = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args))[:2]
     for num_words in (2, 1):
         if (name := " ".join(words[:num_words])) in COMMANDS:
             return name
-    if " ".join(words) in ("", "help", *GROUPS):
+    if " ".join(words) in ("", *GROUPS):
         return None
     word = " ".join(words if words[0] in GROUPS else words[:1])
     near = difflib.get_close_matches(word, [*COMMANDS, *GROUPS], n=1)
@@ -69,6 +72,7 @@ def make_app() -> cyclopts.App:
         console=rich.console.Console(width=WIDTH),
         default_parameter=cyclopts.Parameter(
             allow_repeating=True,
+            negative_bool=("no-", "no"),
             negative_iterable=(),
             show_choices=False,
         ),
@@ -140,7 +144,7 @@ def parse(args: Sequence[str], *, report: Callable[[str], None]) -> Callable[[],
 
 def print_help(name: str | None, args: Sequence[str]) -> None:
     """Prints the help of a command, of a group of commands, or of all."""
-    words = name.split() if name else [arg for arg in args[:1] if arg in GROUPS]
+    words = name.split() if name else [arg for arg in args[:2] if arg in GROUPS]
     make_app()([*words, "--help"], result_action="return_value")
 
 

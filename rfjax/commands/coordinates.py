@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from rfjax import whole_files
-from rfjax.commands.flags import RunConfig
+from rfjax.commands.flags import RunConfig, whole_number
 from rfjax.commands.job import (
     make_stream,
     read_manifest,
@@ -63,7 +63,7 @@ def coordinates(
     config: RunConfig,
     *,
     depths: Annotated[Sequence[int], _DEPTHS] = (1, 2, 4),
-    num_steps: Annotated[int, Parameter(name="--steps")] = 4,
+    num_steps: Annotated[int, whole_number("--steps")] = 4,
     parameterisation: str = "both",
     out: Path | str,
 ) -> Coordinates:

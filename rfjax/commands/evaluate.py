@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rfjax import checkpoint, run_folder, whole_files
-from rfjax.commands.flags import JsonFile
+from rfjax.commands.flags import JsonFile, OptionalInt
 from rfjax.commands.job import (
     abstract_params_on,
     make_evaluators,
@@ -60,8 +60,8 @@ class Evaluation:
 def evaluate(
     workdir: Path | str,
     *,
-    step: int | None = None,
-    num_samples: int | None = None,
+    step: OptionalInt = None,
+    num_samples: OptionalInt = None,
     json_file: JsonFile = None,
 ) -> Evaluation:
     """Measures the validation loss `val_v1` of a checkpoint, EMA and raw weights.
@@ -80,6 +80,7 @@ def evaluate(
     Example:
       rfjax evaluate --workdir=runs/emoji --json=runs/emoji/evaluation.json
     """
+    whole_files.check_writable(json_file, field="--json")
     config = load_config(workdir)
     step = checkpoint.choose_step(workdir, step)
     if num_samples is not None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from rfjax.commands.flags import OptionalInt
 from rfjax.export.save import ExportReport, export_run
 
 
@@ -18,7 +19,7 @@ def export(
     layout: Annotated[str, Parameter(name="--format")] = "diffusers",
     weights: str = "ema",
     dtype: str = "float32",
-    step: int | None = None,
+    step: OptionalInt = None,
     pipeline: Path | str | None = None,
 ) -> ExportReport:
     """Writes the weights of a checkpoint as PyTorch files with a model card.

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from rfjax.commands.flags import JsonFile
+from rfjax import whole_files
+from rfjax.commands.flags import JsonFile, whole_number
 from rfjax.errors import UserError
 from rfjax.scaling.laws import CannotFit
 from rfjax.scaling.report.folder import FitReport, run_fit
@@ -71,7 +72,7 @@ def fit(
     law: str = "chinchilla",
     size_measure: Annotated[str, _flag("--size")] = "params",
     loss: str | None = None,
-    num_bootstraps: Annotated[int, _flag("--bootstraps")] = 1000,
+    num_bootstraps: Annotated[int, whole_number("--bootstraps")] = 1000,
     holdout: Annotated[
         bool, Parameter(negative=("--no-holdout", "--noholdout"))
     ] = True,
@@ -114,6 +115,7 @@ def fit(
     Example:
       rfjax fit --runs=runs/depth --out=reports/depth --budget=1e16
     """
+    whole_files.check_writable(json_file, field="--json")
     try:
         return run_fit(
             runs=runs,

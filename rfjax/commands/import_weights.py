@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from rfjax.commands.job import (
     read_manifest,
 )
 from rfjax.config import Config, config_to_dict, from_config_dict
+from rfjax.errors import UserError
 from rfjax.export.load import merge_model_fields, open_weights
 from rfjax.models import DEFAULT_KIND, make_model
 from rfjax.parallel.sharding import state_shardings
@@ -76,11 +78,14 @@ def import_weights(
       rfjax import --from=export/emoji --config=configs/emoji.py --workdir=runs/imported
     """
     workdir = Path(workdir)
-    kind = fields.get("model", {}).get("kind", DEFAULT_KIND)
+    section = fields.get("model", {})
+    if not isinstance(section, Mapping):
+        raise UserError(f"model must be a section of fields, got {section!r}.")
+    kind = section.get("kind", DEFAULT_KIND)
     weights = open_weights(source, layout=layout, kind=kind)
     model_fields = merge_model_fields(
         weights,
-        fields.get("model", {}),
+        section,
         position_file=workdir / run_folder.POSITION_FILE,
     )
     config = from_config_dict({**fields, "model": model_fields})

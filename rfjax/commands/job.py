@@ -7,14 +7,16 @@ Everything is checked before anything is compiled or written.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from rfjax import __version__, run_folder
 from rfjax.config import Config, config_to_dict
@@ -27,7 +29,6 @@ from rfjax.models import Model, make_model
 from rfjax.parallel.compiler import compiler_options
 from rfjax.parallel.mesh import (
     MeshConfig,
-    fit_sizes,
     make_mesh,
     reading_share,
     replicated,
@@ -65,11 +66,31 @@ def make_mesh_for(config: Config) -> Mesh:
 
 
 def make_reading_mesh(config: Config) -> Mesh:
-    """The mesh that a finished run is evaluated and sampled on, of all devices."""
-    sizes = fit_sizes(
-        config.mesh, num_devices=jax.device_count(), width=config.model.width
-    )
+    """The mesh that a finished run is evaluated and sampled on, of all devices.
+
+    The run's own mesh where it fits; else parameters in as many shards as divide the
+    width, so that a large model finds room on whatever devices there are.
+    """
+    num_devices = jax.device_count()
+    shards = math.gcd(num_devices, config.model.width)
+    other = MeshConfig(data=num_devices // shards, fsdp=shards)
+    try:
+        sizes = config.mesh.resolve(num_devices)
+        _check_mesh(config, sizes)
+    except UserError:
+        sizes = other
     return make_mesh(sizes)
+
+
+def _check_mesh(config: Config, sizes: MeshConfig) -> None:
+    """Raises UserError if a mesh does not divide the model or its image tokens."""
+    axes = dataclasses.asdict(sizes)
+    model = make_model(config.model)
+    shapes = model.abstract_params()
+    abstract = AbstractMesh(tuple(axes.values()), tuple(axes))
+    state_shardings(shapes, params=shapes, dims=model.dims, mesh=abstract)
+    manifest = config.data.manifest()
+    sizes.check_tokens(config.model.num_image_tokens(manifest.latent_shape))
 
 
 def abstract_params_on(model: Model, *, mesh: Mesh) -> Any:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
-from cyclopts import Parameter
 
 from rfjax import whole_files
-from rfjax.commands.flags import JsonFile, Report, RunConfig
+from rfjax.commands.flags import FIGURES, JsonFile, Report, RunConfig, whole_number
 from rfjax.commands.job import make_init_state
 from rfjax.errors import UserError
 from rfjax.models import make_model
@@ -22,7 +21,7 @@ from rfjax.plan.topology import parse_topology
 def layout(
     config: RunConfig,
     *,
-    num_devices: Annotated[int | None, Parameter(name="--devices")] = None,
+    num_devices: Annotated[int | None, whole_number("--devices")] = None,
     topology: str | None = None,
     json_file: JsonFile = None,
     picture: Path | str | None = None,
@@ -46,6 +45,8 @@ def layout(
     Example:
       rfjax layout --config=configs/sd3.py:24 --topology=v5e:16x16 --picture=layout.png
     """
+    whole_files.check_writable(json_file, field="--json")
+    whole_files.check_writable(picture, field="--picture", suffixes=FIGURES)
     if num_devices is not None and topology is not None:
         raise UserError("give either --devices or --topology, not both.")
     if num_devices is not None and num_devices < 1:

@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rfjax.commands.flags import JsonFile, Report, RunConfig
+from rfjax import whole_files
+from rfjax.commands.flags import FIGURES, Int, JsonFile, OptionalInt, Report, RunConfig
 from rfjax.commands.job import (
     digest,
     make_init_state,
@@ -47,12 +48,12 @@ def plan(
     config: RunConfig,
     *,
     topology: str,
-    num_images: int | None = None,
+    num_images: OptionalInt = None,
     json_file: JsonFile = None,
     summary: Path | str | None = None,
     picture: Path | str | None = None,
     search: bool = False,
-    limit: int = 0,
+    limit: Int = 0,
     report: Report = lambda line: None,
 ) -> Plan | Search:
     """Predicts memory and speed on TPUs from the compiler alone; no TPU is needed.
@@ -77,6 +78,9 @@ def plan(
     Example:
       rfjax plan --config=configs/sd3.py:24 --topology=v5e:16x16 --picture=plan.png
     """
+    whole_files.check_writable(json_file, field="--json")
+    whole_files.check_writable(summary, field="--summary")
+    whole_files.check_writable(picture, field="--picture", suffixes=FIGURES)
     if search:
         return Search(
             search_plans(

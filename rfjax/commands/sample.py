@@ -13,6 +13,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from rfjax import checkpoint, whole_files
+from rfjax.commands.flags import SHEETS, Int, OptionalInt
 from rfjax.commands.job import abstract_params_on, make_reading_mesh
 from rfjax.config import Config, load_config
 from rfjax.data import sheet
@@ -46,10 +47,10 @@ def sample(
     prompts: Annotated[Sequence[str], Parameter(name="--prompt")] = (),
     of_data: Annotated[bool, Parameter(name="--sheet")] = False,
     out: Path | str | None = None,
-    step: int | None = None,
+    step: OptionalInt = None,
     weights: str = "ema",
-    seed: int = 0,
-    num_steps: int | None = None,
+    seed: Int = 0,
+    num_steps: OptionalInt = None,
     solver: str | None = None,
     guidance_scale: float | None = None,
 ) -> PictureFile:
@@ -75,6 +76,8 @@ def sample(
     Example:
       rfjax sample --workdir=runs/emoji --prompt="a fox" --prompt=cactus --seed=1
     """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed must be in [0, 2^32), got {seed}.")
     settings = {
         "step": step,
         "weights": weights,
@@ -85,6 +88,7 @@ def sample(
     }
     if of_data == bool(prompts):
         raise UserError("give either --sheet or at least one --prompt=TEXT.")
+    whole_files.check_writable(out, field="--out", suffixes=SHEETS)
     if of_data:
         return PictureFile(sample_sheet(workdir, out=out, **settings))
     images = sample_prompts(workdir, prompts, **settings)

@@ -156,13 +156,15 @@ def _branch(workdir: Path, config: Config, *, source: Path, step: int | None) ->
     """
     if checkpoint.finished_steps(workdir):
         return f"has checkpoints of its own, {source} is unused"
+    # Also without a checkpoint: to the bit it is the run that branched there, and laws
+    # count runs of one trunk as related.
+    run_folder.update_run(workdir, trunk=source.resolve().name)
     step = _choose_branch_step(config, source=source, step=step)
     if step is None:
         return f"{source} has no checkpoint before the cooldown; training from scratch"
     damage = checkpoint.find_damage(source, step)
     if damage:  # or it would be this run's, which could not be repaired
         raise checkpoint.damaged(source, step, "; ".join(damage[:3]))
-    run_folder.update_run(workdir, trunk=source.resolve().name)
     # There before any metrics: without it they would be those of lost checkpoints.
     (workdir / checkpoint.FOLDER).mkdir(exist_ok=True)
     # Before the checkpoint: killed in between, the next call does both again.

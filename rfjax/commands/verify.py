@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rfjax import checkpoint, checksums, run_folder
-from rfjax.commands.flags import Report
+from rfjax import checkpoint, checksums, run_folder, whole_files
+from rfjax.commands.flags import SHEETS, OptionalInt, Report
 from rfjax.config import load_config
 from rfjax.data.verify import verify as verify_data
 from rfjax.errors import UserError
@@ -39,7 +39,7 @@ def verify(
     *,
     data: Path | str | None = None,
     workdir: Path | str | None = None,
-    step: int | None = None,
+    step: OptionalInt = None,
     picture: Path | str | None = None,
     report: Report = lambda line: None,
 ) -> Verification:
@@ -67,6 +67,7 @@ def verify(
         raise UserError("--picture goes with --data=DIR; leave it out.")
     if step is not None and workdir is None:
         raise UserError("--step goes with --workdir=DIR; leave it out.")
+    whole_files.check_writable(picture, field="--picture", suffixes=SHEETS)
     if workdir is not None:
         return Verification(_verify_run(workdir, step=step, report=report))
     picture = picture or Path(data) / "contact_sheet.png"

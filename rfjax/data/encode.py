@@ -71,6 +71,10 @@ class EncodeConfig:
                 raise UserError(
                     f"{field} must be at least 1, got {getattr(self, field)}."
                 )
+        if self.source.image_size < 1:
+            raise UserError(
+                f"source.image_size must be at least 1, got {self.source.image_size}."
+            )
         self.codec.latent_shape(self.source.image_size)  # raises unless they fit
 
 

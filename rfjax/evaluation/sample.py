@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
@@ -49,12 +50,12 @@ class SampleConfig:
                 f"sample.solver must be one of {', '.join(SOLVERS)}, "
                 f"got {self.solver!r}."
             )
-        if self.guidance_scale < 0:
+        if not 0 <= self.guidance_scale < math.inf:
             raise UserError(
                 f"sample.guidance_scale must be at least 0, got {self.guidance_scale}; "
                 "1 is unguided."
             )
-        if not self.shift > 0:
+        if not 0 < self.shift < math.inf:
             raise UserError(f"sample.shift must be positive, got {self.shift}.")
 
 

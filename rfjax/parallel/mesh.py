@@ -160,24 +160,6 @@ def check_slices(slice_axis: int, num_slices: int) -> None:
         )
 
 
-def fit_sizes(config: MeshConfig, *, num_devices: int, width: int) -> MeshConfig:
-    """Sizes for reading a run back on other devices than it was trained on.
-
-    The run's own where they fit; else parameters in as many shards as divide the
-    width, so that a large model finds room on whatever devices there are.
-
-    Args:
-      config: the mesh of the run.
-      num_devices: that are visible.
-      width: of the model.
-    """
-    try:
-        return config.resolve(num_devices)
-    except UserError:
-        fsdp = math.gcd(num_devices, width)
-        return MeshConfig(data=num_devices // fsdp, fsdp=fsdp)
-
-
 def num_batch_shards(mesh: Mesh) -> int:
     """Number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

@@ -207,7 +207,7 @@ def check_compiler() -> None:
     """Raises MissingPackageError if the TPU compiler is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise MissingPackageError(
-            "rfjax plan needs the TPU compiler, package libtpu, which is not "
+            "needs the TPU compiler, package libtpu, which is not "
             "installed; run `pip install 'rfjax[plan]'` (no TPU is needed)."
         )
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rfjax import checkpoint, commands
+from rfjax.commands import job
 from rfjax.config import Config, from_config_dict
 from rfjax.config_files import load_config_file
 from rfjax.evaluation import EVALUATORS, Subject
@@ -189,3 +190,40 @@ def test_parameters_are_read_back_in_shards(tmp_path, debug_fields, monkeypatch)
     for name in sharded:
         if name.startswith("val"):
             np.testing.assert_allclose(sharded[name], alone[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "num_devices", "expected"),
+    [
+        ({"fsdp": 8}, 8, {"data": 1, "fsdp": 8}),  # its own
+        ({"data": 1, "fsdp": -1}, 4, {"data": 1, "fsdp": 4}),
+        (
+            {"data": 1, "fsdp": -1},
+            6,
+            {"data": 3, "fsdp": 2},
+        ),  # 6 divides no width of 64
+        ({"data": 1, "tensor": -1}, 3, {"data": 3, "fsdp": 1}),
+        ({"fsdp": 8}, 2, {"data": 1, "fsdp": 2}),  # too few for its own
+        ({"fsdp": 8}, 1, {"data": 1, "fsdp": 1}),
+    ],
+)
+def test_a_run_is_read_on_whatever_devices_there_are(
+    mesh, num_devices, expected, debug_fields, monkeypatch
+):
+    devices = jax.devices()[:num_devices]
+    monkeypatch.setattr(jax, "device_count", lambda: num_devices)
+    monkeypatch.setattr(jax, "devices", lambda *args: devices)
+    made = job.make_reading_mesh(from_config_dict(debug_fields | {"mesh": mesh}))
+    assert dict(made.shape) == {"slice": 1, "tensor": 1, "sequence": 1, **expected}
+
+
+def test_a_damaged_checkpoint_is_not_evaluated(tmp_path, debug_fields):
+    commands.train(from_config_dict(debug_fields), workdir=tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "4"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
+        commands.evaluate(tmp_path / "run")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rfjax import whole_files
 from rfjax.bench.checkpoint import CheckpointReport, measure_saving
-from rfjax.commands.flags import JsonFile, Report, RunConfig
+from rfjax.commands.flags import Int, JsonFile, Report, RunConfig
 from rfjax.commands.job import make_job_here
 from rfjax.errors import UserError
 from rfjax.parallel.mesh import put_batch
@@ -18,7 +18,7 @@ def bench_checkpoint(
     config: RunConfig,
     *,
     folder: Path | str | None = None,
-    rounds: int = 5,
+    rounds: Int = 5,
     json_file: JsonFile = None,
     report: Report = lambda line: None,
 ) -> CheckpointReport:
@@ -40,6 +40,7 @@ def bench_checkpoint(
     """
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"--folder must be an existing folder, got {folder}.")
+    whole_files.check_writable(json_file, field="--json")
     if rounds < 1:
         raise UserError(f"--rounds must be at least 1, got {rounds}.")
     job, _ = make_job_here(config)

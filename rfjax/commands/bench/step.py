@@ -11,7 +11,7 @@ import jax
 from rfjax import whole_files
 from rfjax.bench.diffusers_peer import make_step
 from rfjax.bench.step import StepReport, time_in_turns
-from rfjax.commands.flags import JsonFile, Report, RunConfig
+from rfjax.commands.flags import Int, JsonFile, Report, RunConfig
 from rfjax.commands.job import make_job_here
 from rfjax.config import Config
 from rfjax.errors import UserError
@@ -28,7 +28,7 @@ from rfjax.types import Batch
 def bench_step(
     config: RunConfig,
     *,
-    rounds: int = 5,
+    rounds: Int = 5,
     peer: str | None = None,
     json_file: JsonFile = None,
     report: Report = lambda line: None,
@@ -49,6 +49,7 @@ def bench_step(
     Example:
       rfjax bench step --config=configs/bench.py --peer=diffusers
     """
+    whole_files.check_writable(json_file, field="--json")
     if rounds < 1:
         raise UserError(f"--rounds must be at least 1, got {rounds}.")
     job, _ = make_job_here(config)

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rfjax import run_folder
+from rfjax import run_folder, whole_files
 from rfjax.errors import MissingFileError, UserError
 from rfjax.scaling.laws.frontier import covered_range
 
@@ -90,7 +89,7 @@ def read_pilot(path: Path | str) -> Pilot:
         raise MissingFileError(
             f"forecast.pilot {path} does not exist; give a fit.json, or leave it out."
         )
-    document = json.loads(path.read_text("utf-8"))
+    document = whole_files.read_json(path)
     if document.get("law") != "chinchilla":
         raise UserError(
             f"forecast.pilot {path} must hold a fit of the law chinchilla, got "

@@ -189,6 +189,8 @@ def make_cells(
 
 def _check_base(base: Mapping[str, Any], grid: GridConfig) -> None:
     """Raises UserError unless the base sets what the grid scales."""
+    if not isinstance(base, Mapping):
+        raise UserError(f"base must be a section of fields, got {base!r}.")
     for section in ("model", "train", "optimizer"):
         if not isinstance(base.get(section), Mapping):
             raise UserError(
@@ -201,10 +203,10 @@ def _check_base(base: Mapping[str, Any], grid: GridConfig) -> None:
         needed.append(("optimizer", "learning_rate"))
     for section, field in needed:
         value = base[section].get(field)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise UserError(
-                f"base.{section}.{field} must be a number, which the grid scales with "
-                f"depth, got {value!r}; set it in the sweep config."
+                f"base.{section}.{field} must be a positive number, which the grid "
+                f"scales with depth, got {value!r}; set it in the sweep config."
             )
 
 

@@ -104,7 +104,12 @@ def load_table(
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"table {path} does not exist.")
-    table = pd.read_csv(path, skipinitialspace=True)
+    try:
+        table = pd.read_csv(path, skipinitialspace=True)
+    except ValueError as error:  # empty, binary, or with lines of unlike lengths
+        raise UserError(
+            f"table {path} must be a CSV file with a header line: {error}; convert it."
+        ) from error
     columns = dict(columns or {})
     missing = [theirs for theirs in columns.values() if theirs not in table]
     if missing:

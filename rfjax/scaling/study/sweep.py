@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,14 +120,13 @@ def _is_due(
     if not path.is_file():
         run_folder.check_claim(folder, config)
         return True
-    try:
-        present = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} must be JSON: {error}; move it away.") from error
+    present = whole_files.read_json(path)
     if present == config:
         return False
     if not _is_started(folder):
-        if run_folder.config_hash(present) not in known_hashes:
+        is_ours = run_folder.config_hash(present) in known_hashes
+        # A sweep of an earlier version kept no hashes, and its config has fewer fields.
+        if not is_ours and _completed(present, complete) != config:
             raise UserError(
                 f"run folder {folder} holds a {path.name} that no sweep wrote, or that "
                 "was edited; move it, or make the change in the sweep's own config."
@@ -145,6 +143,17 @@ def _is_due(
         folder, config, present=present, may_change=run_folder.MAY_CHANGE + more
     )
     return not is_finished
+
+
+def _completed(
+    config: Mapping[str, Any],
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> Mapping[str, Any] | None:
+    """The config with newer fields; None if it is that of no run."""
+    try:
+        return complete(config)
+    except UserError:
+        return None
 
 
 def _is_started(folder: Path) -> bool:

@@ -320,6 +320,52 @@ def test_a_cell_that_starts_now_does_so_with_the_config_that_it_has(plan, tmp_pa
         assert contents(workdir) == before
 
 
+def test_a_sweep_of_an_earlier_version_resumes_before_its_first_step(plan, tmp_path):
+    """It kept no list of cells, and its configs had fewer fields."""
+    workdir = plan(tmp_path)
+    wanted = contents(workdir)
+    (workdir / "sweep.json").unlink()
+    path = workdir / LONG / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["metric_writers"], fields["model"]["kind"]
+    path.write_text(json.dumps(fields))
+    plan(workdir)
+    assert contents(workdir) == wanted
+    fields["seed"] = 77  # control: edited besides
+    path.write_text(json.dumps(fields))
+    (workdir / "sweep.json").unlink()
+    with pytest.raises(ValueError, match="that no sweep wrote"):
+        plan(workdir)
+
+
+def test_a_branch_before_its_trunk_is_still_a_branch(plan, branched, tmp_path):
+    """Laws count runs of one trunk as related, in whatever order they were trained."""
+    workdir = plan(tmp_path)
+    train_alone(workdir, LONG)
+    assert run_folder.read_run(workdir / LONG)["trunk"] == TRUNK
+    assert equal(ema_params(workdir / LONG), ema_params(branched / LONG))
+
+
+def test_a_branch_from_a_damaged_checkpoint_is_refused(copied, tmp_path):
+    trunk = copied / TRUNK
+    step = checkpoint.finished_steps(trunk)[-1]
+    largest = max(
+        (
+            path
+            for path in (trunk / "checkpoints" / str(step)).rglob("*")
+            if path.is_file()
+        ),
+        key=lambda path: path.stat().st_size,
+    )
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    config = load_config(copied / LONG)
+    with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
+        commands.train(config, workdir=tmp_path / "new", branch_from=f"{trunk}:{step}")
+    assert not checkpoint.finished_steps(tmp_path / "new")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
