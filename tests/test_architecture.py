@@ -141,7 +141,7 @@ def test_every_logical_name_has_a_rule_and_a_use():
 
     rows = [row for backbone in BACKBONES.values() for row in backbone.parameters]
     named = {name for row in rows for name in row.dims} | {"layers"}
-    sources = [path.read_text() for path in (PACKAGE / "models").rglob("network.py")]
+    sources = [path.read_text() for path in (PACKAGE / "models").rglob("*.py")]
     in_model = {n for n in RULES if any(f'"{n}"' in source for source in sources)}
     assert named <= set(RULES)
     assert set(RULES) == named | in_model
@@ -152,7 +152,10 @@ def test_import_is_quick_and_light():
     script = (
         "import sys, rfjax\n"
         "assert 'jax' not in sys.modules\n"
-        "import rfjax.commands\n"
+        "from rfjax import commands\n"
+        "for name in ('train', 'evaluate', 'sample', 'sweep'):\n"
+        "    getattr(commands, name)\n"
+        "assert 'jax' in sys.modules\n"
         "heavy = {'torch', 'tensorflow', 'transformers', 'diffusers'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
