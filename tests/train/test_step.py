@@ -331,6 +331,12 @@ def adamw_by_hand(params, grads, *, config, num_steps):
     return params
 
 
+def of_a_layer(leaves):
+    """Kernel and bias where the model knows their roles, in float32."""
+    leaves = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), leaves)
+    return {"final": {"linear": leaves}}
+
+
 def test_adamw_equals_numpy(tiny_model):
     rng = np.random.default_rng(0)
     config = OptimizerConfig(
@@ -340,10 +346,10 @@ def test_adamw_equals_numpy(tiny_model):
     params = {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)}
     grads = [{n: rng.normal(size=p.shape) for n, p in params.items()} for _ in range(5)]
     optimizer = make_optimizer(config, model=tiny_model())
-    actual = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    actual = of_a_layer(params)
     state = optimizer.init(actual)
     for i, grad in enumerate(grads):
-        grad = jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grad)
+        grad = of_a_layer(grad)
         rate = learning_rate(i, config=config, num_steps=5)
         updates, state = optimizer.update(grad, state, actual, learning_rate=rate)
         actual = optax.apply_updates(actual, updates)
@@ -355,22 +361,27 @@ def test_adamw_equals_numpy(tiny_model):
         num_steps=5,
     )
     for name in params:
-        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, atol=1e-5)
-    assert np.abs(actual["kernel"] - undecayed["kernel"]).max() > 1e-2  # control
+        np.testing.assert_allclose(
+            actual["final"]["linear"][name], expected[name], rtol=1e-4, atol=1e-5
+        )
+    assert (
+        np.abs(actual["final"]["linear"]["kernel"] - undecayed["kernel"]).max() > 1e-2
+    )  # control
     np.testing.assert_allclose(expected["bias"], undecayed["bias"])
 
 
 def test_tiny_gradients_are_not_swallowed(tiny_model):
     """AdamW with eps 1e-15 moves by the rate even when gradients are 1e-10."""
     optimizer = make_optimizer(OptimizerConfig(), model=tiny_model())
-    params = {"kernel": jnp.zeros((1, 1))}
+    params = of_a_layer({"kernel": jnp.zeros((1, 1))})
     updates, _ = optimizer.update(
-        {"kernel": jnp.full((1, 1), 1e-10)},
+        of_a_layer({"kernel": jnp.full((1, 1), 1e-10)}),
         optimizer.init(params),
         params,
         learning_rate=0.5,
     )
-    assert float(updates["kernel"][0, 0]) == pytest.approx(-0.5, rel=1e-3)
+    kernel = updates["final"]["linear"]["kernel"]
+    assert float(kernel[0, 0]) == pytest.approx(-0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize(
