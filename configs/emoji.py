@@ -5,7 +5,7 @@
     rfjax train  --config=configs/emoji.py --workdir=runs/emoji
     rfjax sample --workdir=runs/emoji --sheet
 
-Hardware: 2 CPU cores. Duration: about 3 minutes. Expected: train/loss about 0.15, and
+Hardware: 2 CPU cores. Duration: 1 to 3 minutes. Expected: train/loss about 0.13, and
 crisp pictures of the captions seen in training. One picture per caption means that the
 model memorises; the held-out captions show what it does beyond.
 """

@@ -37,8 +37,7 @@ class Reading:
     """How records become batches.
 
     Attributes:
-      caption_dropout: probability that a caption is replaced by the empty one, drawn
-        for each text encoder on its own.
+      caption_dropout: probability that a caption is replaced by the empty one.
       context_mask: give batches a mask that hides pad tokens. SD3 has none.
       latents_dtype: "float32" or "bfloat16" (as stored; half the bytes to copy).
       shuffle_seed: order of the stream; the run's seed when None.
