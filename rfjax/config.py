@@ -58,16 +58,18 @@ class Config:
         BACKBONES, default=DEFAULT_KIND, required=True
     )
     data: Dataset = schema.one_of(DATASETS)
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = schema.changeable(MeshConfig())
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
     train: TrainConfig
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    validation: ValidationConfig = ValidationConfig()
-    evaluators: tuple[EvaluatorConfig, ...] = schema.many_of(EVALUATORS)
-    sample: SampleConfig = SampleConfig()
+    checkpoint: CheckpointConfig = schema.changeable(CheckpointConfig())
+    validation: ValidationConfig = schema.changeable(ValidationConfig())
+    evaluators: tuple[EvaluatorConfig, ...] = schema.many_of(
+        EVALUATORS, changeable=True
+    )
+    sample: SampleConfig = schema.changeable(SampleConfig())
     metric_writers: tuple[MetricWriterConfig, ...] = schema.many_of(
-        METRIC_WRITERS, default=("tensorboard",)
+        METRIC_WRITERS, default=("tensorboard",), changeable=True
     )
 
     def __post_init__(self):

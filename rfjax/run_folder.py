@@ -30,24 +30,6 @@ METRICS_FILE = "metrics.jsonl"
 POSITION_FILE = "positions.npy"
 LOCK_FILE = ".lock"
 
-# Fields that may change between a run and its continuation: they decide where and how
-# often work is done, not what is learnt.
-MAY_CHANGE = (
-    "checkpoint.",
-    "data.path",
-    "data.prefetch_batches",
-    "data.read_threads",
-    "evaluators",
-    "mesh.",
-    "metric_writers",
-    "model.attention",
-    "model.remat",
-    "model.unroll",
-    "sample.",
-    "train.log_every_steps",
-    "validation.",
-)
-
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} to {"a.b": 1}."""
@@ -82,9 +64,10 @@ def claim(
     config: Mapping[str, Any],
     *,
     present: Mapping[str, Any] | None = None,
+    may_change: tuple[str, ...] = (),
 ) -> None:
     """Writes the config of a run that starts or resumes; `check_claim` comes first."""
-    check_claim(workdir, config, present=present)
+    check_claim(workdir, config, present=present, may_change=may_change)
     whole_files.write_json(workdir / CONFIG_FILE, config)
 
 
@@ -93,7 +76,7 @@ def check_claim(
     config: Mapping[str, Any],
     *,
     present: Mapping[str, Any] | None = None,
-    may_change: tuple[str, ...] = MAY_CHANGE,
+    may_change: tuple[str, ...] = (),
 ) -> None:
     """Refuses a folder that holds anything but this run.
 
@@ -102,7 +85,8 @@ def check_claim(
       config: the resolved config.
       present: the resolved config that is there, if one is; fields that it lacks
         hold their defaults.
-      may_change: beginnings of the names of fields that may differ.
+      may_change: beginnings of the names of fields that may differ, as
+        `schema.changeable_fields` gives them.
 
     Raises:
       UserError: the config there is another, or there are files and no config.

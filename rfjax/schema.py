@@ -105,7 +105,9 @@ def one_of(
     )
 
 
-def many_of(table: Mapping[str, Any], *, default: Sequence[str] = ()) -> Any:
+def many_of(
+    table: Mapping[str, Any], *, default: Sequence[str] = (), changeable: bool = False
+) -> Any:
     """A dataclass field that holds a tuple of configs of a table; see `one_of`.
 
     In a config file it is a list of sections.
@@ -113,12 +115,40 @@ def many_of(table: Mapping[str, Any], *, default: Sequence[str] = ()) -> Any:
     Args:
       table: as in `one_of`.
       default: kinds of a field that is left out, each with its defaults.
+      changeable: see `changeable`.
     """
     kinds = Kinds(table, is_list=True)
     return dataclasses.field(
         default_factory=lambda: tuple(kinds.config(kind)() for kind in default),
-        metadata={"kinds": kinds},
+        metadata={"kinds": kinds, "changeable": changeable},
     )
+
+
+def changeable(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that may differ when a run resumes.
+
+    It decides where, how fast and how often work is done, not what is learnt.
+
+    Args:
+      default: of the field, if it has one; frozen, like every default of a config.
+    """
+    return dataclasses.field(default=default, metadata={"changeable": True})
+
+
+def changeable_fields(config: Any, *, prefix: str = "") -> tuple[str, ...]:
+    """Names of a config's fields declared by `changeable`, with their sections.
+
+    The name of a whole section ends with a dot.
+    """
+    names = []
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name, getattr(config, field.name)
+        is_section = dataclasses.is_dataclass(value)
+        if field.metadata.get("changeable"):
+            names.append(f"{name}." if is_section else name)
+        elif is_section:
+            names += changeable_fields(value, prefix=f"{name}.")
+    return tuple(names)
 
 
 def build_kind(

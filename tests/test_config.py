@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rfjax import schema
 from rfjax.config import config_to_dict, from_config_dict, load_config
 from rfjax.config_files import apply_overrides, load_config_file
 
@@ -84,4 +85,23 @@ def test_missing_fields_are_named():
 def test_whole_numbers_may_stand_for_real_ones():
     assert load("debug", "--config.optimizer.learning_rate=1").optimizer == (
         load("debug", "--config.optimizer.learning_rate=1.0").optimizer
+    )
+
+
+def test_fields_that_may_change_when_a_run_resumes_are_known():
+    """A new one is a decision: it must not decide what is learnt."""
+    assert schema.changeable_fields(load("emoji")) == (
+        "model.remat",
+        "model.attention",
+        "model.unroll",
+        "data.read_threads",
+        "data.prefetch_batches",
+        "data.path",
+        "mesh.",
+        "train.log_every_steps",
+        "checkpoint.",
+        "validation.",
+        "evaluators",
+        "sample.",
+        "metric_writers",
     )

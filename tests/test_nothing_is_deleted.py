@@ -241,7 +241,9 @@ def test_tables_of_others_keep_their_names(tmp_path, theirs):
     for folder, name in (("a", "runs.csv"), ("b", "sweep.json")):
         theirs(f"{folder}/{name}")
         with pytest.raises(ValueError, match=f"holds a {name} that no sweep wrote"):
-            sweep.write_cells([], {}, workdir=tmp_path / folder, complete=dict)
+            sweep.write_cells(
+                [], {}, workdir=tmp_path / folder, complete=dict, may_change=tuple
+            )
     theirs("coordinates.json")
     config = from_config_dict(load_config_file(f"{ROOT}/configs/debug.py"))
     with pytest.raises(ValueError, match=r"holds a coordinates\.json that `rfjax coo"):

@@ -110,9 +110,8 @@ def sweep(
     if chosen_launcher.runs_here:
         for config in resolved.values():
             make_mesh_for(config)
-    pilot = None
-    if forecast.pilot is not None:
-        pilot = budget.read_pilot(forecast.pilot)
+    pilot = budget.read_pilot(forecast.pilot) if forecast.pilot is not None else None
+    if pilot is not None:
         budget.check_edges(costs, pilot=pilot, budgets=grid.flop_budgets)
     names = {cell.name for cell in chosen}
     shown = [cost for cost in costs if cost.name in names]
@@ -136,7 +135,8 @@ def sweep(
             sweep_cells,
             {name: config_to_dict(config) for name, config in resolved.items()},
             workdir=workdir,
-            complete=lambda old: config_to_dict(from_config_dict(old)),
+            complete=_with_newer_fields,
+            may_change=_changeable_fields,
         )
         failed = chosen_launcher.launch(
             Launch(
@@ -195,6 +195,16 @@ def _describe(
         for cost in costs
     }
     return budget.describe(costs, seconds=seconds, forecast=forecast, pilot=pilot)
+
+
+def _with_newer_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with the fields that are newer than it, at their defaults."""
+    return config_to_dict(from_config_dict(fields))
+
+
+def _changeable_fields(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the fields of a config.json that may differ when the run resumes."""
+    return schema.changeable_fields(from_config_dict(fields))
 
 
 def _cost_per_sample(fields: Mapping[str, Any]) -> float:

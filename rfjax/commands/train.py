@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clu import parameter_overview
 
-from rfjax import checkpoint, run_folder, stopping
+from rfjax import checkpoint, run_folder, schema, stopping
 from rfjax.commands.flags import Report, RunConfig
 from rfjax.commands.job import (
     describe_run,
@@ -65,6 +65,7 @@ def train(
                 workdir,
                 config_to_dict(config),
                 present=config_to_dict(load_config(workdir)) if has_config else None,
+                may_change=schema.changeable_fields(config),
             )
             describe_run(workdir, config, manifest)
             if not steps and "saved_step" not in run_folder.read_run(workdir):
@@ -112,7 +113,11 @@ def _check_branch(
     changed = run_folder.differences(
         config_to_dict(trunk),
         config_to_dict(config),
-        may_change=(*run_folder.MAY_CHANGE, "train.num_steps", "optimizer.cooldown"),
+        may_change=(
+            *schema.changeable_fields(config),
+            "train.num_steps",
+            "optimizer.cooldown",
+        ),
     )
     if trunk.optimizer.cooldown_steps:
         changed.append("optimizer.cooldown_steps: not 0 there")

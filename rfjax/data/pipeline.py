@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from grain import experimental as grain_experimental
 
+from rfjax import schema
 from rfjax.data.manifest import Manifest, only_encoder
 from rfjax.errors import UserError
 from rfjax.types import Batch, Conditioning
@@ -49,8 +50,8 @@ class Reading:
     context_mask: bool = False
     latents_dtype: str = "float32"
     shuffle_seed: int | None = None
-    read_threads: int = 16
-    prefetch_batches: int = 16
+    read_threads: int = schema.changeable(16)
+    prefetch_batches: int = schema.changeable(16)
 
     def __post_init__(self):
         if not 0.0 <= self.caption_dropout <= 1.0:

@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from rfjax import schema
 from rfjax.data.base import Dataset
 from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
 from rfjax.data.pipeline import Reading
@@ -48,8 +49,8 @@ class SyntheticConfig(Dataset):
     num_train: int = 4096
     num_validation: int = 64
     data_seed: int = 0
-    read_threads: int = 1
-    prefetch_batches: int = 2
+    read_threads: int = schema.changeable(1)
+    prefetch_batches: int = schema.changeable(2)
 
     def __post_init__(self):
         super().__post_init__()

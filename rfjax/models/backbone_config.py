@@ -9,8 +9,7 @@ from typing import Protocol
 class BackboneConfig(Protocol):
     """A frozen dataclass of a backbone's fields.
 
-    Fields called attention, remat and unroll may change when a run resumes: they must
-    decide speed and memory alone.
+    Fields that decide speed and memory alone are declared with `schema.changeable`.
 
     Attributes:
       depth: number of blocks, which names the model.

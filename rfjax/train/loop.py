@@ -16,7 +16,7 @@ from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from rfjax import checkpoint, run_folder, stopping
+from rfjax import checkpoint, run_folder, schema, stopping
 from rfjax.checkpoint import CheckpointConfig, Checkpoints
 from rfjax.data import TrainStream
 from rfjax.errors import UserError
@@ -42,7 +42,7 @@ class TrainConfig:
     num_steps: int
     global_batch_size: int = 256
     micro_batches: int = 1
-    log_every_steps: int = 50
+    log_every_steps: int = schema.changeable(50)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rfjax import schema
 from rfjax.data.base import Dataset
 from rfjax.data.manifest import Manifest
 from rfjax.data.pipeline import Records
@@ -25,7 +26,7 @@ class ShardsConfig(Dataset):
       path: folder that holds rfjax.json.
     """
 
-    path: str
+    path: str = schema.changeable()
 
     def manifest(self) -> Manifest:
         """Reads PATH/rfjax.json."""

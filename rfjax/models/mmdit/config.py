@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from rfjax import schema
 from rfjax.errors import UserError
 from rfjax.models import attention
 from rfjax.models.base import HEAD_DIM, check_sizes
@@ -48,9 +49,9 @@ class MMDiTConfig:
     position_scale: float = 1.0
     position_file: str | None = None
     compute_dtype: str = "bfloat16"
-    remat: str = "none"
-    attention: str = "xla"
-    unroll: int = 1
+    remat: str = schema.changeable("none")
+    attention: str = schema.changeable("xla")
+    unroll: int = schema.changeable(1)
 
     def __post_init__(self):
         for field in ("depth", "patch_size", "latent_channels", "context_dim",

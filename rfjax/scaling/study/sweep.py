@@ -48,6 +48,7 @@ def write_cells(
     *,
     workdir: Path,
     complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    may_change: Callable[[Mapping[str, Any]], tuple[str, ...]],
 ) -> None:
     """Writes sweep.json and the config.json of every cell; the caller holds the folder.
 
@@ -58,6 +59,7 @@ def write_cells(
       configs: name -> resolved config.
       workdir: sweep folder.
       complete: a config.json -> the same with the fields that are newer than it.
+      may_change: a config.json -> names of fields that may differ when it resumes.
 
     Raises:
       UserError: a cell that was started has another config now, or a file that no
@@ -71,7 +73,12 @@ def write_cells(
     def is_due(cell: SweepCell) -> bool:
         """Whether its config is to be written."""
         return _is_due(
-            cell, configs[cell.name], workdir, known_hashes=hashes, complete=complete
+            cell,
+            configs[cell.name],
+            workdir,
+            known_hashes=hashes,
+            complete=complete,
+            may_change=may_change,
         )
 
     with contextlib.ExitStack() as stack:
@@ -105,6 +112,7 @@ def _is_due(
     *,
     known_hashes: set[str],
     complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    may_change: Callable[[Mapping[str, Any]], tuple[str, ...]],
 ) -> bool:
     """Whether the config of a cell is to be written; raises UserError if it must not.
 
@@ -114,6 +122,7 @@ def _is_due(
       workdir: sweep folder.
       known_hashes: of the configs that sweeps have written there.
       complete: see `write_cells`.
+      may_change: see `write_cells`.
     """
     folder = workdir / cell.name
     path = folder / run_folder.CONFIG_FILE
@@ -140,7 +149,7 @@ def _is_due(
     # A trunk that is longer than is now asked for serves as well.
     more = ("train.num_steps",) if is_finished else ()
     run_folder.check_claim(
-        folder, config, present=present, may_change=run_folder.MAY_CHANGE + more
+        folder, config, present=present, may_change=may_change(config) + more
     )
     return not is_finished
 
