@@ -7,6 +7,7 @@ sweep       cells to files, from which any machine can train them
 manifest    the list of them, sweep.json
 launchers/  who trains them: one file per kind of machine
 runs        the table of what they measured
+csv_file    reads a CSV of other people's runs
 quality     which of its rows may be fitted
 """
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from rfjax.errors import MissingFileError, UserError
 from rfjax.run_folder import RUN_FILE, read_metrics
+from rfjax.scaling.study.csv_file import read_csv_file
 
 DEFAULT_LOSS = "val_ema/loss"  # of run folders; the loss of a CSV is called "loss"
 
@@ -94,22 +95,18 @@ def load_table(
     """The runs table of a CSV of other runs.
 
     Args:
-      path: a CSV with a header line.
+      path: a CSV with a header line, see `csv_file.read_csv_file`.
       columns: our name -> theirs, such as {"params": "N", "samples": "D", "loss":
         "L"}; columns that are not named keep their names.
 
     Returns: their rows with our names, and `cooldown_end` and `reason` added.
-    Raises: MissingFileError if the file is missing; ValueError if a column is.
+    Raises: MissingFileError if the file is missing; UserError if it is no such CSV or
+      lacks a column.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"table {path} does not exist.")
-    try:
-        table = pd.read_csv(path, skipinitialspace=True)
-    except ValueError as error:  # empty, binary, or with lines of unlike lengths
-        raise UserError(
-            f"table {path} must be a CSV file with a header line: {error}; convert it."
-        ) from error
+    table = read_csv_file(path)
     columns = dict(columns or {})
     missing = [theirs for theirs in columns.values() if theirs not in table]
     if missing:
@@ -124,13 +121,26 @@ def load_table(
             f"table {path.name} has several columns for {', '.join(repeated)} once "
             "renamed; name another, or drop one from the CSV."
         )
-    if "cooldown_end" not in table:
-        table["cooldown_end"] = True
+    table["cooldown_end"] = _cooldown_ends(table, path=path)
     if "reason" not in table:
         table["reason"] = ""
     reasons = table["reason"].astype(object)
     table["reason"] = reasons.where(reasons.notna(), "").astype(str)
     return table
+
+
+def _cooldown_ends(table: pd.DataFrame, *, path: Path) -> pd.Series:
+    """The column cooldown_end as booleans; true in every row if the CSV lacks it."""
+    if "cooldown_end" not in table:
+        return pd.Series(True, index=table.index)
+    known = {"true": True, "false": False, "1": True, "0": False}
+    texts = table["cooldown_end"].astype(str).str.lower()
+    if unknown := sorted(set(texts) - set(known)):
+        raise UserError(
+            f"table {path.name} must have True or False in every row of cooldown_end, "
+            f"got {unknown[0]!r}; correct it, or drop the column to fit all rows."
+        )
+    return texts.map(known).astype(bool)
 
 
 def _rows_of_run(run_folder: Path) -> list[dict]:
