@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from rfjax.errors import UserError
+from rfjax.errors import UserError, needing_room
 
 # What is being written, for a process that exits without leaving its blocks.
 _unfinished: set[Path] = set()
@@ -29,6 +29,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
     If the block raises, `path` stays as it was and nothing else is left. A link stays a
     link: the file it points to is replaced. What is not a regular file (a pipe,
     /dev/null) is written to directly.
+
+    Raises:
+      StorageError: the disk is full, limited or broken.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -36,10 +39,10 @@ def replacing(path: Path | str) -> Iterator[Path]:
         return
     if path.is_symlink():
         path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Has the suffix of the file, by which writers of pictures choose their format.
     partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
-    with _removing(partial):
+    with needing_room(path.name, path.parent), _removing(partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, path)
 
@@ -173,7 +176,11 @@ def _refuse_foreign(
 
 @contextlib.contextmanager
 def new_folder(
-    path: Path | str, *, replaces: Collection[str] = (), field: str = "out"
+    path: Path | str,
+    *,
+    replaces: Collection[str] = (),
+    field: str = "out",
+    num_bytes: int | None = None,
 ) -> Iterator[Path]:
     """Yields a folder to fill, next to `path`, that takes its name at the end.
 
@@ -184,14 +191,17 @@ def new_folder(
         (OSError otherwise), or a folder of the files `replaces`, which are removed.
       replaces: names of files that an earlier call wrote.
       field: what the user calls the path.
+      num_bytes: that the folder takes, for the error if there is no room.
 
     Raises:
       UserError: the folder to replace holds anything else; it stays as it is.
+      StorageError: the disk is full, limited or broken.
     """
     path = Path(path).parent.resolve() / Path(path).name
     partial = _beside(path, "partial")
-    partial.mkdir(parents=True)
-    with _removing(partial):
+    room = needing_room(path.name, path.parent, num_bytes=num_bytes)
+    with room, _removing(partial):
+        partial.mkdir(parents=True)
         yield partial
         if replaces and path.exists():
             _replace_folder(path, partial, files=replaces, field=field)

@@ -3,6 +3,7 @@
 
 import errno
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -321,14 +322,34 @@ def test_a_bug_keeps_its_traceback(monkeypatch, capsys):
         assert re.match(r"rfjax verify: this is a bug in rfjax .*: rfjax v", lines[-1])
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
-def test_what_the_system_refuses_is_one_line_with_the_path(number, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EACCES, r"Permission denied: runs/a"),
+        (
+            errno.ENOSPC,
+            r"runs must have room for a, got .*B \(No space left on device\)",
+        ),
+        (
+            errno.EDQUOT,
+            r"runs must have room for a, got Disk quota exceeded; make room",
+        ),
+        (
+            errno.EFBIG,
+            r"runs must have room for a, got File too large; raise the limit",
+        ),
+        (errno.EROFS, r"runs must be writable for a, got Read-only file system; make"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_the_path(
+    number, message, monkeypatch, capsys
+):
     def refused():
-        raise OSError(number, "The system's words", "runs/a")
+        raise OSError(number, os.strerror(number), "runs/a")
 
     monkeypatch.setattr(VERIFY, "verify", refused)
     assert main.run(["verify"]) == 1
-    assert capsys.readouterr().err == "rfjax verify: The system's words: runs/a\n"
+    assert re.fullmatch(f"rfjax verify: {message}.*\n", capsys.readouterr().err)
 
 
 def test_a_file_where_a_folder_must_be(tmp_path, capsys):

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file or folder appears complete, or everything stays as it was."""
 
+import errno
 import json
+import os
+import resource
 
+import numpy as np
 import pytest
 
 from rfjax import whole_files
+from rfjax.errors import StorageError, needing_room
 
 
 def test_a_file_is_replaced(tmp_path):
@@ -73,3 +78,61 @@ def test_only_an_absent_or_empty_folder_is_free(tmp_path):
     for taken in (tmp_path, tmp_path / "file"):
         with pytest.raises(ValueError, match="out must be a new or empty folder"):
             whole_files.check_free(taken, field="out")
+
+
+def written_by_python(path):
+    path.write_bytes(bytes(2**20))
+
+
+def written_by_tensorstore(path):
+    import tensorstore
+
+    store = {"driver": "file", "path": f"{path.parent}/"}
+    tensorstore.KvStore.open(store).result()[path.name] = bytes(2**20)
+
+
+def written_by_safetensors(path):
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.zeros(2**20, np.uint8)}, path)
+
+
+@pytest.mark.parametrize(
+    "write", [written_by_python, written_by_tensorstore, written_by_safetensors]
+)
+@pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
+def test_a_disk_without_room_is_one_line_and_leaves_nothing(write, is_folder, tmp_path):
+    """The real limit of file sizes, as each library reports it."""
+    path = tmp_path / "result.bin"
+
+    def fill():
+        if is_folder:
+            with whole_files.new_folder(path, num_bytes=2**21) as folder:
+                write(folder / "a.bin")
+        else:
+            with whole_files.replacing(path) as partial:
+                write(partial)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = r" \(2\.1 MB\)" if is_folder else ""
+    message = (
+        rf"{tmp_path} must have room for result\.bin{size}, got files of up to "
+        r"65\.5 kB \(File too large\); raise the limit \(ulimit -f\), and run the same"
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=message) as caught:
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert isinstance(caught.value, OSError)
+    assert not list(tmp_path.iterdir())
+    fill()  # control: there is room now
+    assert path.exists()
+
+
+def test_what_is_not_the_disks_fault_stays_as_it_is(tmp_path):
+    with pytest.raises(KeyError), needing_room("a", tmp_path):
+        raise KeyError("No space between words")
+    with pytest.raises(PermissionError), needing_room("a", tmp_path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
