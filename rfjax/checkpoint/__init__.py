@@ -18,8 +18,9 @@ manager     saving and resuming, as the training loop does
 from rfjax.checkpoint.manager import CheckpointConfig, Checkpoints
 from rfjax.checkpoint.restore import (
     WEIGHTS,
+    StoredParams,
+    open_params,
     restore_params,
-    stored_shapes,
 )
 from rfjax.checkpoint.steps import (
     FOLDER,
@@ -38,6 +39,7 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointError",
     "Checkpoints",
+    "StoredParams",
     "check_step",
     "choose_step",
     "damaged",
@@ -45,6 +47,6 @@ __all__ = [
     "finished_steps",
     "inherit",
     "newest_step",
+    "open_params",
     "restore_params",
-    "stored_shapes",
 ]

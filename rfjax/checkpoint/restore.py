@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging as python_logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,6 @@ def restore_params(
     *,
     weights: str = "ema",
     step: int | None = None,
-    check: bool = True,
 ) -> Any:
     """Reads one set of parameters from a checkpoint, and nothing else.
 
@@ -36,51 +36,86 @@ def restore_params(
       abstract_params: ShapeDtypeStructs, with shardings or for a single device.
       weights: "ema" or "raw".
       step: which checkpoint; the newest by default.
-      check: whether to compare the files with their checksums first; unnecessary in
-        a process that has already done so.
+
+    Raises:
+      CheckpointError: if it is missing, unfinished, damaged or unreadable.
+    """
+    return open_params(workdir, weights=weights, step=step).read(abstract_params)
+
+
+def open_params(
+    workdir: Path | str, *, weights: str = "ema", step: int | None = None
+) -> StoredParams:
+    """Checks a checkpoint, and reads the metadata of one set of its parameters.
+
+    Args:
+      workdir: run folder.
+      weights: "ema" or "raw".
+      step: which checkpoint; the newest by default.
 
     Raises:
       CheckpointError: if it is missing, unfinished, damaged or unreadable.
     """
     if weights not in WEIGHTS:
         raise UserError(f"weights must be 'ema' or 'raw', got {weights!r}.")
+    workdir = Path(workdir)
     step = choose_step(workdir, step)
-    if check:
-        check_step(workdir, step)
-    _check_shapes(
-        stored_shapes(workdir, weights=weights, step=step),
-        _flat_shapes(abstract_params),
-        where=f"checkpoint {step} of {workdir}",
-    )
-    item = {WEIGHTS[weights]: abstract_params}
-    path = Path(workdir).absolute() / FOLDER / str(step) / "state"
-    with (
-        readable(Path(workdir), step),
-        ocp.PyTreeCheckpointer() as checkpointer,
-    ):
-        restored = checkpointer.restore(
-            path,
-            args=ocp.args.PyTreeRestore(
-                item=item,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-                partial_restore=True,
-            ),
-        )
-    return restored[WEIGHTS[weights]]
+    check_step(workdir, step)
+    with readable(workdir, step):
+        tree = ocp.PyTreeCheckpointHandler().metadata(_state(workdir, step)).tree
+        shapes = _flat_shapes(tree[WEIGHTS[weights]])
+    return StoredParams(workdir, step, weights, shapes)
 
 
-def stored_shapes(
-    workdir: Path | str, *, weights: str, step: int
-) -> dict[str, tuple[int, ...]]:
-    """Path of every stored parameter -> its shape, from the metadata alone.
+@dataclasses.dataclass(frozen=True)
+class StoredParams:
+    """One set of parameters of a checkpoint that was checked; read in any parts.
 
-    Raises:
-      CheckpointError: if the metadata cannot be read.
+    Attributes:
+      workdir: run folder.
+      step: of the checkpoint.
+      weights: "ema" or "raw".
+      shapes: "/"-joined path of every parameter -> its shape.
     """
-    path = Path(workdir).absolute() / FOLDER / str(step) / "state"
-    with readable(Path(workdir), step):
-        tree = ocp.PyTreeCheckpointHandler().metadata(path).tree
-        return _flat_shapes(tree[WEIGHTS[weights]])
+
+    workdir: Path
+    step: int
+    weights: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def read(self, abstract_params: Any) -> Any:
+        """Reads the parameters of a tree, which may be a part of what is stored.
+
+        Args:
+          abstract_params: ShapeDtypeStructs, with shardings or for a single device.
+
+        Raises:
+          CheckpointError: if it cannot be read, or belongs to another model.
+        """
+        _check_shapes(
+            self.shapes,
+            _flat_shapes(abstract_params),
+            where=f"checkpoint {self.step} of {self.workdir}",
+        )
+        item = {WEIGHTS[self.weights]: abstract_params}
+        with (
+            readable(self.workdir, self.step),
+            ocp.PyTreeCheckpointer() as checkpointer,
+        ):
+            restored = checkpointer.restore(
+                _state(self.workdir, self.step),
+                args=ocp.args.PyTreeRestore(
+                    item=item,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                    partial_restore=True,
+                ),
+            )
+        return restored[WEIGHTS[self.weights]]
+
+
+def _state(workdir: Path, step: int) -> Path:
+    """The folder of the arrays of a checkpoint, absolute as orbax wants it."""
+    return workdir.absolute() / FOLDER / str(step) / "state"
 
 
 def _flat_shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -30,6 +30,7 @@ from flax import traverse_util
 from rfjax import checkpoint, whole_files
 from rfjax.errors import UserError
 from rfjax.export import card, checks, pipelines, tensor_file
+from rfjax.export.rounding import Rounding, cast
 from rfjax.models import Model
 
 SHARD_BYTES = 5_000_000_000  # of one file in the diffusers layout
@@ -111,14 +112,18 @@ def export_run(
     whole_files.check_free(out, field="out")
     with whole_files.new_folder(out) as folder:
         if layout == "diffusers":
-            write_diffusers(read_leaf, run.model, folder / "transformer", dtype=dtype)
+            rounding = write_diffusers(
+                read_leaf, run.model, folder / "transformer", dtype=dtype
+            )
             if run.predicts_velocity:
                 write_scheduler(folder / "scheduler", shift=run.shift)
             if pipeline is not None:
                 pipelines.copy_parts(Path(pipeline), folder, parts)
         else:
             path = folder / "model.safetensors"
-            write_single_file(read_leaf, run.model, path, layout=layout, dtype=dtype)
+            rounding = write_single_file(
+                read_leaf, run.model, path, layout=layout, dtype=dtype
+            )
         (folder / "README.md").write_text(card.model_card(run, **choices), "utf-8")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         report = ExportReport(
@@ -127,7 +132,7 @@ def export_run(
             step=step,
             num_params=run.model.num_params,
             num_bytes=sum(path.stat().st_size for path in files),
-            warnings=run.warnings,
+            warnings=run.warnings + rounding.warnings,
         )
     return report
 
@@ -136,24 +141,14 @@ def _checkpoint_reader(
     workdir: Path | str, model: Model, *, weights: str, step: int
 ) -> ReadLeaf:
     """Reads single leaves of a checkpoint that was checked to be of this model."""
+    stored = checkpoint.open_params(workdir, weights=weights, step=step)
     shapes = model.shapes()
-    checkpoint.check_step(workdir, step)
-    checks.check_shapes(
-        checkpoint.stored_shapes(workdir, weights=weights, step=step),
-        shapes,
-        where=f"checkpoint {step} of {workdir}",
-    )
+    checks.check_shapes(stored.shapes, shapes, where=f"checkpoint {step} of {workdir}")
 
     def read_leaf(path: str) -> np.ndarray:
         """Reads one leaf whole."""
         tree = {path: jax.ShapeDtypeStruct(shapes[path], np.float32)}
-        restored = checkpoint.restore_params(
-            workdir,
-            traverse_util.unflatten_dict(tree, sep="/"),
-            weights=weights,
-            step=step,
-            check=False,
-        )
+        restored = stored.read(traverse_util.unflatten_dict(tree, sep="/"))
         return traverse_util.flatten_dict(restored, sep="/")[path]
 
     return read_leaf
@@ -166,7 +161,7 @@ def write_diffusers(
     *,
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
-) -> None:
+) -> Rounding:
     """Writes a folder that `SD3Transformer2DModel.from_pretrained` reads.
 
     Args:
@@ -175,11 +170,15 @@ def write_diffusers(
       folder: to make.
       dtype: a name in `tensor_file.DTYPES`.
       shard_bytes: size above which weights are spread over several files.
+
+    Returns:
+      What the weights lost in `dtype`.
     """
+    rounding = Rounding(dtype)
     folder.mkdir()
     _write_json(folder / "config.json", model.torch.diffusers_config(model.config))
     shapes = file_shapes(model, layout="diffusers")
-    tensors = _stream(read_leaf, model, layout="diffusers", dtype=dtype)
+    tensors = _stream(read_leaf, model, layout="diffusers", rounding=rounding)
     shards = _split(shapes, dtype=dtype, shard_bytes=shard_bytes)
     stem, files = "diffusion_pytorch_model", {}
     for number, shard in enumerate(shards, start=1):
@@ -193,6 +192,7 @@ def write_diffusers(
         sizes = [tensor_file.num_bytes(s, dtype=dtype) for s in shapes.values()]
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": files}
         _write_json(folder / f"{stem}.safetensors.index.json", index)
+    return rounding
 
 
 def write_single_file(
@@ -202,14 +202,16 @@ def write_single_file(
     *,
     layout: str,
     dtype: str = "float32",
-) -> None:
-    """Writes one file, such as Stability's; arguments as in `write_diffusers`."""
+) -> Rounding:
+    """Writes one file, such as Stability's; otherwise as `write_diffusers`."""
+    rounding = Rounding(dtype)
     tensor_file.write_tensors(
         path,
         file_shapes(model, layout=layout),
-        _stream(read_leaf, model, layout=layout, dtype=dtype),
+        _stream(read_leaf, model, layout=layout, rounding=rounding),
         dtype=dtype,
     )
+    return rounding
 
 
 def write_scheduler(folder: Path, *, shift: float) -> None:
@@ -234,34 +236,18 @@ def file_shapes(model: Model, *, layout: str) -> dict[str, tuple[int, ...]]:
 
 
 def _stream(
-    read_leaf: ReadLeaf, model: Model, *, layout: str, dtype: str
+    read_leaf: ReadLeaf, model: Model, *, layout: str, rounding: Rounding
 ) -> Iterator[np.ndarray]:
-    """Yields the tensors of a file in `dtype`; each rfjax leaf is read once."""
+    """Yields the tensors of a file in its dtype; each rfjax leaf is read once."""
     for buffer in model.torch.buffers(model.config, layout=layout):
-        yield buffer.compute().astype(tensor_file.DTYPES[dtype][1])
+        yield cast(buffer.compute(), rounding.dtype, where=buffer.name)
     tensors = model.torch.tensors(model.config, model.shapes(), layout=layout)
     for paths, group in itertools.groupby(tensors, key=lambda tensor: tensor.paths):
         leaves = [read_leaf(path) for path in paths]
         for tensor in group:
-            yield _cast(tensor.from_leaves(leaves), dtype, where=", ".join(paths))
+            whole = tensor.from_leaves(leaves)
+            yield rounding.cast(whole, where=", ".join(paths))
         del leaves  # before the next ones are read: the largest is 1.3 GB at d = 24
-
-
-def _cast(tensor: np.ndarray, dtype: str, *, where: str) -> np.ndarray:
-    """Converts to the dtype of the file, refusing values that overflow it."""
-    with np.errstate(over="ignore"):  # it is found below
-        cast = tensor.astype(tensor_file.DTYPES[dtype][1], order="C")
-    if np.isfinite(cast).all():
-        return cast
-    if np.isfinite(tensor).all():
-        raise UserError(
-            f"dtype {dtype} cannot hold the weights {where}: the largest is "
-            f"{np.abs(tensor).max():.3g}; export as bfloat16 or float32."
-        )
-    raise UserError(
-        f"weights must be finite, got NaN or infinity in {where}; export an earlier "
-        "step."
-    )
 
 
 def _split(

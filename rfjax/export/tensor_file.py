@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from rfjax.errors import MissingFileError, UserError
 
-DTYPES = {
+DTYPES = {  # of exports, those that lose least first
     "float32": ("F32", np.dtype(np.float32)),
     "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
     "float16": ("F16", np.dtype(np.float16)),

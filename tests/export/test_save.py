@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import re
 
 import ml_dtypes
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.numpy import load_file
 
 from rfjax.evaluation.sample import SampleConfig
 from rfjax.export import load, save, tensor_file
+from rfjax.export.rounding import Rounding
 from rfjax.models import make_model
 from rfjax.models.mmdit import torch_names
 
@@ -132,7 +134,9 @@ def test_each_leaf_is_read_once_and_on_demand(make_config, make_leaves, tmp_path
         read.append(path)
         return leaves[path]
 
-    stream = save._stream(read_leaf, make_model(config), layout="sd3", dtype="float32")
+    stream = save._stream(
+        read_leaf, make_model(config), layout="sd3", rounding=Rounding("float32")
+    )
     next(stream)
     assert read == []  # the computed positions
     next(stream)
@@ -219,17 +223,63 @@ def test_weights_that_are_no_numbers(config, make_run, tmp_path):
     assert_only_the_run(workdir)
 
 
-def test_weights_too_large_for_float16(config, make_run, tmp_path):
-    def enlarge(leaves):
-        leaves["final/linear/bias"][0] = 1e5
+@pytest.mark.parametrize(
+    ("dtype", "value", "remedy", "fits"),
+    [
+        ("float16", 1e5, "float32 or bfloat16", "bfloat16"),
+        ("bfloat16", 3.4e38, "float32", "float32"),
+        ("float16", 3.4e38, "float32", "float32"),
+    ],
+)
+def test_weights_too_large_for_a_dtype(
+    config, make_leaves, tmp_path, dtype, value, remedy, fits
+):
+    leaves = make_leaves(config)
+    leaves["final/linear/bias"][0] = value
 
-    workdir = make_run(config, change=enlarge)
+    def write(name, dtype):
+        save.write_diffusers(
+            leaves.__getitem__, make_model(config), tmp_path / name, dtype=dtype
+        )
+
+    message = (
+        rf"dtype {dtype} cannot hold the weights final/linear/bias: .* {value:.3g}"
+    )
     with pytest.raises(
-        ValueError, match=r"float16 cannot hold the weights final/linear/bias.*1e\+05"
-    ):
-        save.export_run(workdir, out=tmp_path / "export", dtype="float16")
-    assert_only_the_run(workdir)
-    save.export_run(workdir, out=tmp_path / "export", dtype="bfloat16")
+        ValueError, match=re.escape(f"; export as {remedy}.") + "$"
+    ) as e:
+        write("not", dtype)
+    assert re.match(message.replace("+", r"\+"), str(e.value))
+    write("fits", fits)
+
+
+def test_weights_too_small_for_a_dtype_are_counted(config, make_run, tmp_path):
+    def shrink(leaves):
+        for leaf in leaves.values():  # all that is rounded is well above 6.1e-5
+            leaf[...] = np.where(leaf < 0, -1.0, 1.0)
+        leaves["final/linear/bias"][:5] = 1e-9, -2e-8, 1e-6, 7e-8, 0.0
+        leaves["blocks/image/query/kernel"][0, 0, :2] = 1e-7, 1e-40
+
+    workdir = make_run(config, change=shrink)
+
+    def export(dtype):
+        out = tmp_path / dtype
+        return save.export_run(workdir, out=out, weights="raw", dtype=dtype)
+
+    report = export("float16")
+    # Multiples of 2^-24 = 5.96e-8: 7e-8 becomes 1, off by 14.9 %; 1e-7 becomes 2, by
+    # 19.2 %; 1e-6 becomes 17. 1e-9, 2e-8 and 1e-40 are nearest to 0.
+    (warning,) = report.warnings
+    assert f"of {report.num_params:,} weights: 3 became 0" in warning
+    assert "3 became denormal (below 6.1e-05) and changed by up to 19 %;" in warning
+    assert warning.endswith("export as float32 or bfloat16 to keep them.")
+    assert f"warning: {warning}" in str(report)
+
+    (warning,) = export("bfloat16").warnings
+    assert "became 0" not in warning
+    assert "1 became denormal (below 1.18e-38" in warning
+    assert warning.endswith("export as float32 to keep them.")
+    assert export("float32").warnings == ()
 
 
 @pytest.mark.parametrize(
