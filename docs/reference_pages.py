@@ -21,7 +21,15 @@ _MENTION = re.compile(r"`(\w+)`|^([\w, ]+?) {3,}", re.MULTILINE)
 PAGES = {
     "config": (
         "Configuration",
-        ("config", "config_files", "config_fields", "schema", "types", "errors"),
+        (
+            "config",
+            "config_files",
+            "config_fields",
+            "schema",
+            "value_types",
+            "types",
+            "errors",
+        ),
     ),
     "data": ("Data", ("data", "encoders")),
     "flow": ("Flow", ("flow",)),

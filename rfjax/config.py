@@ -28,6 +28,7 @@ from rfjax.train.ema import EmaConfig
 from rfjax.train.loop import TrainConfig
 from rfjax.train.metric_writers import METRIC_WRITERS, MetricWriterConfig
 from rfjax.train.optimizer import OptimizerConfig
+from rfjax.value_types import PositiveFloat, Seed, check_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,9 @@ class Config:
       metric_writers: where metrics go, beside metrics.jsonl.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     objective: str = "rf/lognorm(0.00,1.00)"
-    shift: float = 1.0
+    shift: PositiveFloat = 1.0
     model: BackboneConfig = schema.one_of(
         BACKBONES, default=DEFAULT_KIND, required=True
     )
@@ -73,13 +74,8 @@ class Config:
     )
 
     def __post_init__(self):
+        check_fields(self)
         formulations.parse(self.objective)
-        if not self.shift > 0:
-            raise UserError(
-                f"shift must be positive, got {self.shift}; 1.0 changes nothing."
-            )
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed must be in [0, 2^32), got {self.seed}.")
         self.optimizer.check_steps(self.train.num_steps)
         if self.mesh.tensor > 1 and self.model.num_heads % self.mesh.tensor:
             raise UserError(

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import docstring_parser
 
 from rfjax.errors import UserError
 from rfjax.schema import Kinds, check_kind, kinds_of, plain, unknown_field
+from rfjax.value_types import hints_of, rules_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ def describe(
     for name in values:
         if name not in known:
             raise UserError(unknown_field(prefix + name, prefix, known))
-    hints = typing.get_type_hints(cls)
+    hints = hints_of(cls)
     texts = {
         parameter.arg_name: " ".join((parameter.description or "").split())
         for base in reversed(cls.__mro__)
@@ -115,6 +117,14 @@ def _section_of(
 
 
 def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is None and isinstance(hint, type):
-        return hint.__name__
-    return str(hint).replace("typing.", "").replace("| None", "or None")
+    """A type in words, with the first rule beside it: "int, at least 1"."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Annotated:
+        plain_type = _type_name(arguments[0])
+        return ", ".join([plain_type, *map(str, rules_of(hint)[:1])])
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return f"{_type_name(arguments[0])}, or None"
+    if typing.get_origin(hint) is tuple:
+        of_elements = "" if Ellipsis in arguments else f"{len(arguments)} "
+        return f"list of {of_elements}{_type_name(arguments[0])}"
+    return hint.__name__

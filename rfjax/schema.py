@@ -13,9 +13,10 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from rfjax.errors import UserError
+from rfjax.value_types import hints_of, rules_of
 
 
 def build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
@@ -42,7 +43,7 @@ def build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
         if required and field.default_factory is dataclasses.MISSING:
             if name not in values:
                 raise UserError(f"{prefix}{name} must be set, and is missing; add it.")
-    hints = typing.get_type_hints(cls)
+    hints = hints_of(cls)
     return cls(
         **{
             name: _convert(value, hints[name], name=prefix + name)
@@ -229,7 +230,15 @@ def unknown_field(name: str, prefix: str, fields: Mapping[str, Any]) -> str:
 
 
 def _convert(value: Any, hint: Any, *, name: str) -> Any:
-    """Checks one value against its type; only int -> float and list -> tuple change."""
+    """Checks one value against its type and its rules.
+
+    Whole numbers become real ones, lists tuples, and paths lose their `~`.
+    """
+    if typing.get_origin(hint) is Annotated:
+        value = _convert(value, typing.get_args(hint)[0], name=name)
+        for rule in rules_of(hint):
+            value = rule.check(value, name=name)
+        return value
     if dataclasses.is_dataclass(value) and isinstance(value, hint):
         return value  # a section that its caller has chosen and built
     if dataclasses.is_dataclass(hint):
@@ -240,26 +249,51 @@ def _convert(value: Any, hint: Any, *, name: str) -> Any:
         if value is None:
             return None
         (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+        return _convert(value, hint, name=name)
     if typing.get_origin(hint) is tuple:
         element_types = typing.get_args(hint)
         if element_types[-1] is Ellipsis and isinstance(value, list | tuple):
             element_types = element_types[:1] * len(value)
         if not isinstance(value, list | tuple) or len(value) != len(element_types):
-            length = (
-                "" if element_types[-1] is Ellipsis else f" of {len(element_types)}"
-            )
-            raise UserError(f"{name} must be a list{length}, got {value!r}.")
+            raise UserError(_no_list(name, value, element_types))
         return tuple(
             _convert(element, element_type, name=f"{name}[{i}]")
             for i, (element, element_type) in enumerate(
                 zip(value, element_types, strict=True)
             )
         )
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 2**1023:
         return float(value)
     if type(value) is not hint:
         raise UserError(
-            f"{name} must be of type {hint.__name__}, got {value!r} "
-            f"({type(value).__name__})."
+            f"{name} must be {_TYPES.get(hint, hint.__name__)}, got {shown(value)} "
+            f"({type(value).__name__}); correct it."
         )
     return value
+
+
+_TYPES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+}
+
+
+def _no_list(name: str, value: Any, element_types: Sequence[Any]) -> str:
+    """The error for a value that is no list, or one of another length."""
+    if isinstance(value, list | tuple):
+        return (
+            f"{name} must be a list of {len(element_types)}, got {shown(value)}, of "
+            f"{len(value)}; give as many."
+        )
+    length = "" if element_types[-1] is Ellipsis else f" of {len(element_types)}"
+    is_one = not isinstance(value, Mapping) and value is not None
+    remedy = f"write [{value!r}]" if is_one and not length else "write [...]"
+    return f"{name} must be a list{length}, got {shown(value)}; {remedy}."
+
+
+def shown(value: Any) -> str:
+    """A value as errors print it: in one line, and not all of a long one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:60]}..."

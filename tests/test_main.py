@@ -439,7 +439,7 @@ def test_every_field_of_a_shipped_config_is_explained(path, capsys):
     assert expected in text.splitlines()[0]
     # The line under a value says what the field is, and not only of which type.
     unexplained = re.findall(
-        r"^(\S+) = .*\n    \((?:int|str|float|bool|tuple)", text, re.M
+        r"^(\S+) = .*\n    \((?:int|str|float|bool|list of)", text, re.M
     )
     assert not unexplained
     sections = re.findall(r"^(\S+): +(?:\(|$)", text, re.M)
@@ -452,4 +452,9 @@ def test_config_shows_values_defaults_and_kinds(capsys):
     assert "model.depth = 7\n" in text
     assert re.search(r"kind synthetic, one of .*shards", text)
     assert "data.num_classes = " in text
-    assert "(int, must\n    be set)" in text or "(int, must be\n    set)" in text
+    rules = " ".join(text.split())
+    assert "(int, at least 1, must be set)" in rules
+    assert "(float, in [0, 1), default 0.99)" in rules
+    assert "(float, positive, default 1.0)" in rules
+    assert "(list of 3 int, at least 1, default [8, 8, 16])" in rules
+    assert "(str, one of euler, heun," in rules

@@ -19,8 +19,8 @@ from rfjax.checkpoint.handler import StateHandler, StateRestore, StateSave
 from rfjax.checkpoint.restore import readable
 from rfjax.checkpoint.steps import FOLDER, finished_steps, newest_step
 from rfjax.checkpoint.verify import check_step
-from rfjax.errors import UserError
 from rfjax.parallel import processes
+from rfjax.value_types import PositiveInt, check_fields
 
 # Files that orbax writes or alters after the checksums: none of them holds a value.
 _WRITTEN_LAST = (
@@ -40,22 +40,12 @@ class CheckpointConfig:
       keep_steps: further steps that are saved and kept for good.
     """
 
-    every_steps: int = 1000
-    keep: int = 2
-    keep_steps: tuple[int, ...] = ()
+    every_steps: PositiveInt = 1000
+    keep: PositiveInt = 2
+    keep_steps: tuple[PositiveInt, ...] = ()
 
     def __post_init__(self):
-        for field in ("every_steps", "keep"):
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"checkpoint.{field} must be at least 1, "
-                    f"got {getattr(self, field)}."
-                )
-        if self.keep_steps and min(self.keep_steps) < 1:
-            raise UserError(
-                "checkpoint.keep_steps must be at least 1, "
-                f"got {list(self.keep_steps)}."
-            )
+        check_fields(self, section="checkpoint")
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint is saved after this many steps."""

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +29,7 @@ from rfjax.encoders.text import (
     TextEncoderConfig,
 )
 from rfjax.errors import UserError
+from rfjax.value_types import OneOf, PositiveInt, check_fields
 
 LAYOUTS = ("padded", "unpadded")
 
@@ -51,29 +52,16 @@ class EncodeConfig:
     source: SourceConfig = schema.one_of(SOURCES)
     codec: ImageCodecConfig = schema.one_of(IMAGE_CODECS, default="patch_pca")
     text_encoder: TextEncoderConfig = schema.one_of(TEXT_ENCODERS, default="minilm")
-    text_layout: str = "padded"
-    batch_size: int = 256
-    records_per_shard: int = 1024
+    text_layout: Annotated[str, OneOf(LAYOUTS)] = "padded"
+    batch_size: PositiveInt = 256
+    records_per_shard: PositiveInt = 1024
 
     def __post_init__(self):
+        check_fields(self)
         if not self.name.isidentifier():
             raise UserError(
                 f"name must be a Python identifier, got {self.name!r}; use letters, "
                 "digits and underscores."
-            )
-        if self.text_layout not in LAYOUTS:
-            raise UserError(
-                f"text_layout must be one of {sorted(LAYOUTS)}, got "
-                f"{self.text_layout!r}."
-            )
-        for field in ("batch_size", "records_per_shard"):
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"{field} must be at least 1, got {getattr(self, field)}."
-                )
-        if self.source.image_size < 1:
-            raise UserError(
-                f"source.image_size must be at least 1, got {self.source.image_size}."
             )
         self.codec.latent_shape(self.source.image_size)  # raises unless they fit
 

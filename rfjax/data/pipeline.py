@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import grain
 import jax
@@ -23,6 +23,14 @@ from rfjax import schema
 from rfjax.data.manifest import Manifest, only_encoder
 from rfjax.errors import UserError
 from rfjax.types import Batch, Conditioning
+from rfjax.value_types import (
+    Fraction,
+    OneOf,
+    PositiveInt,
+    Seed,
+    ThreadCount,
+    check_fields,
+)
 
 LATENT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -46,35 +54,15 @@ class Reading:
       prefetch_batches: batches that are ready or being read, at most.
     """
 
-    caption_dropout: float = 0.1
+    caption_dropout: Fraction = 0.1
     context_mask: bool = False
-    latents_dtype: str = "float32"
-    shuffle_seed: int | None = None
-    read_threads: int = schema.changeable(16)
-    prefetch_batches: int = schema.changeable(16)
+    latents_dtype: Annotated[str, OneOf(LATENT_DTYPES)] = "float32"
+    shuffle_seed: Seed | None = None
+    read_threads: ThreadCount = schema.changeable(16)
+    prefetch_batches: PositiveInt = schema.changeable(16)
 
     def __post_init__(self):
-        if not 0.0 <= self.caption_dropout <= 1.0:
-            raise UserError(
-                "data.caption_dropout must be between 0 and 1, got "
-                f"{self.caption_dropout}; SD3 drops each caption with 0.464, one "
-                "encoder alone works well with 0.1."
-            )
-        if self.latents_dtype not in LATENT_DTYPES:
-            raise UserError(
-                f"data.latents_dtype must be one of {sorted(LATENT_DTYPES)}, got "
-                f"{self.latents_dtype!r}."
-            )
-        if self.read_threads < 0:
-            raise UserError(
-                f"data.read_threads must be at least 0, got {self.read_threads}; 0 "
-                "reads in the calling thread."
-            )
-        if self.prefetch_batches < 1:
-            raise UserError(
-                "data.prefetch_batches must be at least 1, got "
-                f"{self.prefetch_batches}; choose 2 or more to read ahead."
-            )
+        check_fields(self, section="data")
 
 
 class TrainStream:

@@ -21,6 +21,7 @@ from rfjax.data.base import Dataset
 from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
 from rfjax.data.pipeline import Reading
 from rfjax.errors import UserError
+from rfjax.value_types import PositiveInt, Seed, ThreadCount
 
 # Share of the variance that the class explains; the rest is an example's own.
 _CLASS_VARIANCE = 0.9
@@ -42,28 +43,24 @@ class SyntheticConfig(Dataset):
       prefetch_batches: see `Reading`.
     """
 
-    latent_shape: tuple[int, int, int] = (8, 8, 16)
-    context_shape: tuple[int, int] = (12, 32)
-    pooled_dim: int = 32
-    num_classes: int = 8
-    num_train: int = 4096
-    num_validation: int = 64
-    data_seed: int = 0
-    read_threads: int = schema.changeable(1)
-    prefetch_batches: int = schema.changeable(2)
+    latent_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (8, 8, 16)
+    context_shape: tuple[PositiveInt, PositiveInt] = (12, 32)
+    pooled_dim: PositiveInt = 32
+    num_classes: PositiveInt = 8
+    num_train: PositiveInt = 4096
+    num_validation: PositiveInt = 64
+    data_seed: Seed = 0
+    read_threads: ThreadCount = schema.changeable(1)
+    prefetch_batches: PositiveInt = schema.changeable(2)
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_classes", "num_train", "num_validation", "pooled_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"data.{name} must be at least 1, got {getattr(self, name)}."
-                )
         for name, rank in (("latent_shape", 3), ("context_shape", 2)):
             shape = tuple(getattr(self, name))
-            if len(shape) != rank or min(shape) < 1:
+            if len(shape) != rank:
                 raise UserError(
-                    f"data.{name} must be {rank} positive numbers, got {shape}."
+                    f"data.{name} must be {rank} numbers, got {shape}; the defaults "
+                    "show which."
                 )
 
     def manifest(self) -> Manifest:

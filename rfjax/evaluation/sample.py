@@ -4,21 +4,27 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rfjax.errors import UserError
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.guidance import guided
 from rfjax.flow.solvers import SOLVERS, integrate
 from rfjax.models.base import Model
 from rfjax.parallel.mesh import num_batch_shards, put_whole, replicated
 from rfjax.types import Conditioning
+from rfjax.value_types import (
+    NonNegativeFloat,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+    check_fields,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,30 +39,14 @@ class SampleConfig:
       batch_size: examples at a time over all devices, to save memory.
     """
 
-    num_steps: int = 50
-    solver: str = "euler"
-    guidance_scale: float = 5.0
-    shift: float = 1.0
-    batch_size: int = 64
+    num_steps: PositiveInt = 50
+    solver: Annotated[str, OneOf(SOLVERS)] = "euler"
+    guidance_scale: NonNegativeFloat = 5.0
+    shift: PositiveFloat = 1.0
+    batch_size: PositiveInt = 64
 
     def __post_init__(self):
-        for field in ("num_steps", "batch_size"):
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"sample.{field} must be at least 1, got {getattr(self, field)}."
-                )
-        if self.solver not in SOLVERS:
-            raise UserError(
-                f"sample.solver must be one of {', '.join(SOLVERS)}, "
-                f"got {self.solver!r}."
-            )
-        if not 0 <= self.guidance_scale < math.inf:
-            raise UserError(
-                f"sample.guidance_scale must be at least 0, got {self.guidance_scale}; "
-                "1 is unguided."
-            )
-        if not 0 < self.shift < math.inf:
-            raise UserError(f"sample.shift must be positive, got {self.shift}.")
+        check_fields(self, section="sample")
 
 
 def sample_noise(

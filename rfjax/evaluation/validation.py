@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rfjax.errors import UserError
 from rfjax.evaluation.base import Subject
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.objective import loss_at_timesteps
@@ -34,6 +33,7 @@ from rfjax.parallel.mesh import (
 )
 from rfjax.timestep_levels import NUM_LEVELS
 from rfjax.types import Batch
+from rfjax.value_types import PositiveInt, check_fields
 
 PROTOCOL = "val_v1"
 NOISE_SEED = 0x5D3  # part of the protocol: another seed is another metric
@@ -49,15 +49,12 @@ class ValidationConfig:
       batch_size: examples at a time over all devices; no influence on the number.
     """
 
-    every_steps: int = 1000
-    num_samples: int | None = None
-    batch_size: int = 64
+    every_steps: PositiveInt = 1000
+    num_samples: PositiveInt | None = None
+    batch_size: PositiveInt = 64
 
     def __post_init__(self):
-        for field in ("every_steps", "batch_size", "num_samples"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UserError(f"validation.{field} must be at least 1, got {value}.")
+        check_fields(self, section="validation")
 
     def make(self, subject: Subject) -> Validation:
         """The evaluator of the run's held-out examples, checked at once.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -20,8 +20,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rfjax.errors import UserError
+from rfjax.value_types import Bounds, check_fields
 
 BATCH_AXES = ("slice", "data", "fsdp")
+AxisSize = Annotated[int, Bounds(1, besides=(-1, "to infer it"))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,18 +38,14 @@ class MeshConfig:
       sequence: shards of the image tokens of each example.
     """
 
-    slice: int = 1
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    sequence: int = 1
+    slice: AxisSize = 1
+    data: AxisSize = -1
+    fsdp: AxisSize = 1
+    tensor: AxisSize = 1
+    sequence: AxisSize = 1
 
     def __post_init__(self):
-        for axis, size in dataclasses.asdict(self).items():
-            if size < 1 and size != -1:
-                raise UserError(
-                    f"mesh.{axis} must be at least 1, or -1 to infer it, got {size}."
-                )
+        check_fields(self, section="mesh")
         if list(dataclasses.asdict(self).values()).count(-1) > 1:
             raise UserError(
                 f"mesh may leave one axis at -1, got {self.describe()}; "

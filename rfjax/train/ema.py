@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rfjax.errors import UserError
+from rfjax.value_types import PositiveInt, ProperFraction, check_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,17 +24,12 @@ class EmaConfig:
         so that the random initialisation is soon forgotten.
     """
 
-    decay: float = 0.99
-    every_steps: int = 100
+    decay: ProperFraction = 0.99
+    every_steps: PositiveInt = 100
     warmup: bool = True
 
     def __post_init__(self):
-        if not 0 <= self.decay < 1:
-            raise UserError(f"ema.decay must be in [0, 1), got {self.decay}.")
-        if self.every_steps < 1:
-            raise UserError(
-                f"ema.every_steps must be at least 1, got {self.every_steps}."
-            )
+        check_fields(self, section="ema")
 
 
 def update_ema(

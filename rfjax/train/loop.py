@@ -26,6 +26,7 @@ from rfjax.train.metric_writers import AllWriters, MetricWriterConfig
 from rfjax.train.state import TrainState
 from rfjax.train.step import TrainStep
 from rfjax.types import Evaluator
+from rfjax.value_types import PositiveInt, check_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,18 +40,13 @@ class TrainConfig:
       log_every_steps: steps between lines of metrics.
     """
 
-    num_steps: int
-    global_batch_size: int = 256
-    micro_batches: int = 1
-    log_every_steps: int = schema.changeable(50)
+    num_steps: PositiveInt
+    global_batch_size: PositiveInt = 256
+    micro_batches: PositiveInt = 1
+    log_every_steps: PositiveInt = schema.changeable(50)
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise UserError(
-                    f"train.{field.name} must be at least 1, "
-                    f"got {getattr(self, field.name)}."
-                )
+        check_fields(self, section="train")
 
 
 class TrainingDiverged(UserError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
@@ -18,6 +18,15 @@ from rfjax.errors import UserError
 from rfjax.models.base import Model
 from rfjax.parallel.sharding import parameter_path
 from rfjax.train.parameterisation import PARAMETERISATIONS, rescale_init, with_rates
+from rfjax.value_types import (
+    NaturalInt,
+    NonNegativeFloat,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+    ProperFraction,
+    check_fields,
+)
 
 DECAYED = ("input", "hidden", "output", "modulation")  # roles that weights decay in
 
@@ -46,49 +55,20 @@ class OptimizerConfig:
       base_depth: depth at which `learning_rate` was tuned; "mup" needs it.
     """
 
-    learning_rate: float = 1e-4
-    warmup_steps: int = 1000
-    cooldown_steps: int = 0
-    cooldown: str = "sqrt"
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-15
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    parameterisation: str = "standard"
-    base_depth: int | None = None
+    learning_rate: PositiveFloat = 1e-4
+    warmup_steps: NaturalInt = 1000
+    cooldown_steps: NaturalInt = 0
+    cooldown: Annotated[str, OneOf(COOLDOWNS)] = "sqrt"
+    b1: ProperFraction = 0.9
+    b2: ProperFraction = 0.999
+    eps: PositiveFloat = 1e-15
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat = 1.0
+    parameterisation: Annotated[str, OneOf(PARAMETERISATIONS)] = "standard"
+    base_depth: PositiveInt | None = None
 
     def __post_init__(self):
-        for field in ("learning_rate", "eps", "clip_norm"):
-            if not getattr(self, field) > 0:
-                raise UserError(
-                    f"optimizer.{field} must be positive, got {getattr(self, field)}."
-                )
-        for field in ("warmup_steps", "cooldown_steps", "weight_decay"):
-            if getattr(self, field) < 0:
-                raise UserError(
-                    f"optimizer.{field} must not be negative, "
-                    f"got {getattr(self, field)}; 0 switches it off."
-                )
-        for field in ("b1", "b2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(
-                    f"optimizer.{field} must be in [0, 1), got {getattr(self, field)}."
-                )
-        if self.cooldown not in COOLDOWNS:
-            raise UserError(
-                f"optimizer.cooldown must be one of {', '.join(COOLDOWNS)}, "
-                f"got {self.cooldown!r}."
-            )
-        if self.parameterisation not in PARAMETERISATIONS:
-            raise UserError(
-                "optimizer.parameterisation must be one of "
-                f"{', '.join(PARAMETERISATIONS)}, got {self.parameterisation!r}."
-            )
-        if self.base_depth is not None and self.base_depth < 1:
-            raise UserError(
-                f"optimizer.base_depth must be at least 1, got {self.base_depth}."
-            )
+        check_fields(self, section="optimizer")
         if self.parameterisation == "mup" and self.base_depth is None:
             raise UserError(
                 "optimizer.base_depth must be set with optimizer.parameterisation = "

@@ -245,7 +245,10 @@ def test_config_files_are_valid_and_say_how_to_run_them(name):
         ({"codec": {"kind": "sd3"}}, "codec.kind must be one of patch_pca, got 'sd3'"),
         ({"codec": {"num_images": 0}}, "codec.num_images must be at least 1, got 0"),
         ({"text_encoder": {"kind": "clip"}}, "text_encoder.kind must be .* got 'clip'"),
-        ({"text_encoder": {"length": 2}}, "text_encoder.length must be at least 3"),
+        (
+            {"text_encoder": {"length": 2}},
+            "text_encoder.length must be between 3 and 512",
+        ),
         ({"text_layout": "ragged"}, "text_layout must be one of .* got 'ragged'"),
         ({"name": "my emoji"}, "name must be a Python identifier, got 'my emoji'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),

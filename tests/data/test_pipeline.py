@@ -308,7 +308,7 @@ def test_processes_share_validation(config):
         ({"caption_dropout": 1.5}, "data.caption_dropout must be between .* got 1.5"),
         ({"caption_dropout": -0.1}, "data.caption_dropout must be between .* got -0.1"),
         ({"latents_dtype": "float64"}, "data.latents_dtype must be one of .*float64"),
-        ({"read_threads": -1}, "data.read_threads must be at least 0, got -1"),
+        ({"read_threads": -1}, "read_threads must be between 0 and 1024, got -1"),
         ({"prefetch_batches": 0}, "data.prefetch_batches must be at least 1, got 0"),
     ],
 )

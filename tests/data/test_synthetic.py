@@ -91,8 +91,8 @@ def test_validation_is_held_out():
     ("options", "message"),
     [
         ({"num_train": 0}, "data.num_train must be at least 1, got 0"),
-        ({"latent_shape": (8, 8)}, r"data.latent_shape must be 3 positive .*\(8, 8\)"),
-        ({"context_shape": (0, 4)}, "data.context_shape must be 2 positive"),
+        ({"latent_shape": (8, 8)}, r"data.latent_shape must be 3 numbers.*\(8, 8\)"),
+        ({"context_shape": (0, 4)}, "data.context_shape must be at least 1, got 0"),
         ({"caption_dropout": 2.0}, "data.caption_dropout must be between"),
     ],
 )

@@ -16,6 +16,7 @@ from rfjax.data.shards.check import check_shards
 from rfjax.data.shards.layout import read_manifest
 from rfjax.data.shards.read import open_split, read_codec, read_empty_caption
 from rfjax.encoders.images import ImageCodec
+from rfjax.value_types import StoredPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ShardsConfig(Dataset):
       path: folder that holds rfjax.json.
     """
 
-    path: str = schema.changeable()
+    path: StoredPath = schema.changeable()
 
     def manifest(self) -> Manifest:
         """Reads PATH/rfjax.json."""

@@ -8,11 +8,11 @@ show how it fails.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from typing import Annotated
 
 from rfjax.data.sources.base import Example
 from rfjax.data.sources.emoji_groups import EMOJI_GROUPS
-from rfjax.data.sources.held_out import check_fraction, is_held_out
+from rfjax.data.sources.held_out import is_held_out
 from rfjax.data.sources.openmoji import (
     COLOURS,
     LICENCE,
@@ -22,6 +22,7 @@ from rfjax.data.sources.openmoji import (
     render_emoji,
 )
 from rfjax.errors import UserError
+from rfjax.value_types import OneOf, OpenFraction, PositiveInt, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +37,19 @@ class EmojiConfig:
       max_emoji: take only the first so many; all when None.
     """
 
-    groups: tuple[str, ...] = ("animals",)
-    image_size: int = 32
-    background: str = "white"
-    validation_fraction: float = 0.1
-    max_emoji: int | None = None
+    groups: tuple[Annotated[str, OneOf(EMOJI_GROUPS)], ...] = ("animals",)
+    image_size: PositiveInt = 32
+    background: Annotated[str, OneOf(COLOURS)] = "white"
+    validation_fraction: OpenFraction = 0.1
+    max_emoji: PositiveInt | None = None
 
     def __post_init__(self):
-        _check_choices("groups", self.groups, EMOJI_GROUPS)
-        _check_choices("background", [self.background], COLOURS)
-        check_fraction("validation_fraction", self.validation_fraction)
+        check_fields(self, section="source")
+        if not self.groups:
+            raise UserError(
+                f"source.groups must hold at least one of {', '.join(EMOJI_GROUPS)}, "
+                "got none; add one."
+            )
 
     def make(self) -> EmojiSource:
         """Names the emoji and parts them into the splits.
@@ -91,11 +95,3 @@ class EmojiSource:
         canvas = make_canvas(config.image_size, config.background)
         paste(canvas, render_emoji(character, config.image_size), top=0, left=0)
         return Example(canvas, emoji_name(character), {"emoji": character})
-
-
-def _check_choices(field: str, values: Collection, choices: Collection) -> None:
-    unknown = [value for value in values if value not in choices]
-    if unknown or not values:
-        raise UserError(
-            f"source.{field} must be among {sorted(choices)}, got {unknown or 'none'}."
-        )

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from rfjax.data.sources.base import Example
-from rfjax.data.sources.held_out import check_fraction, is_held_out
+from rfjax.data.sources.held_out import is_held_out
 from rfjax.data.sources.openmoji import (
     COLOURS,
     LICENCE,
@@ -26,6 +26,7 @@ from rfjax.data.sources.openmoji import (
     render_cropped_emoji,
 )
 from rfjax.errors import UserError
+from rfjax.value_types import Fraction, OpenFraction, PositiveInt, Seed, check_fields
 
 # Few, and different in shape or colour: they must be told apart at 15 pixels.
 SCENE_OBJECTS = (
@@ -60,27 +61,17 @@ class ScenesConfig:
     """
 
     objects: tuple[str, ...] = tuple(SCENE_OBJECTS)
-    image_size: int = 32
-    min_object_size: int = 13
-    max_object_size: int = 15
-    single_fraction: float = 0.2
-    held_out_fraction: float = 0.1
-    num_train: int = 8192
-    num_validation: int = 512
-    seed: int = 0
+    image_size: PositiveInt = 32
+    min_object_size: PositiveInt = 13
+    max_object_size: PositiveInt = 15
+    single_fraction: Fraction = 0.2
+    held_out_fraction: OpenFraction = 0.1
+    num_train: PositiveInt = 8192
+    num_validation: PositiveInt = 512
+    seed: Seed = 0
 
     def __post_init__(self):
-        check_fraction("held_out_fraction", self.held_out_fraction)
-        for field in ("num_train", "num_validation"):
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"source.{field} must be at least 1, got {getattr(self, field)}."
-                )
-        if not 0.0 <= self.single_fraction <= 1.0:
-            raise UserError(
-                "source.single_fraction must be between 0 and 1, got "
-                f"{self.single_fraction}."
-            )
+        check_fields(self, section="source")
         if len(set(self.objects)) < 2:
             raise UserError(
                 "source.objects must hold at least 2 different emoji, got "

@@ -26,6 +26,7 @@ import numpy as np
 
 from rfjax import whole_files
 from rfjax.errors import UserError
+from rfjax.value_types import Fraction, PositiveInt, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,27 +41,19 @@ class PatchPCAConfig:
         over the split.
     """
 
-    patch_size: int = 4
-    channels: int = 16
-    whitening: float = 0.5
-    num_images: int = 2048
+    patch_size: PositiveInt = 4
+    channels: PositiveInt = 16
+    whitening: Fraction = 0.5
+    num_images: PositiveInt = 2048
 
     def __post_init__(self):
-        for field in ("patch_size", "num_images"):
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"codec.{field} must be at least 1, got {getattr(self, field)}."
-                )
+        check_fields(self, section="codec")
         size = self.patch_size * self.patch_size * 3
-        if not 1 <= self.channels <= size:
+        if self.channels > size:
             raise UserError(
-                "codec.channels must be between 1 and patch_size * patch_size * 3 = "
+                "codec.channels must be at most patch_size * patch_size * 3 = "
                 f"{size}, got {self.channels}; keep fewer channels or use larger "
                 "patches."
-            )
-        if not 0.0 <= self.whitening <= 1.0:
-            raise UserError(
-                f"codec.whitening must be between 0 and 1, got {self.whitening}."
             )
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:

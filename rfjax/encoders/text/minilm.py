@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
 from rfjax.encoders.text.base import EncodedText
 from rfjax.errors import MissingPackageError, UserError
+from rfjax.value_types import Bounds, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +30,10 @@ class MiniLMConfig:
         close it.
     """
 
-    length: int = 12
+    length: Annotated[int, Bounds(3, 512, remedy="two open and close a caption")] = 12
 
     def __post_init__(self):
-        if self.length < 3:
-            raise UserError(
-                f"text_encoder.length must be at least 3 tokens, got {self.length}; "
-                "two of them open and close a caption."
-            )
+        check_fields(self, section="text_encoder")
 
     def make(self) -> MiniLM:
         """Loads tokenizer and weights.

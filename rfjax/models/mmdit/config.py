@@ -4,12 +4,21 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 from rfjax import schema
 from rfjax.errors import UserError
-from rfjax.models import attention
+from rfjax.models.attention import IMPLEMENTATIONS
 from rfjax.models.base import HEAD_DIM, check_sizes
 from rfjax.models.numerics import COMPUTE_DTYPES, REMAT_POLICIES
+from rfjax.value_types import (
+    NaturalInt,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+    StoredPath,
+    check_fields,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,52 +46,30 @@ class MMDiTConfig:
         any depth; unrolling all saves a tenth of the step on a CPU but compiles slowly.
     """
 
-    depth: int
-    patch_size: int = 2
-    latent_channels: int = 16
-    context_dim: int = 4096
-    pooled_dim: int = 2048
+    depth: PositiveInt
+    patch_size: PositiveInt = 2
+    latent_channels: PositiveInt = 16
+    context_dim: PositiveInt = 4096
+    pooled_dim: PositiveInt = 2048
     qk_norm: bool = False
-    dual_attention_blocks: int = 0
-    grid_tokens: int = 16
-    max_grid_tokens: int = 192
-    position_scale: float = 1.0
-    position_file: str | None = None
-    compute_dtype: str = "bfloat16"
-    remat: str = schema.changeable("none")
-    attention: str = schema.changeable("xla")
-    unroll: int = schema.changeable(1)
+    dual_attention_blocks: NaturalInt = 0
+    grid_tokens: PositiveInt = 16
+    max_grid_tokens: PositiveInt = 192
+    position_scale: PositiveFloat = 1.0
+    position_file: StoredPath | None = None
+    compute_dtype: Annotated[str, OneOf(COMPUTE_DTYPES)] = "bfloat16"
+    remat: Annotated[str, OneOf(REMAT_POLICIES)] = schema.changeable("none")
+    attention: Annotated[str, OneOf(IMPLEMENTATIONS)] = schema.changeable("xla")
+    unroll: PositiveInt = schema.changeable(1)
 
     def __post_init__(self):
-        for field in ("depth", "patch_size", "latent_channels", "context_dim",
-                      "pooled_dim", "grid_tokens", "max_grid_tokens",
-                      "unroll"):  # fmt: skip
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"model.{field} must be at least 1, got {getattr(self, field)}; "
-                    "give a positive whole number."
-                )
-        if not 0 <= self.dual_attention_blocks < self.depth:
+        check_fields(self, section="model")
+        if self.dual_attention_blocks >= self.depth:
             raise UserError(
-                "model.dual_attention_blocks must be at least 0 and less than "
+                "model.dual_attention_blocks must be less than "
                 f"model.depth = {self.depth}, got {self.dual_attention_blocks}; 0 "
                 "switches the second attention off."
             )
-        if not self.position_scale > 0:
-            raise UserError(
-                f"model.position_scale must be positive, got {self.position_scale}; "
-                "use 1.0, or 256 / S to continue a 256 px model at S px."
-            )
-        for field, table in (
-            ("compute_dtype", COMPUTE_DTYPES),
-            ("remat", REMAT_POLICIES),
-            ("attention", attention.IMPLEMENTATIONS),
-        ):
-            if getattr(self, field) not in table:
-                raise UserError(
-                    f"model.{field} must be one of {', '.join(table)}, "
-                    f"got {getattr(self, field)!r}."
-                )
 
     @property
     def width(self) -> int:

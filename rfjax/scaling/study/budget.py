@@ -12,6 +12,7 @@ import numpy as np
 from rfjax import run_folder, whole_files
 from rfjax.errors import MissingFileError, UserError
 from rfjax.scaling.laws.frontier import covered_range
+from rfjax.value_types import PositiveFloat, StoredPath, check_fields
 
 _MIN_DEPTHS = 3  # with two, an optimum between them looks like one at their ends
 
@@ -28,15 +29,12 @@ class ForecastConfig:
       price_per_hour: of the machine, in any currency.
     """
 
-    pilot: str | None = None
-    flops_per_second: float | None = None
-    price_per_hour: float | None = None
+    pilot: StoredPath | None = None
+    flops_per_second: PositiveFloat | None = None
+    price_per_hour: PositiveFloat | None = None
 
     def __post_init__(self):
-        for field in ("flops_per_second", "price_per_hour"):
-            value = getattr(self, field)
-            if value is not None and not value > 0:
-                raise UserError(f"forecast.{field} must be positive, got {value}.")
+        check_fields(self, section="forecast")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from rfjax.errors import UserError
+from rfjax.value_types import (
+    LargeCount,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+    ProperFraction,
+    Real,
+    Seed,
+    check_fields,
+)
 
 SCHEDULES = ("branched", "independent")
 
@@ -49,35 +59,29 @@ class GridConfig:
         if empty.
     """
 
-    depths: tuple[int, ...]
-    num_samples: tuple[int, ...] = ()
-    flop_budgets: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    repeated_depths: tuple[int, ...] = ()
-    repeat_seeds: tuple[int, ...] = ()
-    schedule: str = "branched"
-    cooldown_fraction: float = 0.2
-    reference_depth: int = 2
-    learning_rate_exponent: float = -0.5
-    batch_size_exponent: float = 0.0
-    batch_size_multiple: int = 8
-    learning_rates: tuple[float, ...] = ()
+    depths: tuple[PositiveInt, ...]
+    num_samples: tuple[LargeCount, ...] = ()
+    flop_budgets: tuple[PositiveFloat, ...] = ()
+    seeds: tuple[Seed, ...] = (0,)
+    repeated_depths: tuple[PositiveInt, ...] = ()
+    repeat_seeds: tuple[Seed, ...] = ()
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "branched"
+    cooldown_fraction: ProperFraction = 0.2
+    reference_depth: PositiveInt = 2
+    learning_rate_exponent: Real = -0.5
+    batch_size_exponent: Real = 0.0
+    batch_size_multiple: PositiveInt = 8
+    learning_rates: tuple[PositiveFloat, ...] = ()
     parameterisations: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for field, least in (
-            ("depths", 1), ("num_samples", 1), ("flop_budgets", 1), ("seeds", 0),
-            ("repeated_depths", 1), ("repeat_seeds", 0), ("learning_rates", 0),
-            ("parameterisations", None),
-        ):  # fmt: skip
-            values = getattr(self, field)
-            if len(set(values)) < len(values):
+        check_fields(self, section="grid")
+        for field in dataclasses.fields(self):
+            values = getattr(self, field.name)
+            if isinstance(values, tuple) and len(set(values)) < len(values):
                 raise UserError(
-                    f"grid.{field} must hold different values, got {list(values)}."
-                )
-            if least is not None and values and min(values) < least:
-                raise UserError(
-                    f"grid.{field} must be at least {least}, got {list(values)}."
+                    f"grid.{field.name} must hold different values, got "
+                    f"{list(values)}; leave out those given twice."
                 )
         for field in ("depths", "seeds"):
             if not getattr(self, field):
@@ -97,21 +101,6 @@ class GridConfig:
                 "grid.repeat_seeds must differ from grid.seeds, both hold "
                 f"{sorted(both)}."
             )
-        if self.schedule not in SCHEDULES:
-            raise UserError(
-                f"grid.schedule must be one of {', '.join(SCHEDULES)}, "
-                f"got {self.schedule!r}."
-            )
-        if not 0 <= self.cooldown_fraction < 1:
-            raise UserError(
-                "grid.cooldown_fraction must be in [0, 1), "
-                f"got {self.cooldown_fraction}; 0.2 is usual."
-            )
-        for field in ("reference_depth", "batch_size_multiple"):
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"grid.{field} must be at least 1, got {getattr(self, field)}."
-                )
 
     def seeds_of(self, depth: int) -> tuple[int, ...]:
         """Seeds that a depth is trained with."""

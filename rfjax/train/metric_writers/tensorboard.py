@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rfjax.value_types import StoredPath, check_fields
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorBoardConfig:
@@ -19,7 +21,10 @@ class TensorBoardConfig:
       folder: in the run folder.
     """
 
-    folder: str = "tensorboard"
+    folder: StoredPath = "tensorboard"
+
+    def __post_init__(self):
+        check_fields(self, section="metric_writers")
 
     def open(self, workdir: Path) -> TensorBoard | None:
         """Opens clu's writer; None without TensorFlow."""
