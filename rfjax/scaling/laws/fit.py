@@ -25,6 +25,7 @@ from rfjax.scaling.laws.law import (
     natural_parameters,
     predict_loss,
     recentre,
+    rescale,
 )
 from rfjax.scaling.laws.noise import Noise, estimate_noise
 from rfjax.scaling.laws.points import Points, select_points
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 MIN_BOOTSTRAPS = 100
 # A and B are unbounded: a factor of exp(100) either way only guards the arithmetic.
 _LOG_ANY_FACTOR = 100.0
+# Closer than this to a bound of theta is on it; of a floor, in units of the mean loss.
+_TRACE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +140,6 @@ class Fit:
         """Losses [R, m] of the resampled laws at inputs [m, J]."""
         return predict_loss(self.draws, np.log(inputs) - self.log_centre)
 
-    def natural_draws(self) -> np.ndarray:
-        """Natural parameters [R, p] of the resampled laws."""
-        return natural_parameters(self.draws, law=self.law, log_centre=self.log_centre)
-
     def interval(self, value: float, draws: np.ndarray) -> Interval:
         """Bootstrap interval of any quantity derived from the law.
 
@@ -225,50 +224,46 @@ def fit_law(
 
 def fit_points(points: Points, *, law: Law, options: FitOptions) -> Fit:
     """Fits a law to points; see `fit_law`."""
+    # In units of their mean, losses are of order one, as all that the solver compares:
+    # the fit is the same in every unit of the loss.
+    log_unit = points.log_loss.mean()
+    in_units = dataclasses.replace(points, log_loss=points.log_loss - log_unit)
     log_centre = points.log_inputs.mean(axis=0)
     log_inputs = points.log_inputs - log_centre
-    lower, upper = _bounds(points, law=law, options=options)
+    lower, upper = _bounds(in_units, law=law, options=options)
     box = {"lower": lower, "upper": upper, "delta": options.delta}
 
-    starts = project_starts(
-        log_inputs,
-        np.exp(points.log_loss),
-        exponents=np.geomspace(0.05, 2.5, options.grid_size),
-        num_starts=options.num_starts,
-    )
-    minimum = huber.minimise(log_inputs, points.log_loss, start=starts, **box).best()
-    theta = minimum.theta[0]
+    minimum = _minimise(log_inputs, in_units, options=options, box=box)
+    theta = _without_traces(minimum.theta[0])
     notes = _check_interior(theta, law=law, lower=lower, upper=upper)
-
-    log_fitted = np.log(predict_loss(minimum.theta, log_inputs)[0])
     noise = estimate_noise(
-        points.log_loss - log_fitted,
+        in_units.log_loss - np.log(predict_loss(minimum.theta, log_inputs)[0]),
         runs=points.runs,
         num_parameters=law.num_parameters,
     )
-    draws = _bootstrap(
-        log_inputs, points, minimum=minimum, noise=noise, options=options, box=box
+    how = {"noise": noise, "options": options, "box": box}
+    draws = _without_traces(_bootstrap(log_inputs, in_units, minimum=minimum, **how))
+    by_profile = _profile(in_units, theta=theta, law=law, **how)
+
+    theta, draws = (rescale(laws, log_unit=log_unit) for laws in (theta, draws))
+    by_bootstrap = _bootstrap_intervals(
+        *(
+            natural_parameters(t, law=law, log_centre=log_centre)
+            for t in (theta, draws)
+        ),
+        law=law,
+        options=options,
+        degrees_of_freedom=len(points) - law.num_parameters,
     )
-    values = natural_parameters(theta, law=law, log_centre=log_centre)
-    natural_draws = natural_parameters(draws, law=law, log_centre=log_centre)
-    by_bootstrap = {
-        name: intervals.bias_corrected_interval(
-            value,
-            natural_draws[:, index],
-            confidence=options.confidence,
-            degrees_of_freedom=len(points) - law.num_parameters,
-        )
-        for index, (name, value) in enumerate(zip(law.names, values, strict=True))
-    }
-    by_profile = by_bootstrap | _profile(
-        points, theta=theta, law=law, noise=noise, options=options, box=box
-    )
-    notes += _check_bounded(by_profile, law=law, options=options)
+    for name in by_profile.keys() & law.names[: 1 + law.num_inputs]:
+        by_profile[name] = by_profile[name].map(lambda v: v * np.exp(log_unit))
+    parameters = by_bootstrap | by_profile
+    notes += _check_bounded(parameters, law=law, options=options)
     return Fit(
         law=law,
         theta=theta,
         log_centre=log_centre,
-        parameters=by_profile,
+        parameters=parameters,
         bootstrap_parameters=by_bootstrap,
         draws=draws,
         points=points,
@@ -276,6 +271,43 @@ def fit_points(points: Points, *, law: Law, options: FitOptions) -> Fit:
         options=options,
         notes=tuple(notes),
     )
+
+
+def _minimise(
+    log_inputs: np.ndarray,
+    points: Points,
+    *,
+    options: FitOptions,
+    box: Mapping[str, Any],
+) -> huber.Minimum:
+    """The lowest minimum from the best points of a grid of exponents."""
+    starts = project_starts(
+        log_inputs,
+        np.exp(points.log_loss),
+        exponents=np.geomspace(0.05, 2.5, options.grid_size),
+        num_starts=options.num_starts,
+    )
+    return huber.minimise(log_inputs, points.log_loss, start=starts, **box).best()
+
+
+def _bootstrap_intervals(
+    values: np.ndarray,
+    draws: np.ndarray,
+    *,
+    law: Law,
+    options: FitOptions,
+    degrees_of_freedom: int,
+) -> dict[str, Interval]:
+    """Bootstrap intervals by name, of natural parameters [p] and their draws [R, p]."""
+    return {
+        name: intervals.bias_corrected_interval(
+            value,
+            draws[:, index],
+            confidence=options.confidence,
+            degrees_of_freedom=degrees_of_freedom,
+        )
+        for index, (name, value) in enumerate(zip(law.names, values, strict=True))
+    }
 
 
 def _bounds(
@@ -293,11 +325,18 @@ def _bounds(
     return lower, upper
 
 
+def _without_traces(theta: np.ndarray) -> np.ndarray:
+    """Laws [..., p] in units of the mean loss, with a floor that is none set to 0."""
+    theta = theta.copy()
+    theta[..., 0] = np.where(theta[..., 0] <= _TRACE, 0.0, theta[..., 0])
+    return theta
+
+
 def _check_interior(
     theta: np.ndarray, *, law: Law, lower: np.ndarray, upper: np.ndarray
 ) -> list[str]:
     """Raises CannotFit if the minimum is on the edge of the box; notes a zero floor."""
-    at_edge = (theta <= lower + 1e-9) | (theta >= upper - 1e-9)
+    at_edge = (theta <= lower + _TRACE) | (theta >= upper - _TRACE)
     for index in np.flatnonzero(at_edge[1:]) + 1:
         is_exponent = index > law.num_inputs
         name = law.names[index]

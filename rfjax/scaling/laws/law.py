@@ -135,6 +135,18 @@ def recentre(theta: np.ndarray, *, shift: np.ndarray) -> np.ndarray:
     return np.concatenate([floor[..., None], moved, exponents], axis=-1)
 
 
+def rescale(theta: np.ndarray, *, log_unit: float) -> np.ndarray:
+    """The same laws with the loss in another unit: E' = E unit, c' = c unit.
+
+    Args:
+      theta: [..., 1 + 2 J] parameters with the loss in multiples of the unit.
+      log_unit: log of the unit.
+    """
+    floor, log_coefficients, exponents = unpack(theta, (theta.shape[-1] - 1) // 2)
+    floor = floor[..., None] * np.exp(log_unit)
+    return np.concatenate([floor, log_coefficients + log_unit, exponents], axis=-1)
+
+
 def natural_parameters(
     theta: np.ndarray, *, law: Law, log_centre: np.ndarray
 ) -> np.ndarray:

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from rfjax.scaling.laws.depth import depth_of_size
 from rfjax.scaling.laws.fit import Fit
 from rfjax.scaling.laws.intervals import Interval
-from rfjax.scaling.laws.law import CannotFit
+from rfjax.scaling.laws.law import CannotFit, recentre
 from rfjax.scaling.laws.points import size_of
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ def cost_of(table: pd.DataFrame, *, size_measure: str) -> Cost:
 def allocation_exponent(fit: Fit, *, cost: Cost) -> Interval:
     """The power a of N_opt ~ C^a, with its interval."""
 
-    def exponent(natural: np.ndarray) -> np.ndarray:
-        """Of natural parameters (E, A, B, alpha, beta)."""
-        return natural[..., 4] / (natural[..., 3] + cost.omega * natural[..., 4])
+    def exponent(theta: np.ndarray) -> np.ndarray:
+        """Of laws (E, log A, log B, alpha, beta), about any centre."""
+        return theta[..., 4] / (theta[..., 3] + cost.omega * theta[..., 4])
 
-    return fit.interval(exponent(_natural(fit)), exponent(fit.natural_draws()))
+    return fit.interval(exponent(fit.theta), exponent(fit.draws))
 
 
 def optimum(
@@ -125,9 +125,9 @@ def optimum(
             f"a compute-optimal split needs a law of size and samples, got "
             f"{fit.law.formula}; fit law=chinchilla."
         )
-    sizes = _optimal_size(np.vstack([_natural(fit), fit.natural_draws()]), flops, cost)
-    samples = cost.samples(sizes, flops)
     thetas = np.vstack([fit.theta, fit.draws])
+    sizes = _optimal_size(recentre(thetas, shift=fit.log_centre), flops, cost)
+    samples = cost.samples(sizes, flops)
     log_inputs = np.log(np.stack([sizes, samples], axis=1)) - fit.log_centre
     exponents = thetas[:, 3:]
     losses = thetas[:, 0] + np.exp(thetas[:, 1:3] - exponents * log_inputs).sum(1)
@@ -148,14 +148,9 @@ def optimum(
     )
 
 
-def _natural(fit: Fit) -> np.ndarray:
-    """[p] natural parameters of a fit."""
-    return np.array(list(fit.values.values()))
-
-
-def _optimal_size(natural: np.ndarray, flops: float, cost: Cost) -> np.ndarray:
-    """N_opt [R] of natural parameters (E, A, B, alpha, beta) [R, 5]."""
-    _, size_factor, samples_factor, alpha, beta = natural.T
-    balance = alpha * size_factor / (cost.omega * beta * samples_factor)
-    power = 1 / (alpha + cost.omega * beta)
-    return (balance * (flops / cost.kappa) ** beta) ** power
+def _optimal_size(about_one: np.ndarray, flops: float, cost: Cost) -> np.ndarray:
+    """N_opt [R] of laws (E, log A, log B, alpha, beta) [R, 5]."""
+    _, log_a, log_b, alpha, beta = about_one.T
+    log_balance = np.log(alpha / (cost.omega * beta)) + log_a - log_b
+    log_flops = np.log(flops / cost.kappa)
+    return np.exp((log_balance + beta * log_flops) / (alpha + cost.omega * beta))

@@ -239,7 +239,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _digits(value: float) -> str:
-    return "0" if abs(value) < 1e-12 else f"{value:.5g}"
+    return f"{value:.5g}"
 
 
 def _range(interval: Interval) -> str:

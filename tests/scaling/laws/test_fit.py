@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import time
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from scipy import optimize
 
 from rfjax.scaling.laws.fit import FitOptions, fit_law
+from rfjax.scaling.laws.frontier import frontier
 
 QUICK = FitOptions(num_bootstraps=100)
 LAPTOP_GRID = np.logspace(5.3, 7.3, 7), np.logspace(5, 7, 5)
@@ -68,6 +70,76 @@ def test_a_wide_delta_is_least_squares(planted):
         log_law, inputs, np.log(table["loss"]), p0=[0.4, 2.0, 3.0, 0.35, 0.4]
     )
     expected[1:3] = np.exp(expected[1:3])
+    np.testing.assert_allclose(list(fit.values.values()), expected, rtol=1e-4)
+
+
+IN_UNITS_OF_LOSS = ("E", "A", "B")
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-5, 1e-3, 1e5, 1e12])
+def test_another_unit_of_the_loss_is_the_same_fit(planted, unit):
+    table = planted.table(planted.laptop, *LAPTOP_GRID, noise=0.01)
+    fit = fit_law(table, options=QUICK)
+    scaled = fit_law(table.assign(loss=unit * table["loss"]), options=QUICK)
+    for kind in ("parameters", "bootstrap_parameters"):
+        for name, interval in getattr(fit, kind).items():
+            factor = unit if name in IN_UNITS_OF_LOSS else 1.0
+            expected = dataclasses.astuple(interval.map(lambda v, k=factor: v * k))
+            found = dataclasses.astuple(getattr(scaled, kind)[name])
+            assert found == pytest.approx(expected, rel=1e-5, abs=0), (kind, name)
+    for what in (fit.predict, fit.predict_outcome):
+        before = dataclasses.astuple(what(size=1e8, samples=1e7))
+        after = dataclasses.astuple(
+            getattr(scaled, what.__name__)(size=1e8, samples=1e7)
+        )
+        assert after == pytest.approx([unit * v for v in before], rel=1e-5, abs=0)
+    assert scaled.notes == fit.notes
+    assert scaled.noise.scale == pytest.approx(fit.noise.scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("column", ["params", "samples", "train_flops"])
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_another_unit_of_an_input_changes_only_its_own_factor(planted, column, unit):
+    table = planted.table(planted.laptop, *LAPTOP_GRID, noise=0.01)
+    table["train_flops"] = 6 * table["params"] * table["samples"]
+    law, factor, exponent = {
+        "params": ("chinchilla", "A", "alpha"),
+        "samples": ("chinchilla", "B", "beta"),
+        "train_flops": ("compute", "C0", "gamma"),
+    }[column]
+    if law == "compute":
+        table = frontier(table, loss="loss")
+    fit = fit_law(table, law=law, options=QUICK)
+    scaled = fit_law(
+        table.assign(**{column: unit * table[column]}), law=law, options=QUICK
+    )
+    for name in set(fit.parameters) - {factor}:
+        expected = dataclasses.astuple(fit.parameters[name])
+        found = dataclasses.astuple(scaled.parameters[name])
+        assert found == pytest.approx(expected, rel=1e-4), name
+    power = 1.0 if law == "compute" else fit.values[exponent]
+    assert scaled.values[factor] == pytest.approx(
+        fit.values[factor] * unit**power, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("unit", [1e-5, 1.0, 1e5])
+def test_an_independent_optimiser_finds_the_same_minimum(planted, unit):
+    table = planted.table(planted.laptop, *LAPTOP_GRID, noise=0.005)
+    table["loss"] *= unit
+    fit = fit_law(table, options=FitOptions(delta=0.01, num_bootstraps=100))
+    inputs = np.log(table[["params", "samples"]].to_numpy())
+
+    def residuals(theta):
+        floor, log_a, log_b, alpha, beta = theta
+        terms = np.exp([log_a, log_b] - np.array([alpha, beta]) * inputs).sum(axis=1)
+        return np.log(unit * (floor + terms)) - np.log(table["loss"])
+
+    found = optimize.least_squares(
+        residuals, [0.4, 2.0, 3.0, 0.35, 0.4], loss="huber", f_scale=0.01,
+        xtol=1e-14, ftol=1e-14, gtol=1e-14,
+    ).x  # fmt: skip
+    expected = [unit * found[0], *(unit * np.exp(found[1:3])), *found[3:]]
     np.testing.assert_allclose(list(fit.values.values()), expected, rtol=1e-4)
 
 
@@ -174,11 +246,13 @@ def test_noise_alone_identifies_no_exponent():
         fit_law(table, law="compute")
 
 
-def test_a_floor_at_zero_is_noted():
+@pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
+def test_a_floor_at_zero_is_noted(unit):
     size = np.logspace(5, 8, 12)
-    table = pd.DataFrame({"params": size, "loss": np.exp(-0.01 * np.log(size) ** 2)})
+    loss = unit * np.exp(-0.01 * np.log(size) ** 2)
+    table = pd.DataFrame({"params": size, "loss": loss})
     fit = fit_law(table, law="size", options=QUICK)
-    assert fit.values["E"] == pytest.approx(0, abs=1e-9)
+    assert fit.values["E"] == 0
     assert any("floor E is at its bound 0" in note for note in fit.notes)
 
 

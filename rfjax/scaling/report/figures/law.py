@@ -106,4 +106,4 @@ def _round_levels(values: np.ndarray) -> np.ndarray:
     """Up to fourteen evenly spaced contour levels with few digits."""
     low, high = np.quantile(values, [0.02, 0.98])
     levels = ticker.MaxNLocator(14, steps=[1, 2, 5, 10]).tick_values(low, high)
-    return levels[(levels > low) & (levels < high)].round(9)
+    return levels[(levels > low) & (levels < high)]
