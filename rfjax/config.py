@@ -75,7 +75,7 @@ class Config:
 
     def __post_init__(self):
         check_fields(self)
-        formulations.parse(self.objective)
+        self.sample.grid_for(formulations.parse(self.objective))
         self.optimizer.check_steps(self.train.num_steps)
         if self.mesh.tensor > 1 and self.model.num_heads % self.mesh.tensor:
             raise UserError(

@@ -172,7 +172,9 @@ def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[st
         *sections, field = name.split(".")
         target = config
         for section in sections:
-            target = target.setdefault(section, {})
+            if target.get(section) is None:  # also a section that is left out by null
+                target[section] = {}
+            target = target[section]
             if not isinstance(target, dict):
                 raise UserError(f"{override}: {section} is a field, not a section.")
         target[field] = parse_value(text)

@@ -239,17 +239,17 @@ def _convert(value: Any, hint: Any, *, name: str) -> Any:
         for rule in rules_of(hint):
             value = rule.check(value, name=name)
         return value
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+        return _convert(value, hint, name=name)
     if dataclasses.is_dataclass(value) and isinstance(value, hint):
         return value  # a section that its caller has chosen and built
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{name} must be a section of fields, got {value!r}.")
         return build(hint, value, prefix=f"{name}.")
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
-        return _convert(value, hint, name=name)
     if typing.get_origin(hint) is tuple:
         element_types = typing.get_args(hint)
         if element_types[-1] is Ellipsis and isinstance(value, list | tuple):

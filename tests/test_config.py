@@ -2,6 +2,7 @@
 """Configs: what they resolve to, and how every wrong one is refused."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,8 @@ def test_resolved_config_reads_back_equal(tmp_path):
         ("checkpoint.keep=0", r"checkpoint\.keep must be at least 1, got 0"),
         ("validation.batch_size=0", r"validation\.batch_size must be at least 1"),
         ("sample.solver=rk4", r"sample\.solver must be one of .*euler, heun"),
+        ("sample.grid=log", r"sample\.grid must be one of uniform, karras, diffusers"),
+        ("sample.dynamic_shift.max_shift=x", r"dynamic_shift\.max_shift must be a num"),
         ("sample.num_steps=0", r"sample\.num_steps must be at least 1, got 0"),
         ("train=3", r"train must be a section of fields, got 3"),
         ("train.num_steps.x=3", r"num_steps is a field, not a section"),
@@ -75,6 +78,24 @@ def test_resolved_config_reads_back_equal(tmp_path):
 def test_wrong_fields_are_named_with_rule_and_value(override, message):
     with pytest.raises(ValueError, match=message):
         load("debug", f"--config.{override}")
+
+
+def test_a_grid_goes_with_its_objective():
+    grid = "--config.sample.grid=diffusers"
+    with pytest.raises(ValueError, match=r"sample\.grid must not be diff.* eps/cos"):
+        load("debug", "--config.objective=eps/cos", grid)
+    assert load("debug", grid).sample.grid == "diffusers"
+
+
+def test_a_section_that_is_left_out_may_be_filled(tmp_path):
+    fields = config_to_dict(load("debug"))
+    assert fields["sample"]["dynamic_shift"] is None
+    override = "--config.sample.dynamic_shift.max_shift=1.0"
+    config = from_config_dict(apply_overrides(fields, [override]))
+    assert config.sample.shift_for(4096) == pytest.approx(math.e)
+    assert from_config_dict(config_to_dict(config)) == config
+    with pytest.raises(ValueError, match=r"sample\.shift must be 1 beside .*got 3\.0"):
+        load("debug", override, "--config.sample.shift=3.0")
 
 
 def test_missing_fields_are_named():

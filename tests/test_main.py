@@ -23,7 +23,7 @@ FLAGS = {
     "config": "config",
     "train": "config workdir branch-from",
     "evaluate": "workdir step num-samples json",
-    "sample": "workdir prompt sheet out step weights seed num-steps solver "
+    "sample": "workdir prompt sheet out step weights seed num-steps solver grid "
     "guidance-scale",
     "plan": "config topology num-images json summary picture search limit",
     "layout": "config devices topology json picture",

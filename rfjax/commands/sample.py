@@ -20,7 +20,7 @@ from rfjax.data import sheet
 from rfjax.encoders.images import ImageCodec
 from rfjax.errors import UserError
 from rfjax.evaluation import captions
-from rfjax.evaluation.sample import SampleConfig, sample_latents, sample_noise
+from rfjax.evaluation.sample import sample_latents, sample_noise
 from rfjax.flow import formulations
 from rfjax.models import make_model
 from rfjax.parallel.sharding import MeshLayout
@@ -52,6 +52,7 @@ def sample(
     seed: Int = 0,
     num_steps: OptionalInt = None,
     solver: str | None = None,
+    grid: str | None = None,
     guidance_scale: float | None = None,
 ) -> PictureFile:
     """Draws pictures of prompts, or a sheet of seen and held-out captions.
@@ -67,6 +68,8 @@ def sample(
       seed: of the noise.
       num_steps: solver steps; the run's number if absent.
       solver: euler, heun or adams_bashforth; the run's if absent.
+      grid: of timesteps, uniform, karras or diffusers (of the exported pipeline); the
+        run's if absent.
       guidance_scale: 1 is unguided; the run's if absent.
 
     Raises:
@@ -84,6 +87,7 @@ def sample(
         "seed": seed,
         "num_steps": num_steps,
         "solver": solver,
+        "grid": grid,
         "guidance_scale": guidance_scale,
     }
     if of_data == bool(prompts):
@@ -128,7 +132,7 @@ def sample_prompts(
       MissingPackageError: if the text encoder's packages are not installed.
       UserError: if a prompt is too long, or the data set has no pictures.
     """
-    config = load_config(workdir)
+    config = _load_config(workdir, settings)
     return _draw(
         workdir,
         config,
@@ -137,7 +141,6 @@ def sample_prompts(
         step=step,
         weights=weights,
         seed=seed,
-        settings=settings,
     )
 
 
@@ -169,7 +172,7 @@ def sample_sheet(
     Returns:
       The path of the sheet.
     """
-    config = load_config(workdir)
+    config = _load_config(workdir, settings)
     codec = config.data.codec()
     step = checkpoint.choose_step(workdir, step)
     parts = [
@@ -188,18 +191,17 @@ def sample_sheet(
         step=step,
         weights=weights,
         seed=seed,
-        settings=settings,
     )
     sections = []
     for (title, _, _), (names, _) in zip(parts, texts, strict=True):
         sections.append(sheet.Section(title, images[: len(names)], names))
         images = images[len(names) :]
     manifest = config.data.manifest()
-    chosen = _sample_config(config, settings)
     picture = sheet.draw_sheet(
         sections,
         title=f"{manifest.name}, depth {config.model.depth}, step {step:,}: "
-        f"{chosen.num_steps} {chosen.solver} steps, guidance {chosen.guidance_scale:g}",
+        f"{config.sample.num_steps} {config.sample.solver} steps, guidance "
+        f"{config.sample.guidance_scale:g}",
         footer=manifest.licence,
     )
     out = Path(out or Path(workdir) / "samples" / f"{step}.png")
@@ -216,7 +218,6 @@ def _draw(
     step: int | None,
     weights: str,
     seed: int,
-    settings: Mapping[str, Any],
 ) -> np.ndarray:
     """Samples with a checkpoint and decodes: [B, height, width, 3] uint8."""
     mesh = make_reading_mesh(config)
@@ -238,12 +239,15 @@ def _draw(
         conditioning,
         unconditional=captions.empty_caption(config.data),
         formulation=formulations.parse(config.objective),
-        config=_sample_config(config, settings),
+        config=config.sample,
         mesh=mesh,
     )
     return codec.decode(latents)
 
 
-def _sample_config(config: Config, settings: Mapping[str, Any]) -> SampleConfig:
+def _load_config(workdir: Path | str, settings: Mapping[str, Any]) -> Config:
+    """The config of a run, with settings of its `sample` section that differ."""
+    config = load_config(workdir)
     given = {name: value for name, value in settings.items() if value is not None}
-    return dataclasses.replace(config.sample, **given)
+    sample_config = dataclasses.replace(config.sample, **given)
+    return dataclasses.replace(config, sample=sample_config)

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rfjax.errors import UserError
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.guidance import guided
-from rfjax.flow.solvers import SOLVERS, integrate
+from rfjax.flow.path import RECTIFIED_FLOW
+from rfjax.flow.solvers import GRIDS, SOLVERS, integrate
+from rfjax.flow.timesteps import DynamicShift
 from rfjax.models.base import Model
 from rfjax.parallel.mesh import num_batch_shards, put_whole, replicated
 from rfjax.types import Conditioning
@@ -34,19 +37,51 @@ class SampleConfig:
     Attributes:
       num_steps: solver steps from t = 1 to t = 0.
       solver: a name in `flow.solvers.SOLVERS`.
+      grid: a name in `flow.solvers.GRIDS`. If none is given, "diffusers" for the
+        rectified flow, so that pictures are those of the exported pipeline; "karras"
+        for edm(P_m,P_s), and "uniform" otherwise.
       guidance_scale: 1 is unguided; more follows the text more closely.
       shift: resolution shift of the step grid; 3 at 1024 px.
+      dynamic_shift: a shift that follows the size of the pictures, instead of `shift`.
       batch_size: examples at a time over all devices, to save memory.
     """
 
     num_steps: PositiveInt = 50
     solver: Annotated[str, OneOf(SOLVERS)] = "euler"
+    grid: Annotated[str, OneOf(GRIDS)] | None = None
     guidance_scale: NonNegativeFloat = 5.0
     shift: PositiveFloat = 1.0
+    dynamic_shift: DynamicShift | None = None
     batch_size: PositiveInt = 64
 
     def __post_init__(self):
         check_fields(self, section="sample")
+        if self.dynamic_shift is not None and self.shift != 1:
+            raise UserError(
+                "sample.shift must be 1 beside sample.dynamic_shift, got "
+                f"{self.shift}; leave one of them out."
+            )
+
+    def grid_for(self, formulation: Formulation) -> str | None:
+        """The grid of a formulation: that of diffusers where diffusers can sample.
+
+        Raises:
+          UserError: a grid that the formulation does not have.
+        """
+        is_rectified = formulation.path == RECTIFIED_FLOW
+        if self.grid == "diffusers" and not is_rectified:
+            raise UserError(
+                "sample.grid must not be diffusers for a path other than the rectified "
+                f"flow, got the objective {formulation}; leave it out, or choose "
+                "uniform."
+            )
+        return self.grid or ("diffusers" if is_rectified else None)
+
+    def shift_for(self, num_image_tokens: int) -> float:
+        """The shift of pictures of so many tokens."""
+        if self.dynamic_shift is None:
+            return self.shift
+        return self.dynamic_shift.shift(num_image_tokens)
 
 
 def sample_noise(
@@ -84,7 +119,7 @@ def sample_latents(
       conditioning: of the B examples, host arrays.
       unconditional: of the empty caption, one row shared by all examples.
       formulation: what the model was trained as.
-      config: steps, solver, guidance, shift, and how many at a time.
+      config: steps, solver, grid, guidance, shift, and how many at a time.
       mesh: where they are drawn.
 
     Returns:
@@ -110,8 +145,10 @@ def sample_latents(
             conditioning,
             num_steps=config.num_steps,
             solver=config.solver,
-            shift=config.shift,
+            shift=config.shift_for(model.config.num_image_tokens(noise.shape[1:])),
             formulation=formulation,
+            grid=config.grid_for(formulation),
+            use_dynamic_shifting=config.dynamic_shift is not None,
         ).latents
 
     num_examples = len(noise)

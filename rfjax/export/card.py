@@ -54,6 +54,21 @@ class Run:
         return self.config["sample"]["shift"]
 
     @property
+    def dynamic_shift(self) -> Mapping[str, Any] | None:
+        """Fields of the `DynamicShift` that takes the place of `shift`, if one does."""
+        return self.config["sample"].get("dynamic_shift")
+
+    @property
+    def scheduler(self) -> str:
+        """The scheduler of diffusers that solves as the run does, else by Euler.
+
+        diffusers has no Adams-Bashforth of flows, and no Heun with a dynamic shift.
+        """
+        is_heun = self.config["sample"]["solver"] == "heun"
+        kind = "Heun" if is_heun and self.dynamic_shift is None else "Euler"
+        return f"FlowMatch{kind}DiscreteScheduler"
+
+    @property
     def predicts_velocity(self) -> bool:
         """Whether the network predicts what flow-matching schedulers integrate."""
         formulation = formulations.parse(self.config["objective"])
@@ -105,7 +120,11 @@ def read_run(workdir: Path) -> Run:
                 )
             ),
         )
-        _ = run.shift, run.warnings  # checks the fields that are used later
+        _ = (
+            run.shift,
+            run.scheduler,
+            run.warnings,
+        )  # checks the fields that are used later
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"config.json, run.json and metrics.jsonl of workdir {workdir} must be "
@@ -188,7 +207,9 @@ def _facts(run: Run, *, weights: str, stored_as: str, step: int) -> dict[str, An
         "validation loss": _validation_text(run, validation, loss),
         "objective": run.config["objective"],
         "shift in training": run.config["shift"],
-        "shift in sampling": run.shift,
+        "solver in sampling": run.config["sample"]["solver"],
+        "grid in sampling": run.config["sample"].get("grid"),
+        "shift in sampling": run.dynamic_shift or run.shift,
         "guidance scale in sampling": run.config["sample"]["guidance_scale"],
         "written by": f"rfjax {run.record.get('code_version', '')}",
     }

@@ -27,10 +27,6 @@ PARTS = {
     "tokenizer_2": ("transformers", "CLIPTokenizer"),
     "tokenizer_3": ("transformers", "T5TokenizerFast"),
 }
-OWN_PARTS = {
-    "transformer": ("diffusers", "SD3Transformer2DModel"),
-    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
-}
 NEVER_USED = ("image_encoder", "feature_extractor")
 
 
@@ -87,11 +83,23 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def copy_parts(source: Path, folder: Path, parts: Sequence[str]) -> None:
-    """Copies parts into an export and writes its model_index.json."""
+def copy_parts(
+    source: Path, folder: Path, parts: Sequence[str], *, scheduler: str
+) -> None:
+    """Copies parts into an export and writes its model_index.json.
+
+    Args:
+      source: folder of the parts.
+      folder: of the export.
+      parts: those to copy.
+      scheduler: class of the scheduler that the export has.
+    """
     for part in parts:
         shutil.copytree(source / part, folder / part)
-    there = {part: PARTS[part] for part in parts} | OWN_PARTS
+    there = {part: PARTS[part] for part in parts} | {
+        "transformer": ("diffusers", "SD3Transformer2DModel"),
+        "scheduler": ("diffusers", scheduler),
+    }
     absent = {part: (None, None) for part in (*PARTS, *NEVER_USED) if part not in there}
     index = {"_class_name": "StableDiffusion3Pipeline", **there, **absent}
     (folder / "model_index.json").write_text(

@@ -116,9 +116,16 @@ def export_run(
                 read_leaf, run.model, folder / "transformer", dtype=dtype
             )
             if run.predicts_velocity:
-                write_scheduler(folder / "scheduler", shift=run.shift)
+                write_scheduler(
+                    folder / "scheduler",
+                    name=run.scheduler,
+                    shift=run.shift,
+                    dynamic_shift=run.dynamic_shift,
+                )
             if pipeline is not None:
-                pipelines.copy_parts(Path(pipeline), folder, parts)
+                pipelines.copy_parts(
+                    Path(pipeline), folder, parts, scheduler=run.scheduler
+                )
         else:
             path = folder / "model.safetensors"
             rounding = write_single_file(
@@ -214,14 +221,25 @@ def write_single_file(
     return rounding
 
 
-def write_scheduler(folder: Path, *, shift: float) -> None:
-    """Writes what `FlowMatchEulerDiscreteScheduler.from_pretrained` reads."""
+def write_scheduler(
+    folder: Path,
+    *,
+    shift: float,
+    name: str = "FlowMatchEulerDiscreteScheduler",
+    dynamic_shift: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what `from_pretrained` of a scheduler reads.
+
+    Args:
+      folder: to make.
+      shift: resolution shift.
+      name: class of the scheduler.
+      dynamic_shift: fields of a `DynamicShift`, used instead of `shift`.
+    """
     folder.mkdir()
-    scheduler = {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "num_train_timesteps": 1000,
-        "shift": shift,
-    }
+    scheduler = {"_class_name": name, "num_train_timesteps": 1000, "shift": shift}
+    if dynamic_shift is not None:
+        scheduler |= {"use_dynamic_shifting": True, **dynamic_shift}
     _write_json(folder / "scheduler_config.json", scheduler)
 
 

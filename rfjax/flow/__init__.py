@@ -24,13 +24,14 @@ from rfjax.flow.solvers import (
     integrate,
     step_grid,
 )
-from rfjax.flow.timesteps import resolution_shift, shift_timesteps
+from rfjax.flow.timesteps import DynamicShift, resolution_shift, shift_timesteps
 
 __all__ = [
     "GRIDS",
     "PAPER_SETTINGS",
     "REGISTRY",
     "SOLVERS",
+    "DynamicShift",
     "Formulation",
     "LossOutput",
     "SamplerSetting",

@@ -13,9 +13,10 @@ Step grids, `GRIDS`, all with num_steps + 1 timesteps from 1 to 0:
   t of equal log-SNR; for rf, linspace(1, 0) itself.
 - "karras": sigma = t / (1 - t) from 80 to 0.002, uniform in sigma^(1/7), then 0; the
   default of edm(P_m,P_s), whose uniform t would take too few steps at high noise.
-- "diffusers": what FlowMatchEulerDiscreteScheduler does, rectified flow only. It shifts
-  the ends of its grid twice: with shift 3 the last of 50 timesteps before 0 is 0.00893,
-  where one shift would give 0.00299.
+- "diffusers": what FlowMatchEulerDiscreteScheduler and FlowMatchHeunDiscreteScheduler
+  do, rectified flow only. They shift the ends of the grid twice: with shift 3 the last
+  of 50 timesteps before 0 is 0.00893, where one shift would give 0.00299. A dynamic
+  shift moves them once. Heun's last step, to 0, is one of Euler.
 
 The resolution shift moves any of them towards noise.
 """
@@ -81,6 +82,7 @@ def integrate(
     shift: float = 1.0,
     formulation: Formulation | None = None,
     grid: str | None = None,
+    use_dynamic_shifting: bool = False,
 ) -> Solution:
     """Integrates a velocity from noise at t = 1 to latents at t = 0. Can be jitted.
 
@@ -95,6 +97,8 @@ def integrate(
       shift: > 0, moves the grid towards noise; 1 leaves it unchanged.
       formulation: what the network was trained as; None is rf.
       grid: a key of `GRIDS`; None is "karras" for edm(P_m,P_s), else "uniform".
+      use_dynamic_shifting: whether `shift` follows the size of the image, as that of a
+        `DynamicShift`; decides how often "diffusers" shifts the ends of its grid.
 
     Raises:
       UserError: zero steps, unknown solver or grid, shift <= 0, or a grid that does
@@ -116,7 +120,13 @@ def integrate(
             f"solver must be one of {sorted(SOLVERS)}, got {solver!r}; choose 'euler'."
         )
     timesteps = jnp.asarray(
-        step_grid(num_steps, shift=shift, formulation=formulation, grid=grid),
+        step_grid(
+            num_steps,
+            shift=shift,
+            formulation=formulation,
+            grid=grid,
+            use_dynamic_shifting=use_dynamic_shifting,
+        ),
         dtype=noise.dtype,
     )
     step_sizes = jnp.diff(timesteps)
@@ -139,7 +149,8 @@ def integrate(
         return (latents + change, path_length + length, velocity), None
 
     start = noise, jnp.zeros(len(noise), noise.dtype), jnp.zeros_like(noise)
-    steps = Step(timesteps[:-1], step_sizes, growth)
+    is_last = jnp.arange(num_steps) == num_steps - 1
+    steps = Step(timesteps[:-1], step_sizes, growth, is_last & (grid == "diffusers"))
     (latents, path_length, _), _ = jax.lax.scan(advance, start, steps)
     return Solution(latents=latents, path_length=path_length)
 
@@ -151,11 +162,13 @@ class Step(NamedTuple):
       timestep: where it starts.
       size: change of the timestep, negative.
       growth: its size over that of the step before it; 0 on the first.
+      is_first_order: whether Heun's correction is left out.
     """
 
     timestep: jax.Array
     size: jax.Array
     growth: jax.Array
+    is_first_order: jax.Array
 
 
 _VelocityAt = Callable[[jax.Array, jax.Array], jax.Array]  # of latents at a timestep
@@ -177,7 +190,12 @@ def _heun(
     """Second order: averages the velocities at both ends of the step."""
     del previous
     velocity = velocity_at(latents, step.timestep)
-    end = velocity_at(latents + step.size * velocity, step.timestep + step.size)
+
+    def at_end() -> jax.Array:
+        """The velocity where a step of Euler would arrive."""
+        return velocity_at(latents + step.size * velocity, step.timestep + step.size)
+
+    end = jax.lax.cond(step.is_first_order, lambda: velocity, at_end)
     return step.size * (velocity + end) / 2, velocity
 
 
@@ -201,6 +219,7 @@ def step_grid(
     shift: float = 1.0,
     formulation: Formulation | None = None,
     grid: str | None = None,
+    use_dynamic_shifting: bool = False,
 ) -> jax.Array:
     """Returns the [num_steps + 1] timesteps that `integrate` visits, from 1 to 0.
 
@@ -223,28 +242,46 @@ def step_grid(
         raise UserError(
             f"num_steps must be at least 1, got {num_steps}; choose for example 50."
         )
-    return GRIDS[grid](num_steps, shift=shift, formulation=formulation)
+    return GRIDS[grid](
+        num_steps,
+        shift=shift,
+        formulation=formulation,
+        use_dynamic_shifting=use_dynamic_shifting,
+    )
 
 
 def _uniform_grid(
-    num_steps: int, *, shift: float, formulation: Formulation
+    num_steps: int,
+    *,
+    shift: float,
+    formulation: Formulation,
+    use_dynamic_shifting: bool,
 ) -> jax.Array:
     """Even in the t of the path."""
+    del use_dynamic_shifting
     path_timesteps = np.linspace(1, 0, num_steps + 1)[1:-1]
     return _with_ends(formulation.path.to_rectified(path_timesteps), shift=shift)
 
 
 def _karras_grid(
-    num_steps: int, *, shift: float, formulation: Formulation
+    num_steps: int,
+    *,
+    shift: float,
+    formulation: Formulation,
+    use_dynamic_shifting: bool,
 ) -> jax.Array:
     """Karras et al. 2022, arXiv:2206.00364, eq. 5."""
-    del formulation
+    del formulation, use_dynamic_shifting
     sigmas = np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), num_steps) ** 7
     return _with_ends((sigmas / (1 + sigmas))[1:], shift=shift)
 
 
 def _diffusers_grid(
-    num_steps: int, *, shift: float, formulation: Formulation
+    num_steps: int,
+    *,
+    shift: float,
+    formulation: Formulation,
+    use_dynamic_shifting: bool,
 ) -> jax.Array:
     """That of FlowMatchEulerDiscreteScheduler."""
     if formulation.path != RECTIFIED_FLOW:
@@ -252,7 +289,9 @@ def _diffusers_grid(
             "grid 'diffusers' integrates rectified flow only, because that scheduler "
             f"supports no other path, got {formulation}; choose grid 'uniform'."
         )
-    last = shift_timesteps(1 / 1000, shift=shift)  # of 1000 training timesteps
+    last = 1 / 1000  # of 1000 training timesteps
+    if not use_dynamic_shifting:
+        last = shift_timesteps(last, shift=shift)
     timesteps = shift_timesteps(np.linspace(1, last, num_steps), shift=shift)
     return jnp.append(timesteps, 0)
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logit, ndtr, ndtri
 
 from rfjax.errors import UserError
+from rfjax.value_types import PositiveInt, Real, check_fields
 
 # Beyond it Eq. 20 is no longer monotone, so t would have no density.
 MODE_SCALE_MAX = 2 / (math.pi - 2)
@@ -266,6 +267,49 @@ def resolution_shift(*, num_pixels: int, reference_num_pixels: int) -> float:
     require_positive("num_pixels", num_pixels)
     require_positive("reference_num_pixels", reference_num_pixels)
     return math.sqrt(num_pixels / reference_num_pixels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DynamicShift:
+    """A resolution shift that follows the number of tokens of an image.
+
+    Its logarithm, mu, is linear in the number of tokens. The names, the defaults and
+    the formula are those of FlowMatchEulerDiscreteScheduler in diffusers, with
+    use_dynamic_shifting.
+
+    Attributes:
+      base_shift: mu at `base_image_seq_len` tokens.
+      max_shift: mu at `max_image_seq_len` tokens.
+      base_image_seq_len: tokens of the smaller reference image, 256 px in SD3.
+      max_image_seq_len: tokens of the larger one, 1024 px in SD3.
+    """
+
+    base_shift: Real = 0.5
+    max_shift: Real = 1.15
+    base_image_seq_len: PositiveInt = 256
+    max_image_seq_len: PositiveInt = 4096
+
+    def __post_init__(self):
+        check_fields(self, section="sample.dynamic_shift")
+        if self.base_image_seq_len >= self.max_image_seq_len:
+            raise UserError(
+                "sample.dynamic_shift.base_image_seq_len must be below "
+                f"max_image_seq_len, got {self.base_image_seq_len} and "
+                f"{self.max_image_seq_len}; choose for example 256 and 4096."
+            )
+
+    def shift(self, num_image_tokens: int) -> float:
+        """The shift, exp(mu), of an image of so many tokens.
+
+        Example:
+          >>> round(DynamicShift().shift(4096), 4)
+          3.1582
+        """
+        slope = (self.max_shift - self.base_shift) / (
+            self.max_image_seq_len - self.base_image_seq_len
+        )
+        mu = self.base_shift + slope * (num_image_tokens - self.base_image_seq_len)
+        return math.exp(mu)
 
 
 def require_positive(field: str, value: float) -> None:

@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file
 
+from rfjax.evaluation.sample import SampleConfig, sample_latents
 from rfjax.export import load, save
-from rfjax.flow.solvers import integrate
+from rfjax.flow.formulations import parse
+from rfjax.flow.timesteps import DynamicShift
 from rfjax.models import make_model
 from rfjax.models.mmdit import torch_names
+from rfjax.parallel.mesh import MeshConfig, make_mesh
 from rfjax.types import Conditioning
 
 pytestmark = [
@@ -237,35 +241,66 @@ def test_import_from_diffusers(torch, tmp_path, depth, qk_norm, dual):
     assert difference(ours(config, leaves, args), expected) > 100 * TOLERANCE
 
 
-def test_the_same_latents_after_20_steps(torch, make_config, make_leaves, tmp_path):
-    """FlowMatchEulerDiscreteScheduler + exported transformer, from the same noise."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"shift": 3.0},
+        {"shift": 3.0, "solver": "heun"},
+        {"dynamic_shift": DynamicShift(base_image_seq_len=8, max_image_seq_len=32)},
+    ],
+    ids=["euler", "heun", "dynamic"],
+)
+def test_samples_are_those_of_the_exported_pipeline(
+    torch, make_config, make_run, make_leaves, tmp_path, sampling
+):
+    """diffusers' scheduler and the exported transformer, guided, from the same noise.
 
-    config, shift = make_config(qk_norm=True), 3.0
-    leaves = make_leaves(config)
-    save.write_diffusers(
-        leaves.__getitem__, make_model(config), tmp_path / "transformer"
+    With the settings of the run, which name no grid.
+    """
+    import diffusers
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
+        calculate_shift,
     )
-    save.write_scheduler(tmp_path / "scheduler", shift=shift)
-    model = from_folder(tmp_path / "transformer")
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "scheduler")
-    scheduler.set_timesteps(20)
-    noise, _, conditioning = inputs(config, *NON_SQUARE)
+
+    config = make_config(qk_norm=True)
+    sampling = SampleConfig(num_steps=6, guidance_scale=7.0, **sampling)
+    report = save.export_run(make_run(config, sample=sampling), out=tmp_path / "export")
+    model = from_folder(report.out / "transformer")
+    path = report.out / "scheduler"
+    name = json.loads((path / "scheduler_config.json").read_text())["_class_name"]
+    scheduler = getattr(diffusers, name).from_pretrained(path)
+    mu = {}
+    if sampling.dynamic_shift is not None:
+        # 6 x 10 latents in patches of 2: 15 tokens.
+        fields = dataclasses.astuple(sampling.dynamic_shift)
+        mu["mu"] = calculate_shift(15, *fields[2:], *fields[:2])
+    scheduler.set_timesteps(sampling.num_steps, **mu)
+    noise, _, texts = inputs(config, *NON_SQUARE)
+    empty = jax.tree.map(lambda leaf: leaf[:1] / 2, texts)
 
     latents = torch.from_numpy(noise)
     for timestep in scheduler.timesteps:
         timesteps = np.full(2, timestep / 1000, np.float32)
-        velocity = theirs(torch, model, (latents.numpy(), timesteps, conditioning))
-        latents = scheduler.step(
-            torch.from_numpy(velocity), timestep, latents
-        ).prev_sample
+        captioned, uncaptioned = (
+            theirs(torch, model, (latents.numpy(), timesteps, side))
+            for side in (texts, jax.tree.map(lambda leaf: leaf.repeat(2, 0), empty))
+        )
+        velocity = uncaptioned + 7.0 * (captioned - uncaptioned)
+        step = scheduler.step(torch.from_numpy(velocity), timestep, latents)
+        latents = step.prev_sample
 
-    network = make_model(config).bind(traverse_util.unflatten_dict(leaves, sep="/"))
+    def draw(**changes):
+        return sample_latents(
+            make_model(config),
+            traverse_util.unflatten_dict(make_leaves(config, seed=1), sep="/"),
+            noise,
+            texts,
+            unconditional=empty,
+            formulation=parse("rf"),
+            config=dataclasses.replace(sampling, **changes),
+            mesh=make_mesh(MeshConfig(), devices=jax.devices()[:1]),
+        )
 
-    def solve(grid):
-        solver = functools.partial(integrate, network, num_steps=20, grid=grid)
-        solution = jit(functools.partial(solver, shift=shift))(noise, conditioning)
-        return np.asarray(solution.latents)
-
-    assert difference(solve("diffusers"), latents.numpy()) < 1e-4
-    assert difference(solve("uniform"), latents.numpy()) > 1e-3
+    assert difference(draw(), latents.numpy()) < 2e-3 * np.abs(latents.numpy()).max()
+    if sampling.solver == "euler" and not mu:
+        assert difference(draw(grid="uniform"), latents.numpy()) > 0.1  # control

@@ -12,7 +12,7 @@ from jax.scipy.special import ndtri
 from rfjax.flow.formulations import parse
 from rfjax.flow.path import LDM_LINEAR
 from rfjax.flow.solvers import GRIDS, PAPER_SETTINGS, SOLVERS, integrate, step_grid
-from rfjax.flow.timesteps import shift_timesteps
+from rfjax.flow.timesteps import DynamicShift, shift_timesteps
 
 STD = 0.3
 
@@ -215,6 +215,60 @@ def test_diffusers_grid_is_that_of_diffusers():
         grid = step_grid(num_steps, shift=shift, grid="diffusers")
         np.testing.assert_allclose(grid, scheduler.sigmas.numpy(), atol=1e-6)
     assert np.abs(step_grid(28) - step_grid(28, grid="diffusers")).max() > 1e-3
+    # A dynamic shift: mu from the size of the image.
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
+        calculate_shift,
+    )
+
+    dynamic = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    for num_tokens in (256, 1000, 4096, 9216):
+        dynamic.set_timesteps(28, mu=calculate_shift(num_tokens))
+        shift = DynamicShift().shift(num_tokens)
+        grids = [
+            step_grid(28, shift=shift, grid="diffusers", use_dynamic_shifting=once)
+            for once in (True, False)
+        ]
+        np.testing.assert_allclose(grids[0], dynamic.sigmas.numpy(), atol=1e-6)
+        assert np.abs(grids[0] - grids[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7])
+def test_heun_ends_as_that_of_diffusers(num_steps):
+    """Its last step is one of Euler: 2 n - 1 calls of the network in n steps."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch = pytest.importorskip("torch")
+        diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(num_steps)
+    noise = np.linspace(-2, 2, 8, dtype=np.float32).reshape(2, 2, 2, 1)
+    latents = torch.from_numpy(noise)
+    for timestep in scheduler.timesteps:
+        t = np.full(2, timestep / 1000, np.float32)
+        velocity = np.array(_two_modes(jnp.asarray(latents.numpy()), t, None))
+        step = scheduler.step(torch.from_numpy(velocity), timestep, latents)
+        latents = step.prev_sample
+    assert len(scheduler.timesteps) == 2 * num_steps - 1
+
+    def solve(**options):
+        return integrate(
+            _two_modes, jnp.asarray(noise), None, num_steps=num_steps, shift=3.0,
+            **options,
+        ).latents  # fmt: skip
+
+    drawn = solve(solver="heun", grid="diffusers")
+    np.testing.assert_allclose(drawn, latents.numpy(), atol=1e-5)
+    others = [solve(solver="heun"), solve(solver="adams_bashforth", grid="diffusers")]
+    if num_steps > 1:  # one step of any is one of Euler
+        for other in others:
+            assert np.abs(other - latents.numpy()).max() > 1e-3
+
+
+def test_dynamic_shift_is_checked():
+    with pytest.raises(ValueError, match="base_image_seq_len must be below max_im"):
+        DynamicShift(base_image_seq_len=4096)
+    with pytest.raises(ValueError, match="max_shift must be finite, got nan"):
+        DynamicShift(max_shift=float("nan"))
 
 
 def test_diffusers_grid_shifts_its_ends_twice():
