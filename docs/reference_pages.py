@@ -38,7 +38,14 @@ PAGES = {
     "train": ("Training", ("train",)),
     "checkpoint": (
         "Checkpoints and files",
-        ("checkpoint", "run_folder", "checksums", "whole_files", "stopping"),
+        (
+            "checkpoint",
+            "run_folder",
+            "checksums",
+            "whole_files",
+            "partial_files",
+            "stopping",
+        ),
     ),
     "evaluation": ("Evaluation", ("evaluation", "timestep_levels")),
     "scaling": ("Scaling study", ("scaling",)),

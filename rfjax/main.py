@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from absl import logging
 
-from rfjax import __version__, stopping, whole_files
+from rfjax import __version__, partial_files, stopping
 from rfjax.commands import COMMANDS, command_line
 from rfjax.cpu import restart_with_huge_pages
 from rfjax.errors import UserError, describe_refusal
@@ -111,7 +111,7 @@ def _print_result(name: str, args: Sequence[str]) -> int:
 
 def _end_process(status: int) -> NoReturn:
     """Exits without library teardown, which a signal may have left half done."""
-    whole_files.remove_unfinished()
+    partial_files.remove_unfinished()
     if "jax" in sys.modules:
         from rfjax.parallel import processes
 

@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from rfjax import whole_files
+from rfjax import partial_files
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 EXIT_STATUSES = tuple(128 + number for number in SIGNALS)
@@ -149,7 +149,7 @@ class StopSignals:
             with contextlib.suppress(Exception):
                 function()
         with contextlib.suppress(OSError):
-            whole_files.remove_unfinished()
+            partial_files.remove_unfinished()
         _say(str(Stopped(number)))
         os._exit(128 + number)
 

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders that appear complete or not at all, even if the process is killed.
 
+Every command calls a `check_` function here before it works: what can be refused is
+refused then, in one line. Links are followed, and stay links. What is no regular file
+(a device, a pipe, standard output) is written to, never replaced.
+
 Nothing is ever removed here that was not written here: unfinished files get a name
 that is otherwise unused, and a folder is replaced only if every file in it is known.
 """
@@ -8,41 +12,49 @@ that is otherwise unused, and a folder is replaced only if every file in it is k
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
-import secrets
+import re
 import shutil
-from collections.abc import Collection, Iterator
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from rfjax import partial_files
 from rfjax.errors import UserError, needing_room
 
-# What is being written, for a process that exits without leaving its blocks.
-_unfinished: set[Path] = set()
+# In the folder of every new file system of some kinds.
+_OF_THE_SYSTEM = ("lost+found",)
+_OPEN_FILES = re.compile(r"/proc/(\d+)(/task/\d+)?/fd")
 
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yields a path to write to, next to `path`, whose file replaces it at the end.
+    """Yields a path to write to, whose file replaces that at `path` at the end.
 
     If the block raises, `path` stays as it was and nothing else is left. A link stays a
     link: the file it points to is replaced. What is not a regular file (a pipe,
-    /dev/null) is written to directly.
+    /dev/null, /dev/stdout even if it is redirected to a file) is written to at the end.
 
     Raises:
       StorageError: the disk is full, limited or broken.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        yield path
+    if _is_stream(path):
+        # Pictures are in the format that their name ends with; here it may have none.
+        name = path.name if path.suffix else f"{path.name}.png"
+        folder = Path(tempfile.gettempdir())
+        with partial_files.new_file(folder / name) as partial:
+            with needing_room(name, folder):
+                yield partial
+            _send(partial, path)
         return
-    if path.is_symlink():
-        path = path.resolve()
-    # Has the suffix of the file, by which writers of pictures choose their format.
-    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
-    with needing_room(path.name, path.parent), _removing(partial):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = _followed(path)
+    with needing_room(path.name, path.parent), partial_files.new_file(path) as partial:
         yield partial
         os.replace(partial, path)
 
@@ -86,24 +98,35 @@ def check_writable(
     """Raises UserError, before any work, if a file cannot be written at a path.
 
     Args:
-      path: of the file; None is accepted.
+      path: of the file; None is accepted, and so is anything that can be written to.
       field: what the user calls the path.
-      suffixes: that its name may end with, in lower case; empty: any.
+      suffixes: that its name may end with, in lower case; empty: any. A stream without
+        an ending takes the first.
     """
     if path is None:
         return
     path = Path(path)
+    if str(path) == "-":
+        raise UserError(
+            f"{field} must be a file, got '-'; write /dev/stdout for standard output."
+        )
     if not path.name or path.is_dir():
         raise UserError(f"{field} must be a file, got {str(path)!r}; name one in it.")
+    is_stream = _is_stream(path)
     if suffixes and path.suffix.lower() not in suffixes:
-        raise UserError(
-            f"{field} must end with {' or '.join(suffixes)}, got {path}; rename it."
-        )
-    above = next(each for each in (*path.parents, Path(".")) if each.exists())
-    if not above.is_dir():
-        raise UserError(f"{field} must be in a folder, got {path}: {above} is a file.")
-    if not os.access(path if path.exists() else above, os.W_OK):
+        if path.suffix or not is_stream:
+            raise UserError(
+                f"{field} must end with {' or '.join(suffixes)}, got {path}; rename it."
+            )
+    if is_stream:
+        _check_stream(path, field=field)
+        return
+    target = _followed(path)
+    if target.is_symlink():
+        raise UserError(f"{field} must be a file, got {path}, a link to itself.")
+    if target.exists() and not os.access(target, os.W_OK):
         raise UserError(f"{field} must be writable, got {path}: permission denied.")
+    _check_can_make(target, path, field=field)
 
 
 def unused(path: Path | str) -> Path:
@@ -117,60 +140,41 @@ def unused(path: Path | str) -> Path:
 
 
 def check_free(path: Path | str, *, field: str) -> None:
-    """Raises UserError unless `path` is absent or an empty folder."""
-    path = Path(path)
-    check_not_around(path, field=field)
-    if path.is_symlink():
-        raise UserError(
-            f"{field} must be a new or empty folder, got {path}, a link to "
-            f"{os.readlink(path)}; name the folder itself, or another."
-        )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(
-            f"{field} must be a new or empty folder, got {path}; choose another name, "
-            "or delete it."
-        )
+    """Raises UserError unless a folder can be made at `path`, or is there and empty.
+
+    What a killed process left unfinished there is removed.
+    """
+    target = _folder_at(path, field=field)
+    _check_holds_only(target, (), path, field=field)
+    _check_can_make(target, Path(path), field=field)
+
+
+def check_replaceable(
+    path: Path | str, *, files_of: Callable[[Path], Collection[str]], field: str
+) -> Collection[str]:
+    """As `check_free`, of a folder that an earlier call may have written.
+
+    Args:
+      path: absent, or a folder that holds nothing but such files.
+      files_of: names of the files that an earlier call wrote, given the folder.
+      field: what the user calls the path.
+
+    Returns:
+      The names of those files.
+    """
+    target = _folder_at(path, field=field)
+    files = files_of(target)
+    _check_holds_only(target, files, path, field=field)
+    _check_can_make(target, Path(path), field=field)
+    return files
 
 
 def check_not_around(path: Path | str, *, field: str) -> None:
     """Raises UserError if `path` is the current folder or one of its parents."""
-    if Path(path).name in ("", "..") or Path.cwd().is_relative_to(Path(path).resolve()):
+    if Path(path).name in ("", "..") or Path.cwd().is_relative_to(_followed(path)):
         raise UserError(
             f"{field} must not be the current folder or one of its parents, got {path}"
             "; name its own folder."
-        )
-
-
-def check_replaceable(path: Path | str, *, files: Collection[str], field: str) -> None:
-    """Raises UserError unless a folder may be replaced, naming what prevents it.
-
-    Args:
-      path: absent, or a folder that holds nothing but regular files named in `files`.
-      files: names of files that an earlier call wrote there.
-      field: what the user calls the path.
-    """
-    path = Path(path)
-    check_not_around(path, field=field)
-    if path.is_symlink():
-        raise UserError(
-            f"{field} must be a folder, got {path}, a link to {os.readlink(path)}; "
-            "name the folder itself, or another."
-        )
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{field} must be a folder, got the file {path}.")
-    _refuse_foreign(path, path, files=files, field=field)
-
-
-def _refuse_foreign(
-    folder: Path, path: Path, *, files: Collection[str], field: str
-) -> None:
-    """Raises UserError if a folder, which the user knows as `path`, holds others."""
-    foreign = _foreign(folder, files)
-    if foreign:
-        raise UserError(
-            f"{field} {path} exists and holds files that no earlier report wrote "
-            f"({', '.join(foreign[:3])}{', ...' if foreign[3:] else ''}); choose "
-            "another folder. Nothing was changed."
         )
 
 
@@ -182,76 +186,187 @@ def new_folder(
     field: str = "out",
     num_bytes: int | None = None,
 ) -> Iterator[Path]:
-    """Yields a folder to fill, next to `path`, that takes its name at the end.
+    """Yields a folder to fill, of the name of `path`, that takes its place at the end.
 
-    If the block raises, nothing of it is left.
+    A folder that exists is filled in place, since it may be a mount point, and what may
+    be written to may be it alone: its files come from a hidden folder in it, and files
+    that say what it holds come last. If the block raises, nothing is left.
 
     Args:
-      path: folder to make. When the block ends, it must be absent, an empty folder
-        (OSError otherwise), or a folder of the files `replaces`, which are removed.
+      path: folder to make. It must be absent, an empty folder, or a folder of the files
+        `replaces`, of which none stays.
       replaces: names of files that an earlier call wrote.
       field: what the user calls the path.
       num_bytes: that the folder takes, for the error if there is no room.
 
     Raises:
-      UserError: the folder to replace holds anything else; it stays as it is.
+      UserError: the folder holds anything else, or came to hold what a new file would
+        replace; it stays as it is.
       StorageError: the disk is full, limited or broken.
+      OSError: files were put there that was absent before; they stay.
     """
-    path = Path(path).parent.resolve() / Path(path).name
-    partial = _beside(path, "partial")
-    room = needing_room(path.name, path.parent, num_bytes=num_bytes)
-    with room, _removing(partial):
-        partial.mkdir(parents=True)
-        yield partial
-        if replaces and path.exists():
-            _replace_folder(path, partial, files=replaces, field=field)
-        else:
-            os.replace(partial, path)
+    target = _folder_at(path, field=field)
+    _check_holds_only(target, replaces, path, field=field)
+    is_there = target.is_dir()
+    place = target if is_there else target.parent
+    room = needing_room(target.name, place, num_bytes=num_bytes)
+    with room, partial_files.new_folder(target) as content:
+        yield content
+        if not is_there:
+            os.replace(content, target)
+            return
+        new = set(os.listdir(content))
+        if replaces:
+            _check_holds_only(target, replaces, path, field=field)
+        elif taken := sorted(new.intersection(_foreign(target, ()))):
+            # Any other file may have come: hours of work go beside it.
+            raise UserError(
+                f"{field} {_shown(path)} came to hold {_listed(taken)} of another; "
+                "choose another folder. Nothing was changed."
+            )
+        for name in set(replaces) - new:
+            (target / name).unlink(missing_ok=True)
+        partial_files.move_content(content)
 
 
-def remove_unfinished() -> None:
-    """Removes what this process has not finished writing, before an immediate exit."""
-    for partial in list(_unfinished):
-        _remove(partial)
+def _followed(path: Path | str) -> Path:
+    """The path behind all links, whether or not anything is there."""
+    return Path(os.path.realpath(path))
 
 
-@contextlib.contextmanager
-def _removing(partial: Path) -> Iterator[None]:
-    """Removes a file or folder of ours, if it still exists after the block."""
-    _unfinished.add(partial)
-    try:
-        yield
-    finally:
-        _remove(partial)
-        if not partial.exists():  # a thread may still have written to it
-            _unfinished.discard(partial)
+def _shown(path: Path | str) -> str:
+    """The path as given, with the target if it is a link."""
+    link = Path(path).is_symlink()
+    return f"{path}, a link to {_followed(path)}," if link else str(path)
 
 
-def _remove(partial: Path) -> None:
-    """Removes a file or a folder that this process wrote."""
-    if partial.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-    else:
-        partial.unlink(missing_ok=True)
+def _listed(names: Collection[str]) -> str:
+    """The first of some names."""
+    names = list(names)
+    return f"{', '.join(names[:3])}{', ...' if names[3:] else ''}"
 
 
-def _replace_folder(
-    path: Path, new: Path, *, files: Collection[str], field: str
+def _folder_at(path: Path | str, *, field: str) -> Path:
+    """Where a folder is to be, behind links; nobody else may be writing it."""
+    check_not_around(path, field=field)
+    target = _followed(path)
+    if os.path.lexists(target) and not target.is_dir():
+        what = "a link to itself" if target.is_symlink() else "a file"
+        raise UserError(
+            f"{field} must be a new or empty folder, got {path}, {what}; name another."
+        )
+    # What a killed process left may be in the folder, or where it was to be.
+    if any([partial_files.clear_dead(p) for p in (target, target / target.name)]):
+        raise UserError(
+            f"{field} must not be in use, got {path}, which another process is writing "
+            "now; wait for it to end, or name another."
+        )
+    return target
+
+
+def _check_holds_only(
+    folder: Path, files: Collection[str], path: Path | str, *, field: str
 ) -> None:
-    """Puts a folder in the place of one that holds nothing but `files`."""
-    old = _beside(path, "replaced")
+    """Raises UserError if a folder, which the user knows as `path`, holds others."""
+    held = _foreign(folder, files)
+    if held and files:
+        raise UserError(
+            f"{field} {_shown(path)} exists and holds files that no earlier report "
+            f"wrote ({_listed(held)}); choose another folder. Nothing was changed."
+        )
+    if held:
+        raise UserError(
+            f"{field} must be a new or empty folder, got {_shown(path)} with "
+            f"{_listed(held)}; choose another name, or delete it."
+        )
+
+
+def _check_can_make(target: Path, path: Path, *, field: str) -> None:
+    """Raises UserError unless a file or folder can be made at `target`.
+
+    Args:
+      target: where the user's `path` leads.
+      path: for messages.
+      field: what the user calls the path.
+    """
+    above = target if target.is_dir() else target.parent
+    while not os.path.lexists(above):
+        above = above.parent
+    if not above.is_dir():
+        raise UserError(f"{field} must be in a folder, got {path}: {above} is a file.")
+    for name in target.relative_to(above).parts:
+        if len(os.fsencode(name)) > partial_files.LONGEST_NAME:
+            raise UserError(
+                f"{field} must have names of at most {partial_files.LONGEST_NAME} "
+                f"bytes, got {name[:20]}... of {len(os.fsencode(name))}; shorten it."
+            )
     try:
-        os.rename(path, old)
-        # Checked under a name that no other process adds files to.
-        _refuse_foreign(old, path, files=files, field=field)
-        os.rename(new, path)
-    except BaseException:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
-        raise
-    for entry in sorted(old.iterdir()):
-        entry.unlink()
-    old.rmdir()
+        # Permissions, read-only disks and /proc each have their own rules: try it.
+        with partial_files.new_file(above / (target.name or "new")):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{field} must be where files can be made, got {path}: {error.strerror} "
+            f"in {above}; choose another folder, or change that."
+        ) from error
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is to be written to as it is: no regular file, or an open one."""
+    is_special = path.exists() and not path.is_file() and not path.is_dir()
+    return is_special or _open_file(path) is not None
+
+
+def _open_file(path: Path) -> tuple[int, int] | None:
+    """(process, descriptor) if a path names an open file, as /dev/stdout does."""
+    for _ in range(40):  # links that the system follows, at most
+        folder = re.fullmatch(_OPEN_FILES, os.path.realpath(path.parent))
+        if folder and path.name.isdecimal():
+            return int(folder[1]), int(path.name)
+        if not path.is_symlink():
+            return None
+        path = path.parent / os.readlink(path)
+    return None
+
+
+def _check_stream(path: Path, *, field: str) -> None:
+    """Raises UserError unless something can be written to a stream."""
+    process, number = _open_file(path) or (0, -1)
+    try:
+        if process == os.getpid():
+            # The files that this process opened itself are not the user's.
+            mode = os.fstat(number).st_mode if os.get_inheritable(number) else 0
+            access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+            can_write = stat.S_IFMT(mode) and access != os.O_RDONLY
+            is_socket = False
+        else:
+            mode = path.stat().st_mode
+            can_write = os.access(path, os.W_OK)
+            is_socket = stat.S_ISSOCK(mode)
+    except OSError:
+        raise UserError(
+            f"{field} must be an open file, got {path}, which is none; name a file."
+        ) from None
+    if stat.S_ISBLK(mode) or is_socket:
+        what = "a socket" if is_socket else "a disk"
+        raise UserError(f"{field} must be a file, got {path}, {what}; name a file.")
+    if not can_write or stat.S_ISDIR(mode):
+        raise UserError(
+            f"{field} must be open for writing, got {path}, which is not; name a file."
+        )
+
+
+def _send(source: Path, path: Path) -> None:
+    """Writes the bytes of a file to a stream, after all that was written before."""
+    process, number = _open_file(path) or (0, -1)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if process == os.getpid():
+        target = os.dup(number)  # opened again, it would begin at the start of the file
+    else:
+        target = os.open(path, os.O_WRONLY | os.O_APPEND)
+    with open(target, "wb") as out, source.open("rb") as written:
+        shutil.copyfileobj(written, out)
 
 
 def _foreign(folder: Path, files: Collection[str]) -> list[str]:
@@ -261,10 +376,7 @@ def _foreign(folder: Path, files: Collection[str]) -> list[str]:
     return sorted(
         entry.name
         for entry in os.scandir(folder)
-        if entry.name not in files or not entry.is_file(follow_symlinks=False)
+        if not (entry.name in files and entry.is_file(follow_symlinks=False))
+        and entry.name not in _OF_THE_SYSTEM
+        and not partial_files.is_partial(entry.name)
     )
-
-
-def _beside(path: Path, what: str) -> Path:
-    """An unused name in the same folder."""
-    return path.with_name(f".{path.name}.{what}-{secrets.token_hex(4)}")

@@ -92,8 +92,9 @@ def run_fit(
     if (runs is None) == (table is None):
         raise UserError("give exactly one of runs (a folder) and table (a CSV).")
     out = Path(out)
-    earlier_files = _files_of_report(out)
-    whole_files.check_replaceable(out, files=earlier_files, field="out")
+    earlier_files = whole_files.check_replaceable(
+        out, files_of=_files_of_report, field="out"
+    )
     if runs is not None:
         rows = runs_table.load_runs(runs)
         loss = loss or runs_table.DEFAULT_LOSS
