@@ -8,7 +8,6 @@ may only agree. Only safetensors are read; no code in a file is ever run.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from rfjax.errors import MissingFileError, UserError
-from rfjax.export import checks, save, tensor_file
+from rfjax import whole_files
+from rfjax.errors import UserError
+from rfjax.export import checks, foreign_models, save, tensor_file, weight_files
+from rfjax.export.stored_weights import TensorFiles
 from rfjax.models import BACKBONES, DEFAULT_KIND, BackboneConfig, Model, make_model
 from rfjax.models.torch_format import TorchFormat
 
@@ -36,7 +37,7 @@ class Weights:
     model: Model
     fields: tuple[str, ...]
     positions: np.ndarray | None
-    _files: tensor_file.TensorFiles
+    _files: TensorFiles
     _layout: str
 
     @property
@@ -74,14 +75,13 @@ def open_weights(
     torch = BACKBONES[kind].torch_format()
     checks.check_choice("format", layout, torch.layouts)
     source = Path(source)
-    paths, claims = _find_files(source, layout)
-    files = tensor_file.TensorFiles(paths)
-    shapes = _network_shapes(files, torch, layout, source)
-    inferred = torch.infer(shapes, layout=layout, source=source)
+    tensors, folder = weight_files.open_files(source, layout=layout)
+    files = _open_network(tensors, torch, layout=layout, source=source)
+    claims = _read_claims(folder) if layout == "diffusers" else {}
+    inferred = torch.infer(files.shapes, layout=layout, source=source)
     _check_claims(claims, torch.diffusers_config(inferred.config), source)
     expected = save.file_shapes(make_model(inferred.config), layout=layout)
-    checks.check_shapes(shapes, expected, where=str(source))
-    _check_dtypes(files, shapes, source)
+    checks.check_shapes(files.shapes, expected, where=str(source))
     inferred = torch.infer_buffers(files, inferred, layout=layout, claims=claims)
     return Weights(
         make_model(inferred.config),
@@ -122,65 +122,56 @@ def merge_model_fields(
     return {**decided, **given}
 
 
-def _find_files(source: Path, layout: str) -> tuple[list[Path], dict[str, Any]]:
-    """The files of the weights, and the config.json beside them ({} without)."""
-    if not source.exists():
-        raise MissingFileError(f"{source} does not exist; give a file or a folder.")
-    folder = source.parent if source.is_file() else source
-    if source.is_file():
-        paths = [source]
-    else:
-        if layout == "diffusers" and (source / "transformer").is_dir():
-            folder = source / "transformer"
-        paths = _weights_in(folder)
-    config = folder / "config.json"
-    has_claims = layout == "diffusers" and config.is_file()
-    return paths, _read_json(config) if has_claims else {}
+def _open_network(
+    tensors: Mapping[str, tensor_file.StoredTensor],
+    torch: TorchFormat,
+    *,
+    layout: str,
+    source: Path,
+) -> TensorFiles:
+    """The tensors of the network alone, by the names that the layout gives them.
 
-
-def _weights_in(folder: Path) -> list[Path]:
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    paths = sorted(folder.glob("*.safetensors"))
-    if len(indices) == 1:
-        weight_map = _read_json(indices[0]).get("weight_map", {})
-        return [folder / name for name in sorted(set(weight_map.values()))]
-    if len(paths) == 1:
-        return paths
-    if paths:
-        raise UserError(
-            f"{folder} must hold one safetensors file, or several and one index, got "
-            f"{', '.join(path.name for path in paths)}; give the file itself."
-        )
-    for path in sorted(folder.iterdir()):
-        tensor_file.refuse_pickle(path)
-    raise MissingFileError(f"{folder} holds no *.safetensors; give another folder.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} must be JSON: {error}; download it again.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object; download it again.")
-    return value
-
-
-def _network_shapes(
-    files: tensor_file.TensorFiles, torch: TorchFormat, layout: str, source: Path
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of the network; a single file may hold other parts too."""
-    probe = torch.probe[layout]
-    if probe not in files.shapes:
-        others = [name for name in torch.layouts if torch.probe[name] in files.shapes]
+    In a file they may begin with anything: a single file holds other parts too, and
+    tools save the network without a prefix, or with one of their own.
+    """
+    found = {name: _prefixes(tensors, torch, name) for name in torch.layouts}
+    if not found[layout]:
+        foreign_models.refuse(tensors, source=source)
+        others = [name for name in torch.layouts if found[name]]
         remedy = (
             f"use format {others[0]!r}" if others else "choose weights of this backbone"
         )
         raise UserError(
-            f"{source} must hold {probe} to be of format {layout!r}; {remedy}."
+            f"{source} must hold {torch.probe[layout]} to be of format {layout!r}; "
+            f"{remedy}."
         )
-    prefix = torch.prefix[layout]
-    return {n: shape for n, shape in files.shapes.items() if n.startswith(prefix)}
+    own = torch.prefix[layout]
+    if len(found[layout]) > 1 and own not in found[layout]:
+        raise UserError(
+            f"{source} must hold one network, got several, whose names begin with "
+            f"{', '.join(map(repr, found[layout]))}; keep one of them."
+        )
+    prefix = own if own in found[layout] else found[layout][0]
+    network = {
+        own + name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    foreign_models.refuse(network, source=source)
+    return TensorFiles(network, prefix=own)
+
+
+def _prefixes(names: Iterable[str], torch: TorchFormat, layout: str) -> list[str]:
+    """What stands before the names of each network of a layout."""
+    probe = torch.probe[layout].removeprefix(torch.prefix[layout])
+    ends = [name.removesuffix(probe) for name in names if name.endswith(probe)]
+    return sorted(prefix for prefix in ends if prefix == "" or prefix.endswith("."))
+
+
+def _read_claims(folder: Path) -> dict[str, Any]:
+    """The config.json beside the weights, {} if there is none."""
+    path = folder / "config.json"
+    return whole_files.read_json(path) if path.is_file() else {}
 
 
 def _check_claims(
@@ -202,20 +193,7 @@ def _check_claims(
         )
 
 
-def _check_dtypes(
-    files: tensor_file.TensorFiles, shapes: Iterable[str], source: Path
-) -> None:
-    wrong = [n for n in sorted(shapes) if files.dtypes[n] not in tensor_file.DTYPES]
-    if wrong:
-        raise UserError(
-            f"{source} must hold {', '.join(tensor_file.DTYPES)}, got "
-            f"{files.dtypes[wrong[0]]} for {wrong[0]}; convert the weights first."
-        )
-
-
-def _read_params(
-    files: tensor_file.TensorFiles, model: Model, layout: str
-) -> dict[str, Any]:
+def _read_params(files: TensorFiles, model: Model, layout: str) -> dict[str, Any]:
     """Fills the parameter tree tensor by tensor."""
     shapes = model.shapes()
     params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rfjax.errors import MissingFileError, UserError
-from rfjax.export import tensor_file
+from rfjax.export import foreign_files
 from rfjax.export.card import Run
 
 # Folder of a part -> (library, class), as StableDiffusion3Pipeline wants them.
@@ -51,7 +51,7 @@ def find_parts(source: Path, run: Run) -> list[str]:
     parts = [part for part in PARTS if (source / part).is_dir()]
     for part in parts:
         for path in sorted((source / part).rglob("*")):
-            tensor_file.refuse_pickle(path)
+            foreign_files.refuse_by_name(path)
     _check_sizes(source, parts, run)
     return parts
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Safetensors files, written and read one tensor at a time.
+"""Safetensors files: written one tensor at a time, and where their tensors lie.
 
 The file is an 8-byte little-endian header length, a JSON header that gives dtype,
 shape and byte range of each tensor, and the bytes. Shapes are known before any
@@ -8,25 +8,23 @@ weight is read, so the header is written first and memory holds a single tensor.
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from rfjax.errors import MissingFileError, UserError
+from rfjax.export import foreign_files
 
 DTYPES = {  # of exports, those that lose least first
     "float32": ("F32", np.dtype(np.float32)),
     "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
     "float16": ("F16", np.dtype(np.float16)),
 }
-NAMES = {code: name for name, (code, _) in DTYPES.items()}
-PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
 
 
 def num_bytes(shape: tuple[int, ...], *, dtype: str) -> int:
@@ -69,59 +67,47 @@ def write_tensors(
             file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
 
-class TensorFiles:
-    """The tensors of one or several safetensors files, read when asked for.
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in a file.
 
     Attributes:
-      shapes: name -> shape.
-      dtypes: name -> a name in `DTYPES`.
+      path: of the file.
+      code: its dtype in the words of safetensors, as "F32".
+      shape: of the tensor.
+      start: of its first byte, from the beginning of the file.
     """
 
-    def __init__(self, paths: Iterable[Path]):
-        self._files = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        for path in paths:
-            with _open(path) as file:
-                for name in file.keys():
-                    tensor = file.get_slice(name)
-                    self._files[name] = path
-                    self.shapes[name] = tuple(tensor.get_shape())
-                    self.dtypes[name] = NAMES.get(
-                        tensor.get_dtype(), tensor.get_dtype()
-                    )
-
-    def read(self, names: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yields tensors as float32, one in memory at a time."""
-        with contextlib.ExitStack() as stack:
-            open_files = {}
-            for name in names:
-                path = self._files[name]
-                if path not in open_files:
-                    open_files[path] = stack.enter_context(_open(path))
-                yield open_files[path].get_tensor(name).astype(np.float32)
+    path: Path
+    code: str
+    shape: tuple[int, ...]
+    start: int
 
 
-def refuse_pickle(path: Path) -> None:
-    """Raises UserError, saying how to convert, if the name is that of a pickle."""
-    if path.suffix in PICKLES:
-        raise UserError(
-            f"{path} is a pickle, which can run code when it is read; weights must be "
-            "safetensors. Convert a file you trust in PyTorch: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), "
-            "'weights.safetensors')."
-        )
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file: name -> where it lies.
 
-
-def _open(path: Path):
-    """Opens a safetensors file, refusing any other file."""
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist; give a safetensors file.")
-    refuse_pickle(path)
+    Raises:
+      UserError: a file of another kind, or one that is truncated or damaged.
+      MissingFileError: there is none.
+    """
+    foreign_files.refuse_by_name(path)
+    foreign_files.check_regular(path)
     try:
-        return safe_open(path, framework="numpy")
+        with safe_open(path, framework="numpy"):  # compares header and size of the file
+            pass
     except SafetensorError as error:
-        raise UserError(
-            f"{path} must be a whole safetensors file, got one that is truncated or "
-            f"damaged ({error}); copy or download it again."
-        ) from error
+        raise foreign_files.describe_damage(path, error) from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: StoredTensor(
+            path=path,
+            code=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            start=8 + length + entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+    }

@@ -78,11 +78,11 @@ class TorchBuffer:
 
 
 class TensorReader(Protocol):
-    """PyTorch files that are open for reading, `export.tensor_file.TensorFiles`.
+    """PyTorch files that are open for reading, `export.stored_weights.TensorFiles`.
 
     Attributes:
       shapes: name -> shape.
-      dtypes: name -> "float32", "bfloat16" or "float16".
+      dtypes: name -> of what is stored, as "float32" or "float8_e4m3fn".
     """
 
     shapes: Mapping[str, tuple[int, ...]]

@@ -39,7 +39,14 @@ DECIDED_BY_POSITIONS = ("grid_tokens", "position_scale")
 
 # One unit in the last place of numbers below 1, and in float32 a little more: diffusers
 # computes positions such as 100 / 3 in float32.
-POSITION_TOLERANCE = {"float32": 1e-5, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+POSITION_TOLERANCE = {
+    "float64": 1e-5,
+    "float32": 1e-5,
+    "bfloat16": 2.0**-8,
+    "float16": 2.0**-11,
+    "float8_e4m3fn": 2.0**-4,
+    "float8_e5m2": 2.0**-3,
+}
 
 
 LOADING = {
@@ -137,6 +144,13 @@ class MMDiTFiles:
             return shape_of(torch_names.torch_name(path, layout=layout), rank)
 
         width, channels, patch_size, _ = weight("patch_embed/kernel", rank=4)
+        outputs = weight("final/linear/kernel")[0] / patch_size**2
+        if outputs != channels:
+            raise UserError(
+                f"{source} must predict as many channels as it reads, got {channels} "
+                f"read and {outputs:g} predicted, as in a model for inpainting or "
+                "editing; choose the weights of the text-to-image model."
+            )
         _, positions, _ = shape_of(torch_names.positions_name(layout), 3)
         blocks = _blocks_with("blocks/image/modulation/kernel", shapes, layout)
         depth = 1 + max(blocks, default=-1)
@@ -240,11 +254,13 @@ def _find_positions(
         return float(np.abs(computed.astype(np.float32) - found).max())
 
     positions = _unwrap_positions(middle[:, : config.width // 2])
-    spacing = (positions[-1] - positions[0]) / max(side - 1, 1) or 1.0
+    # Over all of them, since each is known as little as its dtype allows.
+    places = np.arange(side) - (side - 1) / 2
+    spacing = places @ positions / max(places @ places, 1) or 1.0
     candidates = [
         dataclasses.replace(config, grid_tokens=grid_tokens, position_scale=scale)
         for scale in _simple_fractions(spacing)
-        if (grid_tokens := round(side + 2 * positions[0] / scale)) >= 1
+        if (grid_tokens := round(1 + 2 * positions.mean() / scale)) >= 1
     ]
     if candidates:
         best = min(candidates, key=lambda candidate: distance(candidate, middle, 1))
