@@ -43,6 +43,7 @@ PAGES = {
             "run_folder",
             "checksums",
             "whole_files",
+            "disk",
             "partial_files",
             "stopping",
         ),

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rfjax import whole_files
+from rfjax import disk, partial_files, whole_files
 from rfjax.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -100,14 +100,19 @@ def check_claim(
                 f"run folder {workdir} belongs to another config ({'; '.join(changed)})"
                 "; use another --workdir, or the config that the folder holds."
             )
-    elif workdir.exists() and (
-        not workdir.is_dir()
-        or any(entry.name != LOCK_FILE for entry in workdir.iterdir())
-    ):
+    elif workdir.exists() and not (workdir.is_dir() and _is_unclaimed(workdir)):
         raise UserError(
             f"run folder {workdir} is not empty and holds no {CONFIG_FILE}, so it is "
             "not a run of rfjax; use another --workdir."
         )
+
+
+def _is_unclaimed(workdir: Path) -> bool:
+    """Whether a folder holds at most what a start leaves that was killed at once."""
+    return all(
+        entry.name == LOCK_FILE or partial_files.is_partial(entry.name)
+        for entry in workdir.iterdir()
+    )
 
 
 def check_not_lost(
@@ -176,7 +181,7 @@ def exclusive(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: if another process is training there.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(workdir)
     with (workdir / LOCK_FILE).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,7 +3,8 @@
 
 Every command calls a `check_` function here before it works: what can be refused is
 refused then, in one line. Links are followed, and stay links. What is no regular file
-(a device, a pipe, standard output) is written to, never replaced.
+(a device, a pipe, standard output) is written to, never replaced. What takes its name
+is on the disk before, so that a power cut leaves no empty file in the place of a whole.
 
 Nothing is ever removed here that was not written here: unfinished files get a name
 that is otherwise unused, and a folder is replaced only if every file in it is known.
@@ -24,7 +25,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from rfjax import partial_files
+from rfjax import disk, partial_files
 from rfjax.errors import UserError, needing_room
 
 # In the folder of every new file system of some kinds.
@@ -56,7 +57,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = _followed(path)
     with needing_room(path.name, path.parent), partial_files.new_file(path) as partial:
         yield partial
+        disk.sync(partial)
         os.replace(partial, path)
+        disk.sync(path.parent)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -212,8 +215,10 @@ def new_folder(
     room = needing_room(target.name, place, num_bytes=num_bytes)
     with room, partial_files.new_folder(target) as content:
         yield content
+        disk.sync_tree(content)
         if not is_there:
             os.replace(content, target)
+            disk.sync(target.parent)
             return
         new = set(os.listdir(content))
         if replaces:
@@ -227,6 +232,7 @@ def new_folder(
         for name in set(replaces) - new:
             (target / name).unlink(missing_ok=True)
         partial_files.move_content(content)
+        disk.sync(target)
 
 
 def _followed(path: Path | str) -> Path:

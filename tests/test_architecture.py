@@ -20,6 +20,7 @@ RANKS = {
     "value_types": 1,
     "schema": 2,
     "config_fields": 7,
+    "disk": 0,
     "partial_files": 0,
     "whole_files": 1,
     "checksums": 1,

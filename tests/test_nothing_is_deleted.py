@@ -43,9 +43,9 @@ SHOWN_BY = {
     "partial_files._taking": "test_only_the_dead_lose_what_they_left",
     "partial_files._remove": "test_only_the_dead_lose_what_they_left",
     "partial_files._move_entries": "test_a_move_that_was_cut_short_goes_on",
-    "checkpoint.manager._keep_foreign_leftover": (
-        "test_a_checkpoint_with_notes_in_it_stays"
-    ),
+    "checkpoint.collector.remove_old": "test_a_checkpoint_with_notes_in_it_stays",
+    "checkpoint.collector._remove_renamed": "test_a_checkpoint_with_notes_in_it_stays",
+    "checkpoint.collector.remove_leftovers": "test_a_checkpoint_with_notes_in_it_stays",
     "checksums.join_parts": "test_parts_of_a_list_are_joined",
     "bench.checkpoint.measure_saving": "test_all_of_the_state_is_saved",
 }
@@ -226,13 +226,20 @@ def test_a_checkpoint_with_notes_in_it_stays(tmp_path, theirs):
     # As older versions saved them: without a list, so only known names are ours.
     (tmp_path / "checkpoints" / "3" / "checksums.json").unlink()
     theirs("checkpoints/3/notes.txt")
+    theirs("checkpoints/.1.removed/notes.txt")
+    theirs("checkpoints/5.orbax-checkpoint-tmp.old/notes.txt")
     leftover = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
     leftover.mkdir()
     (leftover / "thesis.tex").write_text("years of work")
+    # What killed saves and removals leave, which is ours.
+    for name in ("2.orbax-checkpoint-tmp/state", ".9.removed-0123abcd/state"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
     save(checkpoint.Checkpoints(tmp_path, config=config), 4)
     assert checkpoint.finished_steps(tmp_path) == [1, 2, 3, 4]
     (kept,) = tmp_path.glob("checkpoints/4.orbax*kept*/thesis.tex")
     assert kept.read_text() == "years of work"
+    assert not list(tmp_path.glob("checkpoints/2.orbax*"))
+    assert not list(tmp_path.glob("checkpoints/.9.removed*"))
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/3/notes.txt", "x/y"])

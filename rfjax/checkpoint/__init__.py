@@ -8,14 +8,18 @@ when complete. Files are compared with their checksums before they are read. A
 checkpoint that cannot be read is an error that names step and file, never "no
 checkpoint".
 
-steps       which checkpoints a run folder holds
-handler     orbax's handler of the state, with checksums
-verify      files against their checksums
-restore     parameters alone, in any layout
-manager     saving and resuming, as the training loop does
+steps           which checkpoints a run folder holds
+pins            reading one while the run goes on and removes old ones
+collector       removing old ones, and what killed processes left
+literal_path    folders whose names look like patterns
+handler         orbax's handler of the state, with checksums
+verify          files against their checksums
+restore         parameters alone, in any layout
+manager         saving and resuming, as the training loop does
 """
 
 from rfjax.checkpoint.manager import CheckpointConfig, Checkpoints
+from rfjax.checkpoint.pins import pinned, pinned_for_all
 from rfjax.checkpoint.restore import (
     WEIGHTS,
     StoredParams,
@@ -25,6 +29,7 @@ from rfjax.checkpoint.restore import (
 from rfjax.checkpoint.steps import (
     FOLDER,
     CheckpointError,
+    CheckpointRemoved,
     choose_step,
     damaged,
     finished_steps,
@@ -38,6 +43,7 @@ __all__ = [
     "WEIGHTS",
     "CheckpointConfig",
     "CheckpointError",
+    "CheckpointRemoved",
     "Checkpoints",
     "StoredParams",
     "check_step",
@@ -48,5 +54,7 @@ __all__ = [
     "inherit",
     "newest_step",
     "open_params",
+    "pinned",
+    "pinned_for_all",
     "restore_params",
 ]

@@ -4,30 +4,24 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
-from rfjax import checksums
+from rfjax import checksums, disk
+from rfjax.checkpoint import collector
 from rfjax.checkpoint.handler import StateHandler, StateRestore, StateSave
+from rfjax.checkpoint.literal_path import LiteralPath
 from rfjax.checkpoint.restore import readable
 from rfjax.checkpoint.steps import FOLDER, finished_steps, newest_step
 from rfjax.checkpoint.verify import check_step
 from rfjax.parallel import processes
 from rfjax.value_types import PositiveInt, check_fields
-
-# Files that orbax writes or alters after the checksums: none of them holds a value.
-_WRITTEN_LAST = (
-    "_CHECKPOINT_METADATA",
-    "commit_success.txt",
-    checksums.FILE,
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,16 +57,20 @@ class Checkpoints:
     def __init__(self, workdir: Path | str, *, config: CheckpointConfig):
         self.workdir = Path(workdir).absolute()
         self.hash_seconds = 0.0
+        self._config = config
         self._saving: int | None = None
+        self._is_unsettled = False
+        self._remover = futures.ThreadPoolExecutor(max_workers=1)
+        if processes.is_first():
+            collector.remove_leftovers(self.workdir)
         self._state_handler = StateHandler(self._hash_own_files)
         self._manager = ocp.CheckpointManager(
-            self.workdir / FOLDER,
+            LiteralPath(self.workdir / FOLDER),
             item_handlers={
                 "state": self._state_handler,
                 "data": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_Preservation(config, self.workdir),
                 enable_async_checkpointing=True,
                 async_options=ocp.AsyncOptions(
                     post_finalization_callback=self._join_checksums
@@ -84,7 +82,7 @@ class Checkpoints:
         """Starts a save; returns as soon as the arrays are copied off the device."""
         if step in finished_steps(self.workdir):
             return
-        self._keep_foreign_leftover(step)
+        self._settle()
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -93,23 +91,14 @@ class Checkpoints:
             ),
         )
         self._saving = step
-
-    def _keep_foreign_leftover(self, step: int) -> None:
-        """Sets aside an unfinished save with other files, which orbax would delete."""
-        leftover = self.workdir / FOLDER / f"{step}.orbax-checkpoint-tmp"
-        if not (processes.is_first() and leftover.is_dir()):
-            return
-        own = ("state", "data", *_WRITTEN_LAST)
-        if not all(entry.name.startswith(own) for entry in leftover.iterdir()):
-            aside = leftover.with_name(f"{leftover.name}.kept-{secrets.token_hex(4)}")
-            leftover.rename(aside)
-            logging.warning("%s holds other files, kept as %s", leftover, aside.name)
+        self._is_unsettled = True
 
     def newly_saved(self) -> int | None:
         """The newest complete step, reported once per completed save; else None."""
         if self._saving is None or self._manager.is_saving_in_progress():
             return None
         self._saving = None
+        self._settle()
         return newest_step(self.workdir)
 
     def restore_newest(self, abstract_state: Any) -> tuple[Any, dict[str, int]] | None:
@@ -142,9 +131,24 @@ class Checkpoints:
         return type(abstract_state)(**restored.state), dict(restored.data)
 
     def close(self) -> None:
-        """Waits for pending saves and ends the writing threads."""
+        """Waits for pending saves and removals, and ends their threads."""
+        try:
+            self._settle()
+        finally:
+            self._manager.close()
+            self._remover.shutdown()
+
+    def _settle(self) -> None:
+        """Waits for the last save, puts it on the disk and then lets old ones go."""
+        if not self._is_unsettled:
+            return
+        self._is_unsettled = False
         self._manager.wait_until_finished()
-        self._manager.close()
+        if processes.is_first():
+            collector.make_durable(self.workdir)
+            newest = finished_steps(self.workdir)[-self._config.keep :]
+            keep = {*newest, *self._config.keep_steps}
+            self._remover.submit(collector.remove_old, self.workdir, keep=keep)
 
     def _hash_own_files(self, state_folder: Path) -> None:
         """Hashes the files that this process wrote, as soon as they are written."""
@@ -163,40 +167,9 @@ class Checkpoints:
         """Writes one list of all files, in the first process when all have written."""
         start = time.perf_counter()
         folder = self._state_handler.step_folder
-        checksums.join_parts(folder, leave_out=_WRITTEN_LAST)
+        checksums.join_parts(folder, leave_out=collector.WRITTEN_LAST)
+        disk.sync_tree(folder)  # before it takes the name of a step
         self.hash_seconds += time.perf_counter() - start
-
-
-@dataclasses.dataclass(frozen=True)
-class _Preservation:
-    """Which checkpoints stay: the newest, the requested, and those with other files."""
-
-    config: CheckpointConfig
-    workdir: Path
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: Any
-    ) -> list[bool]:
-        """Whether each checkpoint stays, oldest first."""
-        del context
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        keep = {*steps[-self.config.keep :], *self.config.keep_steps}
-        return [step in keep or self._holds_foreign_files(step) for step in steps]
-
-    def _holds_foreign_files(self, step: int) -> bool:
-        """Whether a checkpoint holds files that no save wrote."""
-        folder = self.workdir / FOLDER / str(step)
-        try:
-            known = checksums.read(folder)
-        except ValueError:
-            return True
-        if known is None:  # saved by an older rfjax, or not by rfjax at all
-            own = {"state", "data", *_WRITTEN_LAST}
-            names = (
-                {entry.name for entry in folder.iterdir()} if folder.is_dir() else own
-            )
-            return "_CHECKPOINT_METADATA" not in names or not names <= own
-        return bool(checksums.foreign_files(folder, {*known, *_WRITTEN_LAST}))
 
 
 def _as_dict(state: Any) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from absl import logging
 from flax import traverse_util
 
 from rfjax import stopping
-from rfjax.checkpoint.steps import FOLDER, CheckpointError, choose_step, damaged
+from rfjax.checkpoint.literal_path import LiteralPath
+from rfjax.checkpoint.pins import pinned_for_all
+from rfjax.checkpoint.steps import FOLDER, CheckpointError, damaged
 from rfjax.checkpoint.verify import check_step
 from rfjax.errors import UserError
 
@@ -40,18 +42,17 @@ def restore_params(
     Raises:
       CheckpointError: if it is missing, unfinished, damaged or unreadable.
     """
-    return open_params(workdir, weights=weights, step=step).read(abstract_params)
+    with pinned_for_all(workdir, step) as step:
+        return open_params(workdir, weights=weights, step=step).read(abstract_params)
 
 
-def open_params(
-    workdir: Path | str, *, weights: str = "ema", step: int | None = None
-) -> StoredParams:
+def open_params(workdir: Path | str, *, weights: str, step: int) -> StoredParams:
     """Checks a checkpoint, and reads the metadata of one set of its parameters.
 
     Args:
       workdir: run folder.
       weights: "ema" or "raw".
-      step: which checkpoint; the newest by default.
+      step: which checkpoint; it stays there while the caller holds it `pinned`.
 
     Raises:
       CheckpointError: if it is missing, unfinished, damaged or unreadable.
@@ -59,7 +60,6 @@ def open_params(
     if weights not in WEIGHTS:
         raise UserError(f"weights must be 'ema' or 'raw', got {weights!r}.")
     workdir = Path(workdir)
-    step = choose_step(workdir, step)
     check_step(workdir, step)
     with readable(workdir, step):
         tree = ocp.PyTreeCheckpointHandler().metadata(_state(workdir, step)).tree
@@ -113,9 +113,9 @@ class StoredParams:
         return restored[WEIGHTS[self.weights]]
 
 
-def _state(workdir: Path, step: int) -> Path:
+def _state(workdir: Path, step: int) -> LiteralPath:
     """The folder of the arrays of a checkpoint, absolute as orbax wants it."""
-    return workdir.absolute() / FOLDER / str(step) / "state"
+    return LiteralPath(workdir.absolute() / FOLDER / str(step) / "state")
 
 
 def _flat_shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,15 @@ from rfjax.errors import UserError
 
 FOLDER = "checkpoints"
 
+_STEP = re.compile("0|[1-9][0-9]*")
+
 
 class CheckpointError(UserError):
     """A checkpoint is missing, unfinished or unreadable."""
+
+
+class CheckpointRemoved(CheckpointError):
+    """A checkpoint was there, and the run has removed it since."""
 
 
 def finished_steps(workdir: Path | str) -> list[int]:
@@ -25,7 +32,7 @@ def finished_steps(workdir: Path | str) -> list[int]:
     return sorted(
         int(path.name)
         for path in folder.iterdir()
-        if path.name.isascii() and path.name.isdigit() and path.is_dir()
+        if _STEP.fullmatch(path.name) and path.is_dir()
     )
 
 
@@ -49,7 +56,7 @@ def choose_step(workdir: Path | str, step: int | None = None) -> int:
         return step
     asked = "a checkpoint" if step is None else f"checkpoint {step}"
     unfinished = sorted(
-        path.name for path in folder.glob(f"{'' if step is None else step}*.orbax*tmp*")
+        path.name for path in folder.glob(f"{'*' if step is None else step}.orbax*tmp*")
     )
     if unfinished:
         reason = f"its save was interrupted and never finished ({unfinished[-1]})"
@@ -90,8 +97,20 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+def removed(workdir: Path | str, step: int) -> CheckpointRemoved:
+    """The error for a checkpoint that was there, and that the run has removed since."""
+    return CheckpointRemoved(
+        f"checkpoint {step} of {workdir} was removed while it was to be read: the run "
+        "is being trained and keeps its newest ones (checkpoint.keep); choose one of "
+        f"the steps {finished_steps(workdir)}, or leave the step out to read the "
+        "newest."
+    )
+
+
 def damaged(workdir: Path, step: int, reason: str) -> CheckpointError:
     """The error for a checkpoint that cannot be used, with a remedy."""
+    if step not in finished_steps(workdir):
+        return removed(workdir, step)
     older = [s for s in finished_steps(workdir) if s < step]
     remedy = (
         f"delete {workdir / FOLDER / str(step)} to resume from step {older[-1]}"

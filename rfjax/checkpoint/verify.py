@@ -10,7 +10,7 @@ from absl import logging
 
 from rfjax import checksums
 from rfjax.checkpoint.handler import StateHandler
-from rfjax.checkpoint.steps import FOLDER, damaged
+from rfjax.checkpoint.steps import FOLDER, damaged, removed
 from rfjax.parallel import processes
 
 
@@ -39,12 +39,17 @@ def find_damage(
       workdir: run folder.
       step: one of its finished steps.
       share: (i, n): check only the i-th of n parts of the files.
+
+    Raises:
+      CheckpointRemoved: it is no longer there.
     """
     folder = Path(workdir) / FOLDER / str(step)
     try:
         known = checksums.read(folder)
     except ValueError as error:
         return [str(error)]
+    if not folder.is_dir():
+        raise removed(workdir, step)
     if known is None and _had_checksums(folder):
         return [f"{checksums.FILE} is missing"]
     if known is None:

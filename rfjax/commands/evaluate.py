@@ -82,7 +82,6 @@ def evaluate(
     """
     whole_files.check_writable(json_file, field="--json")
     config = load_config(workdir)
-    step = checkpoint.choose_step(workdir, step)
     if num_samples is not None:
         config = dataclasses.replace(
             config,
@@ -91,20 +90,21 @@ def evaluate(
     mesh = make_reading_mesh(config)
     model = make_model(config.model, layout=MeshLayout(mesh))
     evaluators = make_evaluators(config, model=model, mesh=mesh)
-    metrics: dict[str, Any] = {"protocol": validation.PROTOCOL, "step": step}
-    for suffix, weights in (("", "raw"), ("_ema", "ema")):
-        params = checkpoint.restore_params(
-            workdir,
-            abstract_params_on(model, mesh=mesh),
-            weights=weights,
-            step=step,
-            check=weights == "raw",  # the first of the two
-        )
-        metrics |= {
-            f"{evaluator.name}{suffix}/{name}": value
-            for evaluator in evaluators
-            for name, value in evaluator(params).items()
-        }
+    metrics: dict[str, Any] = {}
+    with checkpoint.pinned_for_all(workdir, step) as step:
+        for suffix, weights in (("", "raw"), ("_ema", "ema")):
+            params = checkpoint.restore_params(
+                workdir,
+                abstract_params_on(model, mesh=mesh),
+                weights=weights,
+                step=step,
+            )
+            metrics |= {
+                f"{evaluator.name}{suffix}/{name}": value
+                for evaluator in evaluators
+                for name, value in evaluator(params).items()
+            }
+    metrics = {"protocol": validation.PROTOCOL, "step": step, **metrics}
     picture = Path(workdir) / "figures" / "loss.png"
     if processes.is_first():
         _draw_run(workdir, metrics, config=config, out=picture)

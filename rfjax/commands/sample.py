@@ -174,7 +174,6 @@ def sample_sheet(
     """
     config = _load_config(workdir, settings)
     codec = config.data.codec()
-    step = checkpoint.choose_step(workdir, step)
     parts = [
         ("captions seen in training", "train", num_seen),
         ("captions held out", "validation", num_held_out),
@@ -183,15 +182,19 @@ def sample_sheet(
         captions.stored_captions(config.data, split, count=count)
         for _, split, count in parts
     ]
-    images = _draw(
-        workdir,
-        config,
-        codec,
-        jax.tree.map(lambda *rows: np.concatenate(rows), *(text for _, text in texts)),
-        step=step,
-        weights=weights,
-        seed=seed,
+    conditioning = jax.tree.map(
+        lambda *rows: np.concatenate(rows), *(text for _, text in texts)
     )
+    with checkpoint.pinned_for_all(workdir, step) as step:
+        images = _draw(
+            workdir,
+            config,
+            codec,
+            conditioning,
+            step=step,
+            weights=weights,
+            seed=seed,
+        )
     sections = []
     for (title, _, _), (names, _) in zip(parts, texts, strict=True):
         sections.append(sheet.Section(title, images[: len(names)], names))

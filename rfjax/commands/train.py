@@ -164,9 +164,19 @@ def _branch(workdir: Path, config: Config, *, source: Path, step: int | None) ->
     # Also without a checkpoint: to the bit it is the run that branched there, and laws
     # count runs of one trunk as related.
     run_folder.update_run(workdir, trunk=source.resolve().name)
-    step = _choose_branch_step(config, source=source, step=step)
-    if step is None:
-        return f"{source} has no checkpoint before the cooldown; training from scratch"
+    while (chosen := _choose_branch_step(config, source=source, step=step)) is not None:
+        try:
+            with checkpoint.pinned(source, chosen):
+                _copy_trunk(workdir, source=source, step=chosen)
+            return f"branching from {source} at step {chosen}"
+        except checkpoint.CheckpointRemoved:  # the trunk is being trained
+            if step is not None:
+                raise
+    return f"{source} has no checkpoint before the cooldown; training from scratch"
+
+
+def _copy_trunk(workdir: Path, *, source: Path, step: int) -> None:
+    """Gives a run the metrics and a checkpoint of its trunk."""
     damage = checkpoint.find_damage(source, step)
     if damage:  # or it would be this run's, which could not be repaired
         raise checkpoint.damaged(source, step, "; ".join(damage[:3]))
@@ -175,4 +185,3 @@ def _branch(workdir: Path, config: Config, *, source: Path, step: int | None) ->
     # Before the checkpoint: killed in between, the next call does both again.
     run_folder.inherit_metrics(workdir, source=source, last_step=step)
     checkpoint.inherit(workdir, source=source, step=step)
-    return f"branching from {source} at step {step}"

@@ -97,10 +97,16 @@ def _verify_run(
     steps = checkpoint.finished_steps(workdir) if step is None else [newest]
     found = {}
     for each in steps:
-        folder = workdir / checkpoint.FOLDER / str(each)
-        problems = checkpoint.find_damage(workdir, each)
-        found[f"checkpoint {each}"] = problems
-        _report(f"checkpoint {each}", folder, problems, report)
+        name = f"checkpoint {each}"
+        try:
+            with checkpoint.pinned(workdir, each):
+                found[name] = checkpoint.find_damage(workdir, each)
+                folder = workdir / checkpoint.FOLDER / str(each)
+                _report(name, folder, found[name], report)
+        except checkpoint.CheckpointRemoved:
+            if step is not None:
+                raise
+            report(f"{name}: removed by the training process meanwhile")
     if step is None and (workdir / checksums.FILE).exists():
         problem = checksums.damage_of(workdir / run_folder.POSITION_FILE)
         found["position table"] = [] if problem is None else [problem]

@@ -99,7 +99,25 @@ def export_run(
     checks.check_choice("dtype", dtype, tensor_file.DTYPES)
     run = card.read_run(Path(workdir))
     checks.check_choice("format", layout, run.model.torch.layouts)
-    step = checkpoint.choose_step(workdir, step)
+    choices = {"layout": layout, "weights": weights, "dtype": dtype}
+    with checkpoint.pinned_for_all(workdir, step) as step:
+        return _export_step(
+            run, workdir, out=out, pipeline=pipeline, step=step, **choices
+        )
+
+
+def _export_step(
+    run: card.Run,
+    workdir: Path | str,
+    *,
+    out: Path | str,
+    layout: str,
+    weights: str,
+    dtype: str,
+    step: int,
+    pipeline: Path | str | None,
+) -> ExportReport:
+    """`export_run` of a checkpoint that stays there meanwhile."""
     read_leaf = _checkpoint_reader(workdir, run.model, weights=weights, step=step)
     choices = {"layout": layout, "weights": weights, "dtype": dtype, "step": step}
     if pipeline is not None:

@@ -136,6 +136,13 @@ def on_first(function: Callable[[], None]) -> None:
         raise error
 
 
+def from_first(number: int) -> int:
+    """The number that the first process has; all call it."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def any_of_them(flag: bool) -> bool:
     """Whether the flag is true in any process; all call it and get the same answer."""
     if jax.process_count() == 1:

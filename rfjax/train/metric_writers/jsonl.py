@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class JsonLines:
         """Writes the metrics after `step` finished optimizer steps."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # no checkpoint outlives the lines before it
 
     def close(self) -> None:
         """Closes the file."""
