@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rfjax import schema, whole_files
+from rfjax import __version__, schema, whole_files
 from rfjax.checkpoint import CheckpointConfig
 from rfjax.data import DATASETS, Dataset
 from rfjax.errors import MissingFileError, UserError
@@ -106,6 +106,7 @@ def load_config(workdir: Path | str) -> Config:
 
     Raises:
       MissingFileError: if the folder holds no run.
+      UserError: its config.json is not the config of a run of this version.
     """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
@@ -113,4 +114,11 @@ def load_config(workdir: Path | str) -> Config:
             f"--workdir={workdir} holds no {CONFIG_FILE}, so it is not a run folder; "
             "train one with `rfjax train --config=... --workdir=...`."
         )
-    return from_config_dict(whole_files.read_json(path))
+    fields = whole_files.read_json(path)
+    try:
+        return from_config_dict(fields)
+    except UserError as error:
+        raise UserError(
+            f"{path} must be the config of a run of rfjax {__version__}: {error} "
+            "Restore it from a copy, or read the run with the version that wrote it."
+        ) from error

@@ -30,6 +30,35 @@ METRICS_FILE = "metrics.jsonl"
 POSITION_FILE = "positions.npy"
 LOCK_FILE = ".lock"
 
+_NUMBER = (float, int, bool)
+_TYPES_IN_WORDS = {
+    str: "text",
+    int: "a whole number",
+    type(None): "null",
+}
+# Fields of run.json that are read again, and their types.
+_RUN_FIELDS = {
+    "status": (str,),
+    "trunk": (str,),
+    "data": (str,),
+    "data_hash": (str,),
+    "validation_protocol": (str,),
+    "config_hash": (str,),
+    "code_version": (str,),
+    "parameterisation": (str,),
+    "depth": (int,),
+    "params": (int,),
+    "params_without_adaln": (int,),
+    "train_flops_per_sample": (int, float),
+    "image_tokens": (int,),
+    "context_tokens": (int,),
+    "cooldown_steps": (int,),
+    "seed": (int,),
+    "step": (int,),
+    "saved_step": (int, type(None)),
+    "learning_rate": (float, int),
+}
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} to {"a.b": 1}."""
@@ -129,14 +158,15 @@ def check_not_lost(
       UserError: if run.json or the metrics show that it has trained, and no checkpoint
         is there. A run that was killed before its first save has lost nothing: its
         folder of checkpoints is there, and run.json says that nothing was ever saved.
+        Also if either file cannot be read.
     """
+    run = read_run(workdir)
+    steps = [line["step"] for line in read_metrics(workdir)]
     if saved_steps:
         return
-    run = read_run(workdir)
     never_saved = (
         "saved_step" in run and run["saved_step"] is None and checkpoints.is_dir()
     )
-    steps = [line["step"] for line in read_metrics(workdir)]
     trained = max([*steps, run.get("step") or 0])
     if never_saved or (trained == 0 and run.get("saved_step") is None):
         return
@@ -198,40 +228,71 @@ def update_run(workdir: Path, **fields: Any) -> None:
     whole_files.write_json(workdir / RUN_FILE, read_run(workdir) | fields)
 
 
-def read_run(workdir: Path) -> dict[str, Any]:
+def read_run(workdir: Path, *, required: Sequence[str] = ()) -> dict[str, Any]:
     """The fields of run.json; none if there is no such file.
 
+    Args:
+      workdir: run folder.
+      required: names of fields that a file must have.
+
     Raises:
-      UserError: it holds no JSON object.
+      UserError: the file holds no JSON object, lacks a field, or has one of another
+        type.
     """
-    path = workdir / RUN_FILE
-    return whole_files.read_json(path) if path.is_file() else {}
+    path = Path(workdir) / RUN_FILE
+    if not path.exists():
+        return {}
+    run = whole_files.read_json(path)
+    for name in required:
+        if name not in run:
+            raise UserError(
+                f"{path} must have the field {name}, as a run of this version writes "
+                f"it, and has {', '.join(run) or 'none'}; restore it from a copy, or "
+                "read it with the version of rfjax that wrote it."
+            )
+    for name, types in _RUN_FIELDS.items():
+        if name in run and type(run[name]) not in types:
+            raise UserError(
+                f"field {name} of {path} must be {_in_words(types)}, got "
+                f"{run[name]!r}; restore the file from a copy."
+            )
+    return run
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a half-written last line is left out.
 
     Raises:
-      UserError: a line is no JSON object with a step.
+      UserError: a line is no JSON object of numbers with a step.
     """
     path = Path(workdir) / METRICS_FILE
-    if not path.is_file():
+    if not path.exists():
         return []
     lines = []
     # Only a line that was ended is whole; what follows the last end was cut off.
-    for number, text in enumerate(path.read_text("utf-8").split("\n")[:-1], start=1):
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         if not text:
             continue
         try:
-            line = json.loads(text)
-            line["step"]  # readers rely on it
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} line {number} must be a JSON object with a step, got "
-                f"{text[:60]!r}; repair or delete that line."
-            ) from error
+            line = whole_files.parse_json(text, what=f"{path} line {number}")
+        except UserError as error:
+            raise UserError(f"{str(error).split('; ')[0]}; delete that line.") from None
+        for name in ("step", *line):
+            types = (int,) if name in ("step", "samples") else _NUMBER
+            if type(line.get(name)) not in types:
+                raise UserError(
+                    f"{path} line {number} must have {_in_words(types)} as its {name}, "
+                    f"got {line.get(name)!r}; repair or delete that line."
+                )
         lines.append(line)
     return lines
+
+
+def _in_words(types: Sequence[type]) -> str:
+    """The types that a value may have."""
+    if float in types:
+        return "a number"
+    return " or ".join(_TYPES_IN_WORDS[each] for each in types)
 
 
 def inherit_metrics(workdir: Path, *, source: Path, last_step: int) -> None:

@@ -80,19 +80,40 @@ def read_json(path: Path | str) -> dict[str, Any]:
       FileNotFoundError: there is no such file.
       UserError: it holds anything else, or was cut short.
     """
+    return parse_json(Path(path).read_bytes(), what=str(path))
+
+
+def parse_json(text: bytes | str, *, what: str) -> dict[str, Any]:
+    """The JSON object that a text is.
+
+    Args:
+      text: to parse; UTF-8.
+      what: holds the text, for errors.
+
+    Raises:
+      UserError: it is anything else, or was cut short.
+    """
     try:
-        value = json.loads(Path(path).read_bytes())
-    except ValueError as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
         raise UserError(
-            f"{path} must be JSON, got a file that is not, or is cut short ({error}); "
-            "restore it from a copy."
+            f"{what} must be JSON, got {_beginning(text)} ({error}); restore it from a "
+            "copy."
         ) from error
     if not isinstance(value, dict):
         raise UserError(
-            f"{path} must hold a JSON object, got {type(value).__name__}; restore it "
-            "from a copy."
+            f"{what} must hold a JSON object, got {_beginning(text)}; restore it from "
+            "a copy."
         )
     return value
+
+
+def _beginning(text: bytes | str) -> str:
+    """The first characters of a text that is not what it should be."""
+    if not text.strip():
+        return "nothing"
+    shown = text[:40].decode(errors="replace") if isinstance(text, bytes) else text[:40]
+    return repr(shown) + ("..." if len(text) > len(shown) else "")
 
 
 def check_writable(

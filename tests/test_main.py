@@ -115,8 +115,8 @@ def test_help_of_a_command_by_word(capsys):
         ),
         ("a.py", "get = 1\n", r"must define get_config"),
         ("a.txt", "", r"must be a Python file"),
-        ("a.json", "[1]", r"must hold a JSON object, got list"),
-        ("a.json", '{"seed": ', r"must be JSON, got a file that is not, or is cut"),
+        ("a.json", "[1]", r"must hold a JSON object, got '\[1\]'"),
+        ("a.json", '{"seed": ', r"must be JSON, got '\{.seed.: '"),
     ],
 )
 def test_errors_of_a_config_file_are_one_line(name, text, message, tmp_path, capsys):

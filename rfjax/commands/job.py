@@ -209,7 +209,7 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
       UserError: if the run was started on other data under the same path.
     """
     data_hash = digest(manifest.to_json())
-    run = run_folder.read_run(workdir)
+    run = run_folder.read_run(workdir, required=["data_hash"])
     if run and run["data_hash"] != data_hash:
         raise UserError(
             f"run folder {workdir} was started on data set {run['data_hash']}, "

@@ -15,7 +15,7 @@ from typing import Any
 
 from flax import traverse_util
 
-from rfjax import run_folder, schema
+from rfjax import run_folder, schema, whole_files
 from rfjax.errors import MissingFileError, UserError
 from rfjax.flow import formulations
 from rfjax.flow.path import RECTIFIED_FLOW
@@ -106,14 +106,15 @@ def read_run(workdir: Path) -> Run:
             f"workdir {workdir} holds no config.json, so it is not a run folder; give "
             "the --workdir that was trained in."
         )
-    record = workdir / run_folder.RUN_FILE
+    config = whole_files.read_json(path)
+    record = run_folder.read_run(workdir)
+    metrics = tuple(run_folder.read_metrics(workdir))
     try:
-        config = json.loads(path.read_text("utf-8"))
         run = Run(
             name=workdir.resolve().name,
             config=config,
-            record=json.loads(record.read_text("utf-8")) if record.is_file() else {},
-            metrics=tuple(run_folder.read_metrics(workdir)),
+            record=record,
+            metrics=metrics,
             model=make_model(
                 schema.build_kind(
                     BACKBONES, config["model"], name="model", default=DEFAULT_KIND
@@ -127,8 +128,8 @@ def read_run(workdir: Path) -> Run:
         )  # checks the fields that are used later
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"config.json, run.json and metrics.jsonl of workdir {workdir} must be "
-            f"those of a run: {error!r}; restore them, or give another workdir."
+            f"{path} must be the config of a run of this version: {error!r}; restore "
+            "it from a copy, or export with the version of rfjax that wrote it."
         ) from error
     return run
 

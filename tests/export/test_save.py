@@ -209,7 +209,9 @@ def test_not_a_run_folder(tmp_path):
 def test_config_that_is_none(config, make_run, tmp_path):
     workdir = make_run(config)
     (workdir / "config.json").write_text('{"model": {"depth": 2, "deep": 3}}')
-    with pytest.raises(ValueError, match="must be those of a run: .*deep"):
+    with pytest.raises(
+        ValueError, match="must be the config of a run of this version: .*deep"
+    ):
         save.export_run(workdir, out=tmp_path / "export")
 
 

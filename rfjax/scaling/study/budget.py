@@ -106,7 +106,9 @@ def measured_speeds(workdir: Path) -> dict[int, float]:
     """
     speeds: dict[int, list[float]] = {}
     for path in sorted(Path(workdir).glob(f"*/{run_folder.RUN_FILE}")):
-        run = run_folder.read_run(path.parent)
+        run = run_folder.read_run(
+            path.parent, required=("depth", "train_flops_per_sample")
+        )
         for line in run_folder.read_metrics(path.parent):
             if "perf/samples_per_second" in line:
                 speeds.setdefault(run["depth"], []).append(

@@ -8,14 +8,13 @@ has `cooldown_end` False.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from rfjax.errors import MissingFileError, UserError
-from rfjax.run_folder import RUN_FILE, read_metrics
+from rfjax.run_folder import RUN_FILE, read_metrics, read_run
 from rfjax.scaling.study.csv_file import read_csv_file
 
 DEFAULT_LOSS = "val_ema/loss"  # of run folders; the loss of a CSV is called "loss"
@@ -56,6 +55,14 @@ _FROM_RUN_FILE = (
     "data",
     "data_hash",
     "validation_protocol",
+)
+# Without these a run has no place in the table.
+_ALWAYS_THERE = (
+    "depth",
+    "params",
+    "image_tokens",
+    "context_tokens",
+    "train_flops_per_sample",
 )
 
 
@@ -145,7 +152,7 @@ def _cooldown_ends(table: pd.DataFrame, *, path: Path) -> pd.Series:
 
 def _rows_of_run(run_folder: Path) -> list[dict]:
     """One row per evaluation of a run."""
-    run = _read_json(run_folder / RUN_FILE)
+    run = read_run(run_folder, required=_ALWAYS_THERE)
     status = run.get("status", "unknown")
     shared = {
         "run": run_folder.name,
@@ -164,6 +171,11 @@ def _rows_of_run(run_folder: Path) -> list[dict]:
         }
         if not metrics:
             continue
+        if "samples" not in line:
+            raise UserError(
+                f"metrics.jsonl of {run_folder} must have samples in the line of step "
+                f"{line['step']}; restore it from a copy."
+            )
         samples = line["samples"]
         tokens_per_sample = run["image_tokens"] + run["context_tokens"]
         rows.append(
@@ -202,10 +214,3 @@ def _merge_lines(lines: Iterable[dict]) -> list[dict]:
             del merged[later]
         merged.setdefault(step, {}).update(line, wall_seconds=spent_before + seconds)
     return list(merged.values())
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error

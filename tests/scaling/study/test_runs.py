@@ -97,10 +97,12 @@ def test_bad_files_are_named(tmp_path, new_run):
     new_run(tmp_path / "a", depth=1, samples=900, loss=0.5)
     with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
         file.write("oops\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl line 7 must be a JSON object"):
+    with pytest.raises(
+        ValueError, match=r"metrics.jsonl line 7 must be JSON, got 'oops'"
+    ):
         runs.load_runs(tmp_path)
     (tmp_path / "a" / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=r"run.json is not JSON"):
+    with pytest.raises(ValueError, match=r"run.json must be JSON"):
         runs.load_runs(tmp_path)
 
 
