@@ -72,9 +72,7 @@ def verify(
         return Verification(_verify_run(workdir, step=step, report=report))
     picture = picture or Path(data) / "contact_sheet.png"
     found = verify_data(data, picture=picture)
-    return Verification(
-        {str(data): found.problems}, f"{found}\ncontact sheet: {picture}"
-    )
+    return Verification({str(data): found.problems}, str(found))
 
 
 def _verify_run(

@@ -6,13 +6,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from rfjax.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "rfjax.json"
+NO_CODEC = "none"  # of latents that never were pictures
 
 # The same in every data set of this version: written for readers other than rfjax.
 _CONSTANTS = {
@@ -173,16 +175,34 @@ class Manifest:
             latent["shape"] = tuple(latent["shape"])
             encoders = tuple(EncoderSpec(**e) for e in text.pop("encoders"))
             files = tuple(StoredFile(**f) for f in fields.pop("files"))
+            _check_paths(path, fields["name"], files)
             return cls(
                 latent=LatentSpec(**latent),
                 text=TextSpec(encoders=encoders, **text),
                 files=files,
                 **fields,
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} does not have the fields of a manifest ({error}); {remedy}"
             ) from error
+
+
+def _check_paths(
+    path: str | os.PathLike, name: str, files: Sequence[StoredFile]
+) -> None:
+    """Raises UserError unless a manifest names files inside of its own folder."""
+    if not name.isidentifier():
+        raise UserError(
+            f"name of {path} must be a Python identifier, got {name!r}; correct it."
+        )
+    for file in files:
+        inside = PurePosixPath(file.path)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise UserError(
+                f"files of {path} must lie in its folder, got {file.path!r}; get the "
+                "data set from where it was made."
+            )
 
 
 def only_encoder(manifest: Manifest) -> EncoderSpec:

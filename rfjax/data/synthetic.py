@@ -18,7 +18,7 @@ import numpy as np
 
 from rfjax import schema
 from rfjax.data.base import Dataset
-from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
+from rfjax.data.manifest import NO_CODEC, EncoderSpec, LatentSpec, Manifest, TextSpec
 from rfjax.data.pipeline import Reading
 from rfjax.errors import UserError
 from rfjax.value_types import PositiveInt, Seed, ThreadCount
@@ -77,7 +77,7 @@ class SyntheticConfig(Dataset):
             name="synthetic",
             grade="synthetic",
             splits={"train": self.num_train, "validation": self.num_validation},
-            latent=LatentSpec(shape=tuple(self.latent_shape), codec="none"),
+            latent=LatentSpec(shape=tuple(self.latent_shape), codec=NO_CODEC),
             text=TextSpec(encoders=(encoder,)),
             creation=self._own_fields_first(),
         )

@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verification of a data set: what the manifest says, checked against the records.
 
-Damaged or missing files raise at once. What the records hold is checked one by one, and
-every problem is listed in the report.
+Files, records, the empty caption and text states are checked one by one, and every
+problem is listed in the report.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from PIL import Image
 
 from rfjax.data import shards
-from rfjax.data.manifest import Manifest
+from rfjax.data.manifest import NO_CODEC, Manifest, StoredFile
 from rfjax.data.sheet import Section, draw_sheet, save_picture
+from rfjax.data.stored_text import compare_states
+from rfjax.errors import MissingFileError, UserError
+
+MOST_PROBLEMS = 50  # that are printed
+MOST_ENCODED = 8  # captions of a split whose states are computed again
 
 # Latents are trained on as if they had mean 0 and variance 1; this far off is harmless.
 _MEAN_TOLERANCE = 0.1
@@ -31,10 +37,12 @@ class VerifyReport:
 
     Attributes:
       manifest: of the data set.
-      latent_mean: over all training latents.
-      latent_variance: over all training latents.
+      latent_mean: over all training latents that are sound; NaN if there are none.
+      latent_variance: likewise.
       num_captions: split -> number of different captions.
-      problems: one sentence each; empty when all is well.
+      problems: one sentence each, those of single records last; empty when all is well.
+      notes: what could not be checked, one sentence each.
+      picture: the contact sheet, if one was drawn.
     """
 
     manifest: Manifest
@@ -42,6 +50,8 @@ class VerifyReport:
     latent_variance: float
     num_captions: dict[str, int]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    picture: Path | None = None
 
     @property
     def ok(self) -> bool:
@@ -51,9 +61,11 @@ class VerifyReport:
     def __str__(self) -> str:
         manifest = self.manifest
         num_bytes = sum(file.num_bytes for file in manifest.files)
+        size = f"{len(manifest.files)} files, {num_bytes / 1e6:.1f} MB"
+        num_hidden = len(self.problems) - MOST_PROBLEMS
         lines = [
-            f"data set    {manifest.name} ({manifest.grade}), "
-            f"{len(manifest.files)} files, {num_bytes / 1e6:.1f} MB, checksums match",
+            f"data set    {manifest.name} ({manifest.grade}), {size}"
+            f"{', checksums match' if self.ok else ''}",
             *(
                 f"{split:<11} {count:,} examples, {self.num_captions[split]:,} captions"
                 for split, count in manifest.splits.items()
@@ -66,8 +78,11 @@ class VerifyReport:
                 f"[{encoder.pooled_dim}]"
                 for encoder in manifest.text.encoders
             ),
-            *(f"PROBLEM     {problem}" for problem in self.problems),
-            "verified" if self.ok else f"{len(self.problems)} problems",
+            *(f"NOTE        {note}" for note in self.notes),
+            *(f"PROBLEM     {problem}" for problem in self.problems[:MOST_PROBLEMS]),
+            *([f"            and {num_hidden:,} more"] if num_hidden > 0 else []),
+            *([f"contact sheet: {self.picture}"] if self.picture else []),
+            "verified" if self.ok else f"{len(self.problems):,} problems",
         ]
         return "\n".join(lines)
 
@@ -79,54 +94,141 @@ def verify(
 
     Args:
       root: the data folder.
-      picture: where to write the sheet, e.g. "sheet.png"; none when None.
+      picture: where to write the sheet, e.g. "sheet.png"; none when None, or when
+        files or records are damaged.
 
     Returns:
       A report; `str(report)` is for people.
 
     Raises:
-      MissingFileError: the folder, the manifest or a file is missing.
-      UserError: a file is truncated or altered, or the manifest is inconsistent.
+      MissingFileError: there is no data set.
+      UserError: its manifest cannot be read.
     """
-    manifest = shards.check_shards(root, full=True)
-    problems: list[str] = []
-    captions: dict[str, set[str]] = {}
-    moments = {}
-    for split, count in manifest.splits.items():
-        source = shards.open_split(root, split)
-        if len(source) != count:
-            problems.append(f"{split} has {len(source)} records instead of {count}.")
-        captions[split] = set()
-        total, total_squares, size = 0.0, 0.0, 0
-        for index in range(len(source)):
-            record = source[index]
-            problems += _check_record(record, manifest, f"{split}[{index}]")
-            captions[split].add(record["caption"].decode())
+    manifest = shards.read_manifest(root)
+    damage = shards.find_damage(root, manifest)
+    splits = {split: _Split() for split in manifest.splits}
+    found, notes = [], []
+    try:
+        shards.check_features(root, manifest)
+    except (MissingFileError, UserError) as error:
+        damage.append(str(error))
+    else:
+        for file in manifest.files:
+            if file.split in splits and (Path(root) / file.path).is_file():
+                splits[file.split].read(root, manifest, file)
+        found, notes = _check_text(root, manifest, list(splits.values()))
+    bad_records = [problem for split in splits.values() for problem in split.problems]
+    found += _check_moments(splits["train"]) + _check_captions(splits)
+    drawn = None
+    if picture is not None and not damage and not bad_records:
+        try:
+            save_picture(contact_sheet(root), picture)
+            drawn = Path(picture)
+        except (MissingFileError, UserError) as error:  # no codec, or a damaged one
+            none = manifest.latent.codec == NO_CODEC
+            (notes if none else found).append(f"no contact sheet: {error}")
+    mean, variance = splits["train"].moments
+    return VerifyReport(
+        manifest=manifest,
+        latent_mean=mean,
+        latent_variance=variance,
+        num_captions={split: len(read.captions) for split, read in splits.items()},
+        problems=(*damage, *found, *bad_records),
+        notes=tuple(notes),
+        picture=drawn,
+    )
+
+
+class _Split:
+    """What reading the records of one split finds.
+
+    Attributes:
+      captions: all different ones.
+      problems: one sentence each.
+      examples: (what it is, caption, record) of the first sound record of each shard,
+        at most `MOST_ENCODED`.
+    """
+
+    def __init__(self):
+        self.captions: set[str] = set()
+        self.problems: list[str] = []
+        self.examples: list[tuple[str, str, Mapping[str, Any]]] = []
+        self._total, self._total_squares, self._size = 0.0, 0.0, 0
+
+    @property
+    def moments(self) -> tuple[float, float]:
+        """Mean and variance of all sound latents; NaN if there are none."""
+        if not self._size:
+            return math.nan, math.nan
+        mean = self._total / self._size
+        return float(mean), float(self._total_squares / self._size - mean**2)
+
+    def read(
+        self, root: str | os.PathLike, manifest: Manifest, file: StoredFile
+    ) -> None:
+        """Reads one shard; what is wrong with a record does not stop it."""
+        source, has_example = shards.open_shards(root, manifest, [file]), False
+        for number in range(file.num_records):
+            where = f"record {number} of {file.path}"
+            try:
+                record = source[number]
+            except UserError as error:
+                self.problems.append(str(error))
+                continue
+            caption = record.get("caption", b"").decode(errors="replace")
+            self.captions.add(caption)
+            found = shards.problems_of_record(record, manifest)
+            self.problems += [f"{where}: {problem}" for problem in found]
+            if found:
+                continue
             latents = record["latents"].astype(np.float64)
-            total += latents.sum()
-            total_squares += np.square(latents).sum()
-            size += latents.size
-        mean = total / size
-        moments[split] = (mean, total_squares / size - mean**2)
-    mean, variance = moments["train"]
+            self._total += latents.sum()
+            self._total_squares += np.square(latents).sum()
+            self._size += latents.size
+            if not has_example and len(self.examples) < MOST_ENCODED:
+                has_example = True
+                self.examples.append((where, caption, record))
+
+
+def _check_text(
+    root: str | os.PathLike,
+    manifest: Manifest,
+    splits: Sequence[_Split],
+) -> tuple[list[str], list[str]]:
+    """Checks names of encoders, the empty caption, and the states of some captions."""
+    for field in ("name", "prefix"):
+        values = [getattr(encoder, field) for encoder in manifest.text.encoders]
+        if len(set(values)) < len(values):
+            return [f"{field} of text.encoders must differ, got {values}."], []
+    problems, empty = [], []
+    try:
+        empty = [("the empty caption", "", shards.read_empty_caption(root))]
+    except (MissingFileError, UserError) as error:
+        problems.append(str(error))
+    examples = [example for split in splits for example in split.examples]
+    found, notes = compare_states(manifest, empty + examples)
+    return problems + found, notes
+
+
+def _check_moments(train: _Split) -> list[str]:
+    mean, variance = train.moments
+    problems = []
     if not abs(mean) <= _MEAN_TOLERANCE:
         problems.append(f"latents of train have mean {mean:.3f} instead of 0.")
     if not abs(variance - 1.0) <= _VARIANCE_TOLERANCE:
         problems.append(f"latents of train have variance {variance:.3f} instead of 1.")
-    shared = captions["train"] & captions.get("validation", set())
-    if shared:
-        problems.append(
-            f"{len(shared)} captions are in train and validation, e.g. {min(shared)!r}."
-        )
-    if picture is not None:
-        save_picture(contact_sheet(root), picture)
-    return VerifyReport(
-        manifest=manifest,
-        latent_mean=float(mean),
-        latent_variance=float(variance),
-        num_captions={split: len(texts) for split, texts in captions.items()},
-        problems=tuple(problems),
-    )
+    return problems
+
+
+def _check_captions(splits: Mapping[str, _Split]) -> list[str]:
+    if "validation" not in splits:
+        return []
+    shared = splits["train"].captions & splits["validation"].captions
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} captions are in train and validation, e.g. {min(shared)!r}."
+    ]
 
 
 def contact_sheet(
@@ -160,31 +262,3 @@ def contact_sheet(
     return draw_sheet(
         sections, title=manifest.name, footer=manifest.licence, columns=columns
     )
-
-
-def _check_record(
-    record: Mapping[str, Any], manifest: Manifest, where: str
-) -> list[str]:
-    """Returns what is wrong with one record."""
-    expected = {"latents": manifest.latent_shape}
-    problems = []
-    for encoder in manifest.text.encoders:
-        length = int(record[f"{encoder.prefix}context_length"])
-        if not 1 <= length <= encoder.length:
-            problems.append(
-                f"{where}: context_length is {length}, outside 1..{encoder.length}."
-            )
-        padded = manifest.text.layout == "padded"
-        rows = encoder.length if padded else length
-        expected[f"{encoder.prefix}context"] = (rows, encoder.context_dim)
-        expected[f"{encoder.prefix}pooled"] = (encoder.pooled_dim,)
-    for name, shape in expected.items():
-        value = record[name]
-        if value.shape != shape or value.dtype != ml_dtypes.bfloat16:
-            problems.append(
-                f"{where}: {name} is {value.shape} {value.dtype} instead of {shape} "
-                "bfloat16."
-            )
-        elif not np.isfinite(value.astype(np.float32)).all():
-            problems.append(f"{where}: {name} holds values that are not finite.")
-    return problems

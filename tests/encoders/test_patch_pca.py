@@ -139,6 +139,16 @@ def test_bad_latents_and_files(images, tmp_path):
     (tmp_path / "codec.npz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="is not a patch codec"):
         PatchPCAConfig.load(tmp_path / "codec.npz")
+    (tmp_path / "codec.npz").write_bytes(b"PK" + bytes(99))
+    with pytest.raises(ValueError, match="is not a patch codec"):
+        PatchPCAConfig.load(tmp_path / "codec.npz")
+    sound = {"patch_size": 2, "mean": np.ones(12), "basis": np.ones((12, 3))}
+    np.savez(tmp_path / "codec.npz", **sound, gain=np.ones(3))
+    PatchPCAConfig.load(tmp_path / "codec.npz")
+    for gain in (np.ones(4), np.zeros(3), np.full(3, np.nan), np.array([{}] * 3)):
+        np.savez(tmp_path / "codec.npz", **sound, gain=gain)
+        with pytest.raises(ValueError, match="is not a patch codec"):
+            PatchPCAConfig.load(tmp_path / "codec.npz")
     np.savez(tmp_path / "codec.npz", other=np.zeros(1))
     with pytest.raises(ValueError, match="is not a patch codec"):
         PatchPCAConfig.load(tmp_path / "codec.npz")

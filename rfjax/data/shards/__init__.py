@@ -11,23 +11,34 @@ compression saves a fifth of bfloat16 data and costs half of the reading rate.
 TensorFlow is never imported.
 """
 
-from rfjax.data.shards.check import check_shards
+from rfjax.data.shards.check import check_shards, find_damage
 from rfjax.data.shards.config import ShardsConfig
+from rfjax.data.shards.contents import problems_of_record
+from rfjax.data.shards.features import check_features
 from rfjax.data.shards.layout import (
     CODEC_FILE,
     EMPTY_CAPTION_FILE,
     read_manifest,
     tfds_folder,
 )
-from rfjax.data.shards.read import open_split, read_codec, read_empty_caption
+from rfjax.data.shards.read import (
+    open_shards,
+    open_split,
+    read_codec,
+    read_empty_caption,
+)
 from rfjax.data.shards.write import write_dataset
 
 __all__ = [
     "CODEC_FILE",
     "EMPTY_CAPTION_FILE",
     "ShardsConfig",
+    "check_features",
     "check_shards",
+    "find_damage",
+    "open_shards",
     "open_split",
+    "problems_of_record",
     "read_codec",
     "read_empty_caption",
     "read_manifest",

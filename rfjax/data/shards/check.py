@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -35,6 +36,28 @@ def check_shards(root: str | os.PathLike, *, full: bool | None = None) -> Manife
     for file in manifest.files:
         is_read = full or (full is None and (small or not file.split))
         check_file(root, file, contents=is_read)
+    _check_counts(root, manifest)
+    return manifest
+
+
+def find_damage(root: str | os.PathLike, manifest: Manifest) -> list[str]:
+    """What is wrong with the files that a manifest names, one sentence each."""
+    checks = [lambda: _check_counts(root, manifest)]
+    checks += [
+        functools.partial(check_file, Path(root), file, contents=True)
+        for file in manifest.files
+    ]
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except (MissingFileError, UserError) as error:
+            problems.append(str(error))
+    return problems
+
+
+def _check_counts(root: str | os.PathLike, manifest: Manifest) -> None:
+    """Raises unless the shards of a split hold as many records as it has."""
     for split, num_records in manifest.splits.items():
         stored = sum(f.num_records for f in manifest.files if f.split == split)
         if stored != num_records:
@@ -42,7 +65,6 @@ def check_shards(root: str | os.PathLike, *, full: bool | None = None) -> Manife
                 f"split {split} of {root} must hold {num_records} records, its shards "
                 f"hold {stored}; {_REMEDY}"
             )
-    return manifest
 
 
 def check_file(root: Path, file: StoredFile, *, contents: bool) -> None:
@@ -67,9 +89,13 @@ def check_file(root: Path, file: StoredFile, *, contents: bool) -> None:
 
 def verified(root: str | os.PathLike, name: str) -> Path:
     """The path of a file beside the shards, once its contents are verified."""
-    for file in read_manifest(root).files:
-        if file.path == name:
-            check_file(Path(root), file, contents=True)
+    files = {file.path: file for file in read_manifest(root).files}
+    if name not in files:
+        raise MissingFileError(
+            f"{MANIFEST_FILE} of data set {root} must name {name}, and does not; "
+            f"{_REMEDY}"
+        )
+    check_file(Path(root), files[name], contents=True)
     return Path(root) / name
 
 

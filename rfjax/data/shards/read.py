@@ -7,20 +7,24 @@ TensorFlow is never imported.
 from __future__ import annotations
 
 import os
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from rfjax.data.manifest import MANIFEST_FILE
+from rfjax.data.manifest import Manifest, StoredFile
 from rfjax.data.shards.check import check_shards, verified
+from rfjax.data.shards.contents import problems_of_text
+from rfjax.data.shards.features import check_features
 from rfjax.data.shards.layout import (
     CODEC_FILE,
     EMPTY_CAPTION_FILE,
     make_features,
     read_manifest,
-    tfds_folder,
 )
 from rfjax.data.shards.records import RecordSource
 from rfjax.encoders.images import IMAGE_CODECS, ImageCodec
@@ -52,33 +56,31 @@ def open_split(
             f"data set {root} has no split {split!r}; choose one of "
             f"{sorted(manifest.splits)}."
         )
-    builder = tfds.builder_from_directory(tfds_folder(root, manifest))
-    expected = make_features(manifest)
-    stored = builder.info.features
-    for name, feature in expected.items():
-        found = (stored[name].shape, stored[name].np_dtype) if name in stored else None
-        if found != (feature.shape, feature.np_dtype):
-            raise UserError(
-                f"feature {name} of {root} must be {feature.shape} "
-                f"{np.dtype(feature.np_dtype)} as {MANIFEST_FILE} says, but the "
-                f"records have {found}; make the data set again with "
-                "`rfjax encode`."
-            )
-    raw = builder.as_data_source(
-        split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    check_features(root, manifest)
+    return open_shards(
+        root, manifest, [file for file in manifest.files if file.split == split]
     )
+
+
+def open_shards(
+    root: str | os.PathLike, manifest: Manifest, files: Sequence[StoredFile]
+) -> RecordSource:
+    """Opens shards that were checked already; a file is opened when it is read.
+
+    Args:
+      root: the data folder.
+      manifest: of the data set.
+      files: one or more of its shards.
+    """
+    shards = [(str(Path(root) / file.path), file.num_records) for file in files]
     return RecordSource(
-        raw,
+        ArrayRecordDataSource([f"{path}[0:{count}]" for path, count in shards]),
         tensors={
             name: (feature.shape, feature.np_dtype)
-            for name, feature in expected.items()
+            for name, feature in make_features(manifest).items()
             if not isinstance(feature, tfds.features.Text)
         },
-        shards=[
-            (str(Path(root) / file.path), file.num_records)
-            for file in manifest.files
-            if file.split == split
-        ],
+        shards=shards,
     )
 
 
@@ -103,12 +105,21 @@ def read_empty_caption(root: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       MissingFileError: data set or file is missing.
-      UserError: it is damaged.
+      UserError: it is damaged, or not of this data set's encoders.
     """
-    with np.load(verified(root, EMPTY_CAPTION_FILE)) as arrays:
-        return {
-            name: value.astype(ml_dtypes.bfloat16)
-            if value.dtype == np.float32
-            else value
-            for name, value in arrays.items()
-        }
+    path = verified(root, EMPTY_CAPTION_FILE)
+    remedy = "make the data set again with `rfjax encode`."
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            features = {
+                name: value.astype(ml_dtypes.bfloat16)
+                if value.dtype == np.float32
+                else value
+                for name, value in arrays.items()
+            }
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
+    problems = problems_of_text(features, read_manifest(root), padded=True)
+    if problems:
+        raise UserError(f"{path} is not an empty caption: {problems[0]} {remedy}")
+    return features

@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -116,10 +118,18 @@ class PatchPCAConfig:
           UserError: not such a file.
         """
         try:
-            with np.load(path) as arrays:
+            with Path(path).open("rb") as file, np.load(file) as arrays:
                 fields = dict(arrays)
-            return PatchPCA(**fields | {"patch_size": int(fields["patch_size"])})
-        except (KeyError, TypeError, ValueError, EOFError) as error:
+            codec = PatchPCA(**fields | {"patch_size": int(fields["patch_size"])})
+            codec.check()
+            return codec
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            EOFError,
+            zipfile.BadZipFile,
+        ) as error:
             raise UserError(
                 f"{path} is not a patch codec ({error}); make the data set again with "
                 "`rfjax encode`."
@@ -141,6 +151,17 @@ class PatchPCA:
     mean: np.ndarray
     basis: np.ndarray
     gain: np.ndarray
+
+    def check(self) -> None:
+        """Raises ValueError unless the arrays fit together and are finite."""
+        size, channels = self.patch_size**2 * 3, np.size(self.gain)
+        shapes = {"mean": (size,), "basis": (size, channels), "gain": (channels,)}
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape or not np.isfinite(array).all():
+                raise ValueError(f"{name} must be {shape} and finite")
+        if not self.gain.all():
+            raise ValueError("gain must not be 0")
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Encodes pictures.
