@@ -109,14 +109,19 @@ def analyse(
     """
     options = options or FitOptions()
     inputs = input_columns(get_law(law), size_measure=size_measure)
-    table = quality.mark_unusable(table, loss=loss, inputs=inputs)
-    if where is not None:
-        table = quality.mark_unwanted(table, where)
+    table = quality.mark_unusable(table, loss=loss, inputs=inputs, where=where)
     fitted = quality.fitted_rows(table, mid_run=mid_run)
     if law == "compute":
         fitted = frontier(fitted, loss=loss)
     how = {"law": law, "size_measure": size_measure}
-    fit = fit_law(fitted, loss=loss, options=options, **how)
+    try:
+        fit = fit_law(fitted, loss=loss, options=options, **how)
+    except CannotFit as error:
+        if len(fitted) == len(table):
+            raise
+        # The rows that are left out may be the reason.
+        rows = quality.count_rows(table, fitted, with_remedies=True)
+        raise CannotFit(f"{rows}. {error}" if len(fitted) else f"{rows}.") from error
 
     cost, optima, isoflops = None, (), ()
     if law == "chinchilla":

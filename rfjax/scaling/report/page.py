@@ -13,7 +13,7 @@ from rfjax.scaling.laws.backtest import BackTest
 from rfjax.scaling.laws.fit import Fit
 from rfjax.scaling.laws.intervals import Interval
 from rfjax.scaling.report.analysis import Forecast, Study
-from rfjax.scaling.study.quality import excluded_rows
+from rfjax.scaling.study.quality import count_rows, excluded_rows
 
 _CSS = """
 body { font: 16px/1.55 Georgia, serif; max-width: 46rem; margin: 3rem auto;
@@ -73,9 +73,8 @@ def summary(study: Study) -> str:
     lines += [f"  note: {note}" for note in fit.notes]
     if isinstance(study.backtest, BackTest):
         lines += [f"  held out: {_judge(study.backtest)}"]
-    excluded = len(excluded_rows(study.table))
-    if excluded:
-        lines += [f"  {excluded} rows excluded, with reasons in fit.json"]
+    if len(study.fitted) < len(study.table):
+        lines += [f"  {count_rows(study.table, study.fitted)}"]
     return "\n".join(lines)
 
 
@@ -199,6 +198,7 @@ def _provenance(study: Study) -> list[str]:
         if not isinstance(fit, Fit)
     }
     sections = ["<h2>Rows and options</h2>"]
+    sections.append(f"<p>{html.escape(count_rows(study.table, study.fitted))}.</p>")
     if len(excluded):
         rows = [
             [
@@ -208,12 +208,7 @@ def _provenance(study: Study) -> list[str]:
             ]
             for index, row in excluded.iterrows()
         ]
-        sections += [
-            f"<p>{len(excluded)} rows were not fitted:</p>",
-            _table(["row", "run", "reason"], rows),
-        ]
-    else:
-        sections.append("<p>No row was excluded.</p>")
+        sections.append(_table(["row", "run", "reason"], rows))
     sections += [
         f"<p>No law at t = {timestep:g}: {html.escape(reason)}</p>"
         for timestep, reason in refused.items()

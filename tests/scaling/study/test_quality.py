@@ -62,9 +62,9 @@ def test_a_cell_trained_twice_is_never_averaged(tmp_path, new_run):
     table = usable(runs.load_runs(tmp_path))
     reasons = reasons_of(table)
     assert reasons["a"] == reasons["seed"] == ""
-    assert reasons["copy"].startswith("repeats row 0")
+    assert reasons["copy"].startswith("repeats an earlier row: row 0")
     assert reasons["b"] == reasons["other"]
-    assert "several losses (0.4, 0.41)" in reasons["b"]
+    assert "several losses: 0.4, 0.41" in reasons["b"]
 
 
 def test_bad_rows_of_a_csv_are_named(tmp_path):
@@ -81,14 +81,66 @@ def test_bad_rows_of_a_csv_are_named(tmp_path):
         "",
         "loss is not a finite number",
         "loss is negative",
-        "loss is not a finite number",
-        "params is not a positive number",
+        "loss is not a finite number: diverged",
+        "params is not a positive number: x",
         "",
-        "repeats row 5: same cell, same loss",
-        *["one cell with several losses (1, 2); a column run or seed would tell "
-          "repeated runs apart"] * 2,
-    ]  # fmt: skip
+        "repeats an earlier row: row 5, same loss",
+        *["one cell with several losses: 1, 2"] * 2,
+    ]
     assert quality.fitted_rows(table)["loss"].tolist() == [3.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "text", ["1,000,000", "1 000 000", "1'000'000", "1_000_000", "1,5", "2,5e6"]
+)
+def test_a_number_with_separators_is_named(tmp_path, text):
+    frame = pd.DataFrame({"params": [text, "1e6"], "samples": 1e6, "loss": 1.0})
+    frame.to_csv(tmp_path / "points.csv", index=False)
+    table = usable(runs.load_table(tmp_path / "points.csv"), "loss")
+    assert table["reason"].tolist() == [f"params has a separator in it: {text}", ""]
+    rows = quality.count_rows(table, quality.fitted_rows(table), with_remedies=True)
+    assert rows == (
+        "1 of 2 rows usable: 1 'params has a separator in it' (write numbers as "
+        "1000000.5 or 1e6)"
+    )
+
+
+def test_rows_that_differ_in_what_the_law_leaves_out_are_different_cells():
+    table = pd.DataFrame(
+        {
+            "params": [1.0, 2.0, 2.0, 2.0, 2.0],
+            "samples": [5.0, 5.0, 6.0, 6.0, 6.0],
+            "train_flops": [9.0, 9.0, 9.0, 8.0, 8.0],
+            "loss": [4.0, 3.0, 2.0, 1.0, 1.5],
+            "reason": "",
+            "cooldown_end": True,
+        }
+    )
+    for inputs in (("train_flops",), ("params",), ("samples",), ("params", "samples")):
+        found = quality.mark_unusable(table, loss="loss", inputs=inputs)
+        assert found["reason"].tolist() == [
+            "", "", "", *["one cell with several losses: 1, 1.5"] * 2
+        ]  # fmt: skip
+
+
+def test_a_condition_tells_apart_what_would_be_one_cell():
+    table = pd.DataFrame(
+        {"params": [1.0, 1.0], "loss": [2.0, 3.0], "rate": ["a", "b"], "reason": ""}
+    )
+    found = quality.mark_unusable(
+        table, loss="loss", inputs=("params",), where="rate == 'b'"
+    )
+    assert found["reason"].tolist() == ["left out: not rate == 'b'", ""]
+
+
+def test_the_same_index_twice_marks_only_the_row():
+    table = pd.DataFrame({"params": [1.0, 2.0], "loss": [2.0, -3.0], "reason": ""})
+    found = quality.mark_unusable(
+        pd.concat([table, table + {"params": 3, "loss": 0, "reason": ""}]),
+        loss="loss",
+        inputs=("params",),
+    )
+    assert found["reason"].tolist() == ["", "loss is negative"] * 2
 
 
 def test_marking_leaves_the_callers_table_alone():

@@ -98,6 +98,9 @@ def input_axis(axis: Axis, name: str, study: Study) -> None:
 
 def power_axis(axis: Axis, label: str) -> None:
     """Logarithmic, labelled with powers of ten."""
+    low, high = axis.get_data_interval()
+    if low == high:  # one value has no range of its own
+        axis.axes.set(**{f"{axis.axis_name}lim": (low / 2, high * 2)})
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_label_text(label)
     axis.set_minor_formatter(ticker.NullFormatter())
