@@ -6,8 +6,9 @@
     workdir: LocalPath
 
 A type is a plain one with a rule beside it. `check` applies the rules of a type to a
-value, `check_fields` those of a config dataclass to its fields; `schema.build` and the
-command line call them, so that no value is used before its rule has been checked.
+value, `check_fields` those of a config dataclass to its fields, and `checked` those of
+a function to its arguments. `schema.build`, the command line and the commands call
+them, so that no value is used before its rule has been checked.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 import re
 import types
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -107,13 +109,13 @@ class OneOf:
     names: Collection[str] = dataclasses.field(hash=False)
 
     def __str__(self) -> str:
-        return f"one of {', '.join(self.names)}"
+        return f"{'one of ' * (len(self.names) > 1)}{', '.join(self.names)}"
 
     def check(self, value: str, *, name: str) -> str:
         """The value; see `Rule`."""
         if value not in self.names:
             near = difflib.get_close_matches(str(value), self.names, n=1)
-            hint = f"did you mean {near[0]}?" if near else "choose one of them."
+            hint = f"did you mean {near[0]}?" if near else "choose another."
             raise UserError(f"{name} must be {self}, got {value!r}; {hint}")
         return value
 
@@ -151,10 +153,11 @@ class Local:
     def check(self, value: Path | str, *, name: str) -> Path | str:
         """The path, of the type it came in; see `Rule`."""
         text = Filled().check(str(value), name=name)
-        if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text):
+        if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", text):
+            url = f"{scheme[1]}://{text[scheme.end() :]}"  # pathlib drops a slash
             raise UserError(
-                f"{name} must be a path on this machine, got {text!r}; {scheme[1]}:// "
-                "is not supported, so copy or mount it, and name the folder."
+                f"{name} must be a path on this machine, got {url!r}; copy it here or "
+                "mount it, and name the local path."
             )
         if "\0" in text or any(len(part.encode()) > 255 for part in Path(text).parts):
             shown = text if len(text) <= 80 else f"{text[:60]}..."
@@ -202,8 +205,8 @@ def check(value: Any, hint: Any, *, name: str) -> Any:
 
     Args:
       value: of the plain type.
-      hint: the type, with its rules; those of the elements of a tuple or a sequence and
-        of all types but None of a union apply as well.
+      hint: the type, with its rules; those of the elements of a tuple, a sequence or a
+        mapping and of all types of a union but None apply as well.
       name: what the user calls the field or flag.
 
     Raises:
@@ -220,6 +223,10 @@ def check(value: Any, hint: Any, *, name: str) -> Any:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         for member in arguments:
             value = check(value, member, name=name)
+        return value
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            check(entry, (arguments or (Any,))[-1], name=f"{name}: {key}")
         return value
     if _is_sequence(hint) and isinstance(value, list | tuple):
         elements = arguments[:1] * len(value)
@@ -249,6 +256,27 @@ def check_fields(config: Any, *, section: str = "") -> None:
         value = check(given, hint, name=prefix + name)
         if value is not given:
             object.__setattr__(config, name, value)
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that applies the rules of its parameters to every call's arguments.
+
+    Raises:
+      UserError: by the result, if a rule does not allow an argument.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        """Calls the function with checked arguments."""
+        bound = signature.bind(*args, **kwargs)
+        hints = typing.get_type_hints(function, include_extras=True)
+        for name, value in bound.arguments.items():
+            if name in hints:
+                bound.arguments[name] = check(value, hints[name], name=name)
+        return function(*bound.args, **bound.kwargs)
+
+    return call
 
 
 @functools.cache

@@ -14,9 +14,10 @@ import difflib
 import functools
 import inspect
 import itertools
+import shlex
 import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ import cyclopts
 import rich.console
 from cyclopts.help import HelpPanel
 
-from rfjax.commands import COMMANDS
+from rfjax.commands import COMMANDS, flag_text
 from rfjax.errors import UserError
+from rfjax.value_types import Filled, check
 
 GROUPS = {"bench": "Times a train step, its saves, or reading data on this machine."}
 WIDTH = 88  # of help
@@ -50,7 +52,7 @@ def name_of(args: Sequence[str]) -> str | None:
     for num_words in (2, 1):
         if (name := " ".join(words[:num_words])) in COMMANDS:
             return name
-    if " ".join(words) in ("", *GROUPS):
+    if not words or " ".join(words) in GROUPS:
         return None
     word = " ".join(words if words[0] in GROUPS else words[:1])
     near = difflib.get_close_matches(word, [*COMMANDS, *GROUPS], n=1)
@@ -75,6 +77,7 @@ def make_app() -> cyclopts.App:
             negative_bool=("no-", "no"),
             negative_iterable=(),
             show_choices=False,
+            converter=flag_text.read,
         ),
     )
     groups = {None: app}
@@ -122,6 +125,8 @@ def parse(args: Sequence[str], *, report: Callable[[str], None]) -> Callable[[],
       UserError: unknown, missing or malformed flags, or a config that cannot be read.
     """
     name = name_of(args)
+    for arg in args:
+        Filled().check(arg or "-", name="the command line")  # other names are not UTF-8
     overrides = [arg for arg in args if arg.startswith("--config.")]
     flags = [arg for arg in args if arg not in overrides]
     try:
@@ -130,8 +135,12 @@ def parse(args: Sequence[str], *, report: Callable[[str], None]) -> Callable[[],
         )
     except cyclopts.CycloptsError as error:
         if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from error
-        raise UserError(_one_line(error, name)) from error
+            text = str(error.__cause__)
+            if text.startswith(flag_text.UNNAMED):
+                text = error.argument.name + text.removeprefix(flag_text.UNNAMED)
+            raise UserError(text) from error
+        raise UserError(_one_line(error, name, flags)) from error
+    _apply_rules(function, bound, flags=_flag_names(name))
     readers = _config_readers(function)
     if overrides and not readers:
         raise UserError(f"takes no {overrides[0]}; see rfjax {name} --help.")
@@ -161,24 +170,53 @@ def _config_readers(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def _one_line(error: cyclopts.CycloptsError, name: str) -> str:
+def _apply_rules(
+    function: Callable[..., Any],
+    bound: inspect.BoundArguments,
+    *,
+    flags: Mapping[str, str],
+) -> None:
+    """Checks the values of flags by the rules in their types, and expands paths."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    for parameter, value in bound.arguments.items():
+        flag = flags.get(parameter, parameter)
+        bound.arguments[parameter] = check(value, hints[parameter], name=flag)
+
+
+def _arguments_of(name: str) -> list[cyclopts.Argument]:
+    """The arguments of a command that are flags."""
+    app = functools.reduce(lambda app, word: app[word], name.split(), make_app())
+    arguments = app.assemble_argument_collection(parse_docstring=True)
+    return [argument for argument in arguments if argument.parse]
+
+
+def _flag_names(name: str) -> dict[str, str]:
+    """Parameter of a command's function -> its flag."""
+    return {each.field_info.name: each.name for each in _arguments_of(name)}
+
+
+def _one_line(error: cyclopts.CycloptsError, name: str, args: Sequence[str]) -> str:
     """What is wrong with the flags, in one line, and the remedy."""
     see = f"see rfjax {name} --help."
-    app = functools.reduce(lambda app, word: app[word], name.split(), make_app())
     flags = {
         flag: " ".join((argument.parameter.help or "").split())
-        for argument in app.assemble_argument_collection(parse_docstring=True)
+        for argument in _arguments_of(name)
         for flag in argument.names
-        if argument.parse
     }
     unused = list(error.unused_tokens or ())
     if isinstance(error, cyclopts.UnknownOptionError):
         unused.append(error.token.keyword or error.token.value)
     if isinstance(error, cyclopts.MissingArgumentError) and error.keyword:
+        value = "".join(args[args.index(error.keyword) + 1 :][:1])
+        if value.startswith("-") and value.partition("=")[0] not in flags:
+            return (
+                f"{error.keyword} needs a value, got {value!r} behind it; write "
+                f"{shlex.quote(f'{error.keyword}={value}')} if that is the value."
+            )
         return f"{error.keyword} needs a value; {see}"
     for token in unused:  # before what is missing: that may be what was mistyped
         flag = token.partition("=")[0]
-        if flag.startswith("--") and flag.replace("_", "-") not in flags:
+        if flag.startswith("-") and flag.replace("_", "-") not in flags:
             near = difflib.get_close_matches(flag, flags, n=1)
             hint = f"did you mean {near[0]}?" if near else see
             return f"no flag {flag}; {hint}"

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from rfjax import whole_files
-from rfjax.commands.flags import RunConfig, whole_number
+from rfjax.commands.flags import RunConfig
 from rfjax.commands.job import (
     make_stream,
     read_manifest,
@@ -22,14 +22,18 @@ from rfjax.errors import UserError
 from rfjax.flow import formulations
 from rfjax.scaling.transfer.coordinates import check_coordinates, fit_slopes
 from rfjax.train.parameterisation import PARAMETERISATIONS
+from rfjax.value_types import Bounds, LocalPath, OneOf, PositiveInt, checked
 
 COORDINATES_FILE = "coordinates.json"
+_WHY_3 = "before the third step the inside of the blocks does not move"
 
 
 def _read_depths(_: type, tokens: Sequence[Any]) -> list[int]:
     text = tokens[0].value
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise UserError(f"--depths must be numbers as in 1,2,4, got {text!r}.")
+    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
+        raise UserError(
+            f"--depths must be whole numbers as in 1,2,4, got {text!r}; write them so."
+        )
     return [int(depth) for depth in text.split(",")]
 
 
@@ -59,13 +63,16 @@ class Coordinates:
         return "\n".join([*lines, f"figure: {self.picture}"])
 
 
+@checked
 def coordinates(
     config: RunConfig,
     *,
-    depths: Annotated[Sequence[int], _DEPTHS] = (1, 2, 4),
-    num_steps: Annotated[int, whole_number("--steps")] = 4,
-    parameterisation: str = "both",
-    out: Path | str,
+    depths: Annotated[Sequence[PositiveInt], _DEPTHS] = (1, 2, 4),
+    num_steps: Annotated[
+        PositiveInt, Bounds(3, remedy=_WHY_3), Parameter(name="--steps")
+    ] = 4,
+    parameterisation: Annotated[str, OneOf((*PARAMETERISATIONS, "both"))] = "both",
+    out: LocalPath,
 ) -> Coordinates:
     """Checks whether training steps move activations alike at every depth.
 

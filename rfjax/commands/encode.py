@@ -12,6 +12,7 @@ from rfjax import schema
 from rfjax.commands.flags import DataSetFields, Progress
 from rfjax.data.encode import EncodeConfig, encode_dataset
 from rfjax.data.manifest import Manifest
+from rfjax.value_types import LocalPath, checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Encoded:
         return f"encoded {self.manifest.name}: {counts} examples in {self.out}"
 
 
+@checked
 def encode(
-    fields: DataSetFields, *, out: Path | str, progress: Progress = True
+    fields: DataSetFields, *, out: LocalPath, progress: Progress = True
 ) -> Encoded:
     """Encodes pictures and captions into a data set folder.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rfjax import checkpoint, run_folder, whole_files
-from rfjax.commands.flags import JsonFile, OptionalInt
+from rfjax.commands.flags import JsonFile, Step
 from rfjax.commands.job import (
     abstract_params_on,
     make_evaluators,
@@ -22,6 +22,7 @@ from rfjax.models import make_model
 from rfjax.parallel import processes
 from rfjax.parallel.sharding import MeshLayout
 from rfjax.timestep_levels import NUM_LEVELS
+from rfjax.value_types import LocalPath, PositiveInt, checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,12 @@ class Evaluation:
         return "\n".join(lines)
 
 
+@checked
 def evaluate(
-    workdir: Path | str,
+    workdir: LocalPath,
     *,
-    step: OptionalInt = None,
-    num_samples: OptionalInt = None,
+    step: Step = None,
+    num_samples: PositiveInt | None = None,
     json_file: JsonFile = None,
 ) -> Evaluation:
     """Measures the validation loss `val_v1` of a checkpoint, EMA and raw weights.

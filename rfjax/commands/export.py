@@ -3,24 +3,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from rfjax.commands.flags import OptionalInt
+from rfjax.commands.flags import Step, TorchLayout, Weights
 from rfjax.export.save import ExportReport, export_run
+from rfjax.export.tensor_file import DTYPES
+from rfjax.value_types import LocalPath, OneOf, checked
 
 
+@checked
 def export(
-    workdir: Path | str,
+    workdir: LocalPath,
     *,
-    out: Path | str,
-    layout: Annotated[str, Parameter(name="--format")] = "diffusers",
-    weights: str = "ema",
-    dtype: str = "float32",
-    step: OptionalInt = None,
-    pipeline: Path | str | None = None,
+    out: LocalPath,
+    layout: TorchLayout = "diffusers",
+    weights: Weights = "ema",
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32",
+    step: Step = None,
+    pipeline: LocalPath | None = None,
 ) -> ExportReport:
     """Writes the weights of a checkpoint as PyTorch files with a model card.
 

@@ -4,17 +4,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from rfjax import whole_files
-from rfjax.commands.flags import JsonFile, whole_number
+from rfjax.commands import flag_text
+from rfjax.commands.flags import JsonFile
 from rfjax.errors import UserError
-from rfjax.scaling.laws import CannotFit
+from rfjax.scaling.laws import LAWS, CannotFit
+from rfjax.scaling.laws.fit import MIN_BOOTSTRAPS
+from rfjax.scaling.laws.points import SIZE_MEASURES
 from rfjax.scaling.report.folder import FitReport, run_fit
+from rfjax.value_types import (
+    Bounds,
+    LocalPath,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+    Text,
+    checked,
+)
 
+_TAILS = "fewer do not reach the tails of an interval"
 MODEL_FIELDS = ("depth", "size", "samples", "flops")
 
 
@@ -29,7 +41,7 @@ def _read_columns(_: type, tokens: Sequence[Any]) -> dict[str, str]:
 
 
 def _read_budgets(_: type, tokens: Sequence[Any]) -> list[float]:
-    return [_number(token.value, flag="budget") for token in tokens]
+    return [flag_text.number(token.value, name="--budget") for token in tokens]
 
 
 def _read_models(_: type, tokens: Sequence[Any]) -> list[dict[str, float]]:
@@ -42,47 +54,46 @@ def _read_models(_: type, tokens: Sequence[Any]) -> list[dict[str, float]]:
                 f"--forecast must name a model by {', '.join(MODEL_FIELDS)}, as in "
                 f"depth=12,samples=1e6, got {token.value!r}."
             )
-        models.append({name: _number(v, flag="forecast") for name, _, v in pairs})
+        models.append(
+            {n: flag_text.number(v, name=f"--forecast={n}") for n, _, v in pairs}
+        )
     return models
 
 
-def _number(text: str, *, flag: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(
-            f"--{flag} must be a number such as 1e20, got {text!r}."
-        ) from None
-
-
 def _flag(name: str, *, read: Any = None, metavar: str | None = None) -> Parameter:
-    tokens = {} if read is None else {"n_tokens": 1, "accepts_keys": False}
-    return Parameter(name=name, converter=read, metavar=metavar, **tokens)
+    if read is None:
+        return Parameter(name=name, metavar=metavar)
+    return Parameter(
+        name=name, converter=read, metavar=metavar, n_tokens=1, accepts_keys=False
+    )
 
 
+@checked
 def fit(
     *,
-    runs: Path | str | None = None,
-    table: Path | str | None = None,
+    runs: LocalPath | None = None,
+    table: LocalPath | None = None,
     columns: Annotated[
         Mapping[str, str] | None,
         _flag("--columns", read=_read_columns, metavar="OURS=THEIRS,..."),
     ] = None,
-    out: Path | str,
-    law: str = "chinchilla",
-    size_measure: Annotated[str, _flag("--size")] = "params",
-    loss: str | None = None,
-    num_bootstraps: Annotated[int, whole_number("--bootstraps")] = 1000,
+    out: LocalPath,
+    law: Annotated[str, OneOf(LAWS)] = "chinchilla",
+    size_measure: Annotated[str, OneOf(SIZE_MEASURES), _flag("--size")] = "params",
+    loss: Text | None = None,
+    num_bootstraps: Annotated[
+        PositiveInt, Bounds(MIN_BOOTSTRAPS, remedy=_TAILS), _flag("--bootstraps")
+    ] = 1000,
     holdout: Annotated[
         bool, Parameter(negative=("--no-holdout", "--noholdout"))
     ] = True,
     mid_run: bool = False,
-    where: str | None = None,
+    where: Text | None = None,
     budgets: Annotated[
-        Sequence[float], _flag("--budget", read=_read_budgets, metavar="FLOPS")
+        Sequence[PositiveFloat], _flag("--budget", read=_read_budgets, metavar="FLOPS")
     ] = (),
     forecasts: Annotated[
-        Sequence[Mapping[str, float]],
+        Sequence[Mapping[str, PositiveFloat]],
         _flag("--forecast", read=_read_models, metavar="FIELD=NUMBER,..."),
     ] = (),
     json_file: JsonFile = None,

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from rfjax import checkpoint
 from rfjax.config import Config, from_config_dict
 from rfjax.config_files import DATA_SET, RUN, SWEEP, Reader
-from rfjax.errors import UserError
+from rfjax.models import BACKBONES
+from rfjax.value_types import LocalPath, NaturalInt, OneOf
 
 # For a notebook only.
 _NO_FLAG = Parameter(parse=False)
@@ -42,25 +42,16 @@ SweepFields = Annotated[Mapping[str, Any], Reader(SWEEP), _SWEEP]
 DataSetFields = Annotated[Mapping[str, Any], Reader(DATA_SET), _DATA_SET]
 AnyFields = Annotated[Mapping[str, Any], Reader(None), _RUN]
 
-
-def _read_int(_: type, tokens: Sequence[Any]) -> int:
-    text = tokens[0].value
-    if not re.fullmatch(r"[+-]?\d+", text):
-        flag = tokens[0].keyword or "the value"
-        raise UserError(f"{flag} must be a whole number, got {text!r}.")
-    return int(text)
-
-
-def whole_number(name: str | None = None) -> Parameter:
-    """A flag of a whole number: cyclopts would round 2.5."""
-    return Parameter(name=name, converter=_read_int, n_tokens=1, accepts_keys=False)
-
-
-Int = Annotated[int, whole_number()]
-OptionalInt = Annotated[int | None, whole_number()]
-
 # What pictures may be called: figures, and sheets of pictures.
 FIGURES = (".png", ".svg", ".pdf")
 SHEETS = (".png", ".jpg", ".jpeg", ".webp")
 
-JsonFile = Annotated[Path | str | None, Parameter(name="--json")]
+JsonFile = Annotated[LocalPath | None, Parameter(name="--json")]
+
+Step = NaturalInt | None  # of a checkpoint; imported weights are step 0
+Weights = Annotated[str, OneOf(checkpoint.WEIGHTS)]
+TorchLayout = Annotated[
+    str,
+    OneOf(sorted({n for b in BACKBONES.values() if b.torch for n in b.torch.layouts})),
+    Parameter(name="--format"),
+]

@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from jax.sharding import Mesh
 
 from rfjax import checkpoint, checksums, run_folder, whole_files
-from rfjax.commands.flags import RunFields
+from rfjax.commands.flags import RunFields, TorchLayout
 from rfjax.commands.job import (
     describe_run,
     make_mesh_for,
@@ -29,6 +29,7 @@ from rfjax.models import DEFAULT_KIND, make_model
 from rfjax.parallel.sharding import state_shardings
 from rfjax.train.optimizer import make_optimizer
 from rfjax.train.state import TrainState, init_state
+from rfjax.value_types import LocalPath, checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +52,13 @@ class Imported:
         )
 
 
+@checked
 def import_weights(
-    source: Annotated[Path | str, Parameter(name="--from")],
+    source: Annotated[LocalPath, Parameter(name="--from")],
     *,
     fields: RunFields,
-    workdir: Path | str,
-    layout: Annotated[str, Parameter(name="--format")] = "diffusers",
+    workdir: LocalPath,
+    layout: TorchLayout = "diffusers",
 ) -> Imported:
     """Makes a run folder from PyTorch weights, to train further, evaluate and sample.
 

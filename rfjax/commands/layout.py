@@ -3,28 +3,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import jax
+from cyclopts import Parameter
 
 from rfjax import whole_files
-from rfjax.commands.flags import FIGURES, JsonFile, Report, RunConfig, whole_number
+from rfjax.commands.flags import FIGURES, JsonFile, Report, RunConfig
 from rfjax.commands.job import make_init_state
 from rfjax.errors import UserError
 from rfjax.models import make_model
 from rfjax.parallel.layout import StateLayout, draw, lay_out
 from rfjax.parallel.mesh import check_slices
 from rfjax.plan.topology import parse_topology
+from rfjax.value_types import LocalPath, PositiveInt, Text, checked
 
 
+@checked
 def layout(
     config: RunConfig,
     *,
-    num_devices: Annotated[int | None, whole_number("--devices")] = None,
-    topology: str | None = None,
+    num_devices: Annotated[PositiveInt | None, Parameter(name="--devices")] = None,
+    topology: Text | None = None,
     json_file: JsonFile = None,
-    picture: Path | str | None = None,
+    picture: LocalPath | None = None,
     report: Report = lambda line: None,
 ) -> StateLayout:
     """Shows which device holds which parameter on a mesh, and why.
@@ -49,8 +51,6 @@ def layout(
     whole_files.check_writable(picture, field="--picture", suffixes=FIGURES)
     if num_devices is not None and topology is not None:
         raise UserError("give either --devices or --topology, not both.")
-    if num_devices is not None and num_devices < 1:
-        raise UserError(f"--devices must be at least 1, got {num_devices}.")
     if topology is not None:
         chips = parse_topology(topology)
         num_devices = chips.num_devices

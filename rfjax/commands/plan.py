@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rfjax import whole_files
-from rfjax.commands.flags import FIGURES, Int, JsonFile, OptionalInt, Report, RunConfig
+from rfjax.commands.flags import FIGURES, JsonFile, Report, RunConfig
 from rfjax.commands.job import (
     digest,
     make_init_state,
@@ -28,6 +28,7 @@ from rfjax.plan import search as plan_search
 from rfjax.plan.report import Plan
 from rfjax.plan.step import plan_step
 from rfjax.plan.topology import check_compiler, make_devices, parse_topology
+from rfjax.value_types import LargeCount, LocalPath, NaturalInt, Text, checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +45,17 @@ class Search:
         return plan_search.describe(self.outcomes)
 
 
+@checked
 def plan(
     config: RunConfig,
     *,
-    topology: str,
-    num_images: OptionalInt = None,
+    topology: Text,
+    num_images: LargeCount | None = None,
     json_file: JsonFile = None,
-    summary: Path | str | None = None,
-    picture: Path | str | None = None,
+    summary: LocalPath | None = None,
+    picture: LocalPath | None = None,
     search: bool = False,
-    limit: Int = 0,
+    limit: NaturalInt = 0,
     report: Report = lambda line: None,
 ) -> Plan | Search:
     """Predicts memory and speed on TPUs from the compiler alone; no TPU is needed.

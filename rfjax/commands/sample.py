@@ -13,7 +13,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from rfjax import checkpoint, whole_files
-from rfjax.commands.flags import SHEETS, Int, OptionalInt
+from rfjax.commands.flags import SHEETS, Step, Weights
 from rfjax.commands.job import abstract_params_on, make_reading_mesh
 from rfjax.config import Config, load_config
 from rfjax.data import sheet
@@ -22,9 +22,19 @@ from rfjax.errors import UserError
 from rfjax.evaluation import captions
 from rfjax.evaluation.sample import sample_latents, sample_noise
 from rfjax.flow import formulations
+from rfjax.flow.solvers import GRIDS, SOLVERS
 from rfjax.models import make_model
 from rfjax.parallel.sharding import MeshLayout
 from rfjax.types import Conditioning
+from rfjax.value_types import (
+    LocalPath,
+    NonNegativeFloat,
+    OneOf,
+    PositiveInt,
+    Seed,
+    Text,
+    checked,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +51,20 @@ class PictureFile:
         return f"wrote {self.path}"
 
 
+@checked
 def sample(
-    workdir: Path | str,
+    workdir: LocalPath,
     *,
-    prompts: Annotated[Sequence[str], Parameter(name="--prompt")] = (),
+    prompts: Annotated[Sequence[Text], Parameter(name="--prompt")] = (),
     of_data: Annotated[bool, Parameter(name="--sheet")] = False,
-    out: Path | str | None = None,
-    step: OptionalInt = None,
-    weights: str = "ema",
-    seed: Int = 0,
-    num_steps: OptionalInt = None,
-    solver: str | None = None,
-    grid: str | None = None,
-    guidance_scale: float | None = None,
+    out: LocalPath | None = None,
+    step: Step = None,
+    weights: Weights = "ema",
+    seed: Seed = 0,
+    num_steps: PositiveInt | None = None,
+    solver: Annotated[str, OneOf(SOLVERS)] | None = None,
+    grid: Annotated[str, OneOf(GRIDS)] | None = None,
+    guidance_scale: NonNegativeFloat | None = None,
 ) -> PictureFile:
     """Draws pictures of prompts, or a sheet of seen and held-out captions.
 
@@ -79,8 +90,6 @@ def sample(
     Example:
       rfjax sample --workdir=runs/emoji --prompt="a fox" --prompt=cactus --seed=1
     """
-    if not 0 <= seed < 2**32:
-        raise UserError(f"--seed must be in [0, 2^32), got {seed}.")
     settings = {
         "step": step,
         "weights": weights,
@@ -106,13 +115,14 @@ def sample(
     return PictureFile(out)
 
 
+@checked
 def sample_prompts(
-    workdir: Path | str,
-    prompts: Sequence[str],
+    workdir: LocalPath,
+    prompts: Sequence[Text],
     *,
-    step: int | None = None,
-    weights: str = "ema",
-    seed: int = 0,
+    step: Step = None,
+    weights: Weights = "ema",
+    seed: Seed = 0,
     **settings: Any,
 ) -> np.ndarray:
     """Pictures of the prompts, drawn by a trained run.
@@ -144,15 +154,16 @@ def sample_prompts(
     )
 
 
+@checked
 def sample_sheet(
-    workdir: Path | str,
+    workdir: LocalPath,
     *,
-    out: Path | str | None = None,
-    step: int | None = None,
-    weights: str = "ema",
-    seed: int = 0,
-    num_seen: int = 24,
-    num_held_out: int = 16,
+    out: LocalPath | None = None,
+    step: Step = None,
+    weights: Weights = "ema",
+    seed: Seed = 0,
+    num_seen: PositiveInt = 24,
+    num_held_out: PositiveInt = 16,
     **settings: Any,
 ) -> Path:
     """Draws captions the run was trained on and captions it never saw, on one sheet.

@@ -28,6 +28,7 @@ from rfjax.scaling.study.grid import Cell, GridConfig, make_cells
 from rfjax.scaling.study.launchers import LAUNCHERS, Launch, Launcher, make_jobs
 from rfjax.scaling.study.manifest import SweepCell
 from rfjax.scaling.study.sweep import choose_cells, write_cells
+from rfjax.value_types import LocalPath, OneOf, checked
 
 Cells = Annotated[
     Sequence[str],
@@ -61,12 +62,13 @@ class Swept:
         return f"failed: {', '.join(self.failed)}" if self.failed else ""
 
 
+@checked
 def sweep(
     fields: SweepFields,
     *,
-    workdir: Path | str,
+    workdir: LocalPath,
     dry_run: bool = False,
-    launcher: str | None = None,
+    launcher: Annotated[str, OneOf(LAUNCHERS)] | None = None,
     cells: Cells = (),
     report: Report = lambda line: None,
 ) -> Swept:

@@ -18,13 +18,15 @@ from rfjax.config import Config, config_to_dict, load_config
 from rfjax.errors import MissingFileError, UserError
 from rfjax.parallel import processes
 from rfjax.train import loop
+from rfjax.value_types import LocalPath, checked
 
 
+@checked
 def train(
     config: RunConfig,
     *,
-    workdir: Path | str,
-    branch_from: Path | str | None = None,
+    workdir: LocalPath,
+    branch_from: LocalPath | None = None,
     report: Report = lambda line: None,
 ) -> None:
     """Trains a run to its last step, or resumes it where it was stopped or killed.

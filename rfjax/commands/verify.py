@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rfjax import checkpoint, checksums, run_folder, whole_files
-from rfjax.commands.flags import SHEETS, OptionalInt, Report
+from rfjax.commands.flags import SHEETS, Report, Step
 from rfjax.config import load_config
 from rfjax.data.verify import verify as verify_data
 from rfjax.errors import UserError
+from rfjax.value_types import LocalPath, checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,13 @@ class Verification:
         return self.text
 
 
+@checked
 def verify(
     *,
-    data: Path | str | None = None,
-    workdir: Path | str | None = None,
-    step: OptionalInt = None,
-    picture: Path | str | None = None,
+    data: LocalPath | None = None,
+    workdir: LocalPath | None = None,
+    step: Step = None,
+    picture: LocalPath | None = None,
     report: Report = lambda line: None,
 ) -> Verification:
     """Checks a data set and draws a contact sheet of it, or checks a run's checkpoints.

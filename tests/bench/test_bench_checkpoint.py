@@ -61,5 +61,5 @@ def test_what_cannot_be_measured_is_refused(tmp_path):
     config = from_config_dict(load_config_file("configs/debug.py"))
     with pytest.raises(ValueError, match="--folder must be an existing folder"):
         commands.bench_checkpoint(config, folder=tmp_path / "absent")
-    with pytest.raises(ValueError, match="--rounds must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         commands.bench_checkpoint(config, rounds=0)

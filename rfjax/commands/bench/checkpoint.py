@@ -8,17 +8,19 @@ from pathlib import Path
 
 from rfjax import whole_files
 from rfjax.bench.checkpoint import CheckpointReport, measure_saving
-from rfjax.commands.flags import Int, JsonFile, Report, RunConfig
+from rfjax.commands.flags import JsonFile, Report, RunConfig
 from rfjax.commands.job import make_job_here
 from rfjax.errors import UserError
 from rfjax.parallel.mesh import put_batch
+from rfjax.value_types import LocalPath, PositiveInt, checked
 
 
+@checked
 def bench_checkpoint(
     config: RunConfig,
     *,
-    folder: Path | str | None = None,
-    rounds: Int = 5,
+    folder: LocalPath | None = None,
+    rounds: PositiveInt = 5,
     json_file: JsonFile = None,
     report: Report = lambda line: None,
 ) -> CheckpointReport:
@@ -41,8 +43,6 @@ def bench_checkpoint(
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"--folder must be an existing folder, got {folder}.")
     whole_files.check_writable(json_file, field="--json")
-    if rounds < 1:
-        raise UserError(f"--rounds must be at least 1, got {rounds}.")
     job, _ = make_job_here(config)
     batch = put_batch(next(job.stream), mesh=job.mesh)
     rate = config.optimizer.learning_rate

@@ -12,14 +12,15 @@ from cyclopts import Parameter
 
 from rfjax import whole_files
 from rfjax.bench.data import ReadingReport, measure_reading, write_random_dataset
-from rfjax.commands.flags import Int, JsonFile
-from rfjax.errors import UserError
+from rfjax.commands.flags import JsonFile
+from rfjax.value_types import LocalPath, PositiveInt, checked
 
 
+@checked
 def bench_data(
-    root: Annotated[Path | str | None, Parameter(name="--data")] = None,
+    root: Annotated[LocalPath | None, Parameter(name="--data")] = None,
     *,
-    rounds: Int = 5,
+    rounds: PositiveInt = 5,
     json_file: JsonFile = None,
 ) -> ReadingReport:
     """Times reading a data set, compared with bare ArrayRecord reads.
@@ -36,8 +37,6 @@ def bench_data(
       rfjax bench data --data=data/emoji
     """
     whole_files.check_writable(json_file, field="--json")
-    if rounds < 1:
-        raise UserError(f"--rounds must be at least 1, got {rounds}.")
     if root is not None:
         measured = measure_reading(root, rounds=rounds)
     else:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 
 from rfjax import whole_files
 from rfjax.bench.diffusers_peer import make_step
 from rfjax.bench.step import StepReport, time_in_turns
-from rfjax.commands.flags import Int, JsonFile, Report, RunConfig
+from rfjax.commands.flags import JsonFile, Report, RunConfig
 from rfjax.commands.job import make_job_here
 from rfjax.config import Config
 from rfjax.errors import UserError
@@ -23,13 +24,17 @@ from rfjax.parallel.sharding import MeshLayout
 from rfjax.plan.topology import CHIPS, chip_name_of
 from rfjax.train.step import make_mean_loss
 from rfjax.types import Batch
+from rfjax.value_types import OneOf, PositiveInt, checked
+
+PEERS = ("diffusers",)
 
 
+@checked
 def bench_step(
     config: RunConfig,
     *,
-    rounds: Int = 5,
-    peer: str | None = None,
+    rounds: PositiveInt = 5,
+    peer: Annotated[str, OneOf(PEERS)] | None = None,
     json_file: JsonFile = None,
     report: Report = lambda line: None,
 ) -> StepReport:
@@ -50,8 +55,6 @@ def bench_step(
       rfjax bench step --config=configs/bench.py --peer=diffusers
     """
     whole_files.check_writable(json_file, field="--json")
-    if rounds < 1:
-        raise UserError(f"--rounds must be at least 1, got {rounds}.")
     job, _ = make_job_here(config)
     mesh = job.mesh
     host_batch = next(job.stream)
@@ -105,8 +108,6 @@ def bench_step(
 
 def _peer_step(config: Config, batch: Batch, *, peer: str) -> Callable[[], None]:
     """The peer's step on the same examples."""
-    if peer != "diffusers":
-        raise UserError(f"--peer must be diffusers, got {peer!r}.")
     rf = formulations.parse("rf/lognorm(0.00,1.00)")
     if (
         jax.default_backend() != "cpu"
