@@ -79,7 +79,7 @@ class SyntheticConfig(Dataset):
             splits={"train": self.num_train, "validation": self.num_validation},
             latent=LatentSpec(shape=tuple(self.latent_shape), codec=NO_CODEC),
             text=TextSpec(encoders=(encoder,)),
-            creation=self._own_fields_first(),
+            creation=self._creation(),
         )
 
     def records(self, split: str) -> SyntheticRecords:
@@ -90,12 +90,17 @@ class SyntheticConfig(Dataset):
         """The text features that stand for no caption."""
         return SyntheticRecords(self, split="train").text(-1)
 
-    def _own_fields_first(self) -> dict[str, Any]:
-        """All fields; runs know their data by a hash that depends on the order."""
+    def _creation(self) -> dict[str, Any]:
+        """The fields that say what the data is; runs know it by a hash of them.
+
+        How it is read is no part of that. Those fields stand last, at their defaults,
+        because the hashes of older runs were made with them.
+        """
         values = dataclasses.asdict(self)
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
         shared = [field.name for field in dataclasses.fields(Reading)]
         own = {name: value for name, value in values.items() if name not in shared}
-        return own | {name: values[name] for name in shared}
+        return own | {name: defaults[name] for name in shared}
 
 
 class SyntheticRecords(Sequence):

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from rfjax.data import shards
 from rfjax.data.manifest import MANIFEST_FILE, LatentSpec, Manifest
 from rfjax.data.shards import check
+from rfjax.data.shards.records import _byte_features
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -62,6 +63,16 @@ def test_it_is_a_genuine_tfds_data_set(tiny_root):
     assert builder.info.features["latents"].shape == (4, 4, 6)
     part = builder.as_data_source("train[:50%]")
     assert len(part) == 18
+
+
+def test_features_of_a_record_are_always_in_the_same_order(tiny_root):
+    """Left to protobuf, the order and so all checksums differ between processes."""
+    for raw in shards.open_split(tiny_root, "train")._raw:
+        names = [name for name, _, _ in _byte_features(raw)]
+        # As its C library sorts them.
+        assert names == [
+            "annotation", "caption", "context_length", "context", "latents", "pooled"
+        ]  # fmt: skip
 
 
 def test_unpadded_contexts_keep_their_own_length(tiny, tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthetic streams behave as those from disk, and can be learnt."""
 
+import dataclasses
 import hashlib
 import itertools
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from rfjax.data import SyntheticConfig
+from rfjax.data.pipeline import Reading
 
 CONFIG = SyntheticConfig(num_train=64, num_validation=10)
 
@@ -41,8 +43,23 @@ def test_shapes_are_those_of_the_manifest():
 
 
 def test_runs_know_the_data_by_the_same_hash_as_ever():
-    text = SyntheticConfig(read_threads=3, shuffle_seed=4).manifest().to_json()
-    assert hashlib.sha256(text.encode()).hexdigest()[:12] == "180a6987f2a4"
+    """However it is read: more threads read no other data."""
+
+    def data_hash(**fields):
+        text = SyntheticConfig(**fields).manifest().to_json()
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    reading = {
+        "read_threads": 3,
+        "prefetch_batches": 5,
+        "shuffle_seed": 4,
+        "caption_dropout": 0.5,
+        "context_mask": True,
+        "latents_dtype": "bfloat16",
+    }
+    assert {*reading} == {field.name for field in dataclasses.fields(Reading)}
+    assert data_hash() == data_hash(**reading) == "3a2bb67b6c21"
+    assert data_hash(data_seed=1) != data_hash(), "control"
 
 
 def test_latents_have_mean_zero_and_unit_variance():

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from rfjax import whole_files
 from rfjax.data.manifest import MANIFEST_FILE, Manifest, StoredFile
@@ -126,6 +127,7 @@ def _write_split(
     # Even shards: sizes differ by one record at most.
     bounds = [num_records * i // num_shards for i in range(num_shards + 1)]
     examples = iter(examples)
+    serializer = ExampleSerializer(features.get_serialized_info())
     shards = []
     for shard in range(num_shards):
         path = folder / f"{name}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
@@ -140,7 +142,10 @@ def _write_split(
                         f"split {split} was announced with {num_records} examples but "
                         "its source ended early; correct manifest.splits."
                     ) from None
-                writer.write(features.serialize_example(example))
+                record = serializer.get_tf_example(features.encode_example(example))
+                # Otherwise each process writes the features in an order of its own, and
+                # the same data would have other checksums.
+                writer.write(record.SerializeToString(deterministic=True))
         finally:
             writer.close()
         shards.append(_describe(root, path, split=split, num_records=count))
