@@ -253,6 +253,32 @@ def _local_batch_size(global_batch_size: int, process_count: int) -> int:
     return local_batch_size
 
 
+def caption_row(
+    text: Mapping[str, Any], *, manifest: Manifest
+) -> dict[str, np.ndarray]:
+    """What a batch holds of one caption, whether stored, empty or a prompt.
+
+    Args:
+      text: the caption's features, with or without the states of pads.
+      manifest: of the data set; one whose layout is "unpadded" has zeros in place of
+        the states of pads.
+
+    Returns:
+      context [T, context_dim] and pooled [pooled_dim] as they were, and context_mask
+      [T] bool, False at pads.
+    """
+    encoder = only_encoder(manifest)
+    context = text[f"{encoder.prefix}context"]
+    length = int(text[f"{encoder.prefix}context_length"])
+    if manifest.text.layout == "unpadded":
+        context = np.pad(context[:length], ((0, encoder.length - length), (0, 0)))
+    return {
+        "context": context,
+        "pooled": text[f"{encoder.prefix}pooled"],
+        "context_mask": np.arange(encoder.length) < length,
+    }
+
+
 def _prepare(
     record: Mapping[str, Any],
     *,
@@ -262,24 +288,14 @@ def _prepare(
     sample_index: int,
 ) -> dict[str, np.ndarray]:
     """One row of a batch: the latents of a record, with the text features given."""
-    encoder = only_encoder(manifest)
-    row = {
+    caption = caption_row(text, manifest=manifest)
+    if not reading.context_mask:
+        del caption["context_mask"]
+    return {
         "latents": record["latents"].astype(LATENT_DTYPES[reading.latents_dtype]),
-        "context": _pad_context(text[f"{encoder.prefix}context"], encoder.length),
-        "pooled": text[f"{encoder.prefix}pooled"],
         "sample_index": np.uint32(sample_index % 2**32),
+        **caption,
     }
-    if reading.context_mask:
-        length = text[f"{encoder.prefix}context_length"]
-        row["context_mask"] = np.arange(encoder.length) < length
-    return row
-
-
-def _pad_context(context: np.ndarray, length: int) -> np.ndarray:
-    """Appends zero rows to [t, context_dim] up to [length, context_dim]."""
-    if context.shape[0] == length:
-        return context
-    return np.pad(context, ((0, length - context.shape[0]), (0, 0)))
 
 
 def _to_batch(fields: Mapping[str, Any]) -> Batch:

@@ -13,6 +13,7 @@ import numpy as np
 
 from rfjax.data import Dataset
 from rfjax.data.manifest import only_encoder
+from rfjax.data.pipeline import caption_row
 from rfjax.encoders.text import make_text_encoder
 from rfjax.types import Conditioning
 
@@ -57,21 +58,13 @@ def empty_caption(config: Dataset) -> Conditioning:
 
 def _stack(config: Dataset, records: Sequence[Mapping]) -> Conditioning:
     """Stacks text features as the training pipeline does: padded, masked if asked."""
-    manifest = config.manifest()
-    encoder = only_encoder(manifest)
-    positions = np.arange(encoder.length)
-    contexts, masks = [], []
-    for record in records:
-        num_tokens = record[f"{encoder.prefix}context_length"]
-        context = np.zeros((encoder.length, encoder.context_dim), ml_dtypes.bfloat16)
-        # An unpadded data set stores no states of pads, so training saw zeros there.
-        stored = encoder.length if manifest.text.layout == "padded" else int(num_tokens)
-        context[:stored] = record[f"{encoder.prefix}context"][:stored]
-        contexts.append(context)
-        masks.append(positions < num_tokens)
-    pooled = [np.asarray(r[f"{encoder.prefix}pooled"]) for r in records]
+    rows = [caption_row(record, manifest=config.manifest()) for record in records]
+    context, pooled, context_mask = (
+        np.stack([row[name] for row in rows])
+        for name in ("context", "pooled", "context_mask")
+    )
     return Conditioning(
-        context=np.stack(contexts),
-        pooled=np.stack(pooled).astype(ml_dtypes.bfloat16),
-        context_mask=np.stack(masks) if config.context_mask else None,
+        context=context.astype(ml_dtypes.bfloat16),
+        pooled=pooled.astype(ml_dtypes.bfloat16),
+        context_mask=context_mask if config.context_mask else None,
     )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rfjax.data import ShardsConfig
+from rfjax.evaluation import captions
 
 NUM_TRAIN = 37
 
@@ -103,6 +104,30 @@ def test_mask_covers_the_real_tokens(open_stream):
     mask = batch.conditioning.context_mask
     np.testing.assert_array_equal(mask.sum(axis=1), expected)
     assert all(row[:length].all() for row, length in zip(mask, expected, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["padded", "unpadded"])
+def test_a_dropped_caption_is_the_unconditional_side_of_guidance(
+    tiny, tmp_path, layout
+):
+    """What training saw for no caption is what sampling is guided away from."""
+    tiny.write(tmp_path / "data", layout=layout)
+    length = int(tiny.empty_caption["context_length"])
+    config = ShardsConfig(
+        str(tmp_path / "data"), caption_dropout=1.0, context_mask=True
+    )
+    stream = config.train_stream(global_batch_size=4, seed=0)
+    dropped = next(stream).conditioning
+    stream.close()
+    sampled = captions.empty_caption(config)
+    for row in range(4):
+        for name in ("context", "pooled", "context_mask"):
+            np.testing.assert_array_equal(
+                getattr(dropped, name)[row], getattr(sampled, name)[0]
+            )
+    # As for any other caption, nothing stands where pads are in the layout "unpadded".
+    assert dropped.context[0, :length].any()
+    assert dropped.context[0, length:].any() == (layout == "padded")
 
 
 def test_unpadded_contexts_are_filled_with_zeros(tiny, tmp_path):
