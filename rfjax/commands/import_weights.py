@@ -24,7 +24,13 @@ from rfjax.commands.job import (
 )
 from rfjax.config import Config, config_to_dict, from_config_dict
 from rfjax.errors import UserError
-from rfjax.export.load import merge_model_fields, open_weights
+from rfjax.export import scheduler
+from rfjax.export.load import (
+    Weights,
+    merge_model_fields,
+    merge_sample_fields,
+    open_weights,
+)
 from rfjax.models import DEFAULT_KIND, make_model
 from rfjax.parallel.sharding import state_shardings
 from rfjax.train.optimizer import make_optimizer
@@ -39,17 +45,21 @@ class Imported:
     Attributes:
       config: the resolved config of the run.
       workdir: the folder.
+      warnings: what of the weights' scheduler the run does not follow.
     """
 
     config: Config
     workdir: Path
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return (
-            f"imported a model of depth {self.config.model.depth} into {self.workdir}\n"
+        lines = [
+            f"imported a model of depth {self.config.model.depth} into {self.workdir}",
             f"resume: rfjax train --config={self.workdir}/config.json "
-            f"--workdir={self.workdir}"
-        )
+            f"--workdir={self.workdir}",
+            *(f"warning: {text}" for text in self.warnings),
+        ]
+        return "\n".join(lines)
 
 
 @checked
@@ -80,17 +90,21 @@ def import_weights(
       rfjax import --from=export/emoji --config=configs/emoji.py --workdir=runs/imported
     """
     workdir = Path(workdir)
-    section = fields.get("model", {})
-    if not isinstance(section, Mapping):
-        raise UserError(f"model must be a section of fields, got {section!r}.")
-    kind = section.get("kind", DEFAULT_KIND)
+    sections = {name: fields.get(name, {}) for name in ("model", "sample")}
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise UserError(f"{name} must be a section of fields, got {section!r}.")
+    kind = sections["model"].get("kind", DEFAULT_KIND)
     weights = open_weights(source, layout=layout, kind=kind)
     model_fields = merge_model_fields(
         weights,
-        section,
+        sections["model"],
         position_file=workdir / run_folder.POSITION_FILE,
     )
-    config = from_config_dict({**fields, "model": model_fields})
+    sample_fields = merge_sample_fields(weights, sections["sample"])
+    config = from_config_dict(
+        {**fields, "model": model_fields, "sample": sample_fields}
+    )
     mesh = make_mesh_for(config)
     manifest = read_manifest(config)
     whole_files.check_free(workdir, field="workdir")
@@ -98,7 +112,11 @@ def import_weights(
         run_folder.claim(folder, config_to_dict(config))
         describe_run(folder, config, manifest)
         run_folder.update_run(
-            folder, imported_from=str(source), status="imported", saved_step=0
+            folder,
+            imported_from=str(source),
+            imported_configs=weights.configs,
+            status="imported",
+            saved_step=0,
         )
         if weights.positions is not None:
             positions = folder / run_folder.POSITION_FILE
@@ -108,7 +126,25 @@ def import_weights(
         checkpoints = checkpoint.Checkpoints(folder, config=config.checkpoint)
         checkpoints.save(0, state, data_position=make_stream(config).get_state())
         checkpoints.close()
-    return Imported(config, workdir)
+    return Imported(config, workdir, _scheduler_warnings(weights, config))
+
+
+def _scheduler_warnings(weights: Weights, config: Config) -> tuple[str, ...]:
+    """How pictures of the run will differ from those of the weights' pipeline."""
+    content = weights.configs.get("scheduler", {})
+    sample = config_to_dict(config)["sample"]
+    others = [
+        f"sample.{name} is {sample[name]!r}, the weights' scheduler says {value!r}"
+        for name, value in scheduler.sample_fields(content).items()
+        if sample[name] != value
+    ]
+    lacking = scheduler.not_followed(content)
+    if lacking:
+        others.append(
+            f"scheduler_config.json has {', '.join(lacking)}, which only PyTorch "
+            "follows; export writes it back"
+        )
+    return tuple(f"{text}." for text in others)
 
 
 def _imported_state(config: Config, params: Any, *, mesh: Mesh) -> TrainState:

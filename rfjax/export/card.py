@@ -69,6 +69,11 @@ class Run:
         return f"FlowMatch{kind}DiscreteScheduler"
 
     @property
+    def imported_configs(self) -> Mapping[str, Mapping[str, Any]]:
+        """The config files beside the weights that it was imported from, by folder."""
+        return self.record.get("imported_configs", {})
+
+    @property
     def predicts_velocity(self) -> bool:
         """Whether the network predicts what flow-matching schedulers integrate."""
         formulation = formulations.parse(self.config["objective"])

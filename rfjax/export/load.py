@@ -17,7 +17,14 @@ from flax import traverse_util
 
 from rfjax import whole_files
 from rfjax.errors import UserError
-from rfjax.export import checks, foreign_models, save, tensor_file, weight_files
+from rfjax.export import (
+    checks,
+    foreign_models,
+    save,
+    scheduler,
+    tensor_file,
+    weight_files,
+)
 from rfjax.export.stored_weights import TensorFiles
 from rfjax.models import BACKBONES, DEFAULT_KIND, BackboneConfig, Model, make_model
 from rfjax.models.torch_format import TorchFormat
@@ -32,11 +39,14 @@ class Weights:
       fields: names of the config's fields that the weights decide.
       positions: [max_grid_tokens**2, D] float32, the stored position table, if it is
         none that the backbone computes; else None.
+      configs: what was beside the weights, by folder: the content of config.json as
+        "transformer", that of scheduler_config.json as "scheduler".
     """
 
     model: Model
     fields: tuple[str, ...]
     positions: np.ndarray | None
+    configs: Mapping[str, Mapping[str, Any]]
     _files: TensorFiles
     _layout: str
 
@@ -77,7 +87,8 @@ def open_weights(
     source = Path(source)
     tensors, folder = weight_files.open_files(source, layout=layout)
     files = _open_network(tensors, torch, layout=layout, source=source)
-    claims = _read_claims(folder) if layout == "diffusers" else {}
+    configs = _read_configs(folder) if layout == "diffusers" else {}
+    claims = configs.get("transformer", {})
     inferred = torch.infer(files.shapes, layout=layout, source=source)
     _check_claims(claims, torch.diffusers_config(inferred.config), source)
     expected = save.file_shapes(make_model(inferred.config), layout=layout)
@@ -87,6 +98,7 @@ def open_weights(
         make_model(inferred.config),
         inferred.fields,
         inferred.positions,
+        configs,
         files,
         layout,
     )
@@ -120,6 +132,19 @@ def merge_model_fields(
             "these fields, or leave them out."
         )
     return {**decided, **given}
+
+
+def merge_sample_fields(weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sample section of a run config, completed by the scheduler of the weights.
+
+    Args:
+      weights: opened weights.
+      given: the section as a user wrote it, which counts; may lack any field.
+    """
+    said = scheduler.sample_fields(weights.configs.get("scheduler", {}))
+    if given.keys() & {"shift", "dynamic_shift"}:  # only one of them may be set
+        said = {name: value for name, value in said.items() if name == "solver"}
+    return {**said, **given}
 
 
 def _open_network(
@@ -168,10 +193,16 @@ def _prefixes(names: Iterable[str], torch: TorchFormat, layout: str) -> list[str
     return sorted(prefix for prefix in ends if prefix == "" or prefix.endswith("."))
 
 
-def _read_claims(folder: Path) -> dict[str, Any]:
-    """The config.json beside the weights, {} if there is none."""
-    path = folder / "config.json"
-    return whole_files.read_json(path) if path.is_file() else {}
+def _read_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The config.json beside the weights, and the scheduler of their pipeline."""
+    configs = {}
+    if (path := folder / "config.json").is_file():
+        configs["transformer"] = whole_files.read_json(path)
+        # Names the folder that an earlier program read it from.
+        configs["transformer"].pop("_name_or_path", None)
+    if (folder := folder.absolute()).name == "transformer":
+        configs["scheduler"] = scheduler.read(folder.parent / "scheduler")
+    return {name: content for name, content in configs.items() if content}
 
 
 def _check_claims(

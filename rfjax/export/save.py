@@ -29,7 +29,7 @@ from flax import traverse_util
 
 from rfjax import checkpoint, whole_files
 from rfjax.errors import UserError
-from rfjax.export import card, checks, pipelines, tensor_file
+from rfjax.export import card, checks, pipelines, scheduler, tensor_file
 from rfjax.export.rounding import Rounding, cast
 from rfjax.models import Model
 
@@ -131,19 +131,19 @@ def _export_step(
     with whole_files.new_folder(out) as folder:
         if layout == "diffusers":
             rounding = write_diffusers(
-                read_leaf, run.model, folder / "transformer", dtype=dtype
+                read_leaf,
+                run.model,
+                folder / "transformer",
+                dtype=dtype,
+                imported=run.imported_configs.get("transformer", {}),
             )
+            solver = scheduler.content_for(run)
             if run.predicts_velocity:
-                write_scheduler(
-                    folder / "scheduler",
-                    name=run.scheduler,
-                    shift=run.shift,
-                    dynamic_shift=run.dynamic_shift,
-                )
+                (folder / "scheduler").mkdir()
+                _write_json(folder / "scheduler" / scheduler.FILE, solver)
             if pipeline is not None:
-                pipelines.copy_parts(
-                    Path(pipeline), folder, parts, scheduler=run.scheduler
-                )
+                name = solver.get("_class_name", scheduler.EULER)
+                pipelines.copy_parts(Path(pipeline), folder, parts, scheduler=name)
         else:
             path = folder / "model.safetensors"
             rounding = write_single_file(
@@ -186,6 +186,7 @@ def write_diffusers(
     *,
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
+    imported: Mapping[str, Any] | None = None,
 ) -> Rounding:
     """Writes a folder that `SD3Transformer2DModel.from_pretrained` reads.
 
@@ -195,13 +196,16 @@ def write_diffusers(
       folder: to make.
       dtype: a name in `tensor_file.DTYPES`.
       shard_bytes: size above which weights are spread over several files.
+      imported: config.json of the weights that the model was imported from, which
+        agrees with the model and may say more, as the default size of pictures.
 
     Returns:
       What the weights lost in `dtype`.
     """
     rounding = Rounding(dtype)
     folder.mkdir()
-    _write_json(folder / "config.json", model.torch.diffusers_config(model.config))
+    config = model.torch.diffusers_config(model.config) | dict(imported or {})
+    _write_json(folder / "config.json", config)
     shapes = file_shapes(model, layout="diffusers")
     tensors = _stream(read_leaf, model, layout="diffusers", rounding=rounding)
     shards = _split(shapes, dtype=dtype, shard_bytes=shard_bytes)
@@ -237,28 +241,6 @@ def write_single_file(
         dtype=dtype,
     )
     return rounding
-
-
-def write_scheduler(
-    folder: Path,
-    *,
-    shift: float,
-    name: str = "FlowMatchEulerDiscreteScheduler",
-    dynamic_shift: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes what `from_pretrained` of a scheduler reads.
-
-    Args:
-      folder: to make.
-      shift: resolution shift.
-      name: class of the scheduler.
-      dynamic_shift: fields of a `DynamicShift`, used instead of `shift`.
-    """
-    folder.mkdir()
-    scheduler = {"_class_name": name, "num_train_timesteps": 1000, "shift": shift}
-    if dynamic_shift is not None:
-        scheduler |= {"use_dynamic_shifting": True, **dynamic_shift}
-    _write_json(folder / "scheduler_config.json", scheduler)
 
 
 def file_shapes(model: Model, *, layout: str) -> dict[str, tuple[int, ...]]:

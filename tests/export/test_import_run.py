@@ -12,7 +12,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from rfjax import checkpoint, commands, run_folder
-from rfjax.config import load_config
+from rfjax.config import config_to_dict, load_config
 from rfjax.export import load, save
 from rfjax.main import run as command_line
 from rfjax.models import make_model
@@ -75,6 +75,109 @@ def test_import_then_export_gives_the_same_bytes(weights, tmp_path):
     save.export_run(workdir, out=tmp_path / "again", weights="raw")
     again = tmp_path / "again" / "transformer" / MODEL
     assert again.read_bytes() == (source / MODEL).read_bytes()
+
+
+EULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "_diffusers_version": "0.42.1",
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": False,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "shift_terminal": None,
+    "time_shift_type": "exponential",
+}
+DYNAMIC = {
+    "base_shift": 0.25,
+    "max_shift": 1.15,
+    "base_image_seq_len": 64,
+    "max_image_seq_len": 4096,
+}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sample", "warning"),
+    [
+        (EULER, {"shift": 3.0, "solver": "euler"}, None),
+        (EULER | {"use_dynamic_shifting": True, **DYNAMIC},
+         {"shift": 1.0, "dynamic_shift": DYNAMIC}, None),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 2.0},
+         {"shift": 2.0, "solver": "heun"}, None),
+        (EULER | {"use_karras_sigmas": True, "shift_terminal": 0.02}, {"shift": 3.0},
+         "has shift_terminal = 0.02, use_karras_sigmas = True, which only PyTorch"),
+        (EULER | {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+         {"shift": 1.0, "dynamic_shift": None}, "has time_shift_type = 'linear'"),
+    ],
+)  # fmt: skip
+def test_a_round_trip_gives_back_both_configs(
+    weights, tmp_path, scheduler, sample, warning
+):
+    """Also what rfjax has no field for, as the default size of pictures."""
+    pipeline = tmp_path / "pipeline"
+    (pipeline / "scheduler").mkdir(parents=True)
+    weights[0].rename(pipeline / "transformer")
+    path, claims = pipeline / "transformer" / "config.json", {"sample_size": 96}
+    claims |= {"out_channels": None, "_diffusers_version": "0.42.1"}
+    network = json.loads(path.read_text()) | claims
+    path.write_text(json.dumps(network | {"_name_or_path": "/home/me/sd3"}))
+    (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+
+    for source in (pipeline, pipeline / "transformer" / MODEL, tmp_path / "out"):
+        workdir = tmp_path / f"run-{source.name}"
+        imported = commands.import_weights(source, fields=FIELDS, workdir=workdir)
+        found = config_to_dict(imported.config)["sample"]
+        assert {name: found[name] for name in sample} == sample
+        assert (warning is None) == (not imported.warnings)
+        assert warning is None or warning in str(imported)
+        if not (out := tmp_path / "out").exists():
+            save.export_run(workdir, out=out)
+        assert json.loads((out / "transformer" / "config.json").read_text()) == network
+        found = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
+        assert found == scheduler
+
+
+def test_what_a_user_says_of_sampling_counts(weights, tmp_path):
+    pipeline = tmp_path / "pipeline"
+    (pipeline / "scheduler").mkdir(parents=True)
+    weights[0].rename(pipeline / "transformer")
+    file = pipeline / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(EULER | {"use_dynamic_shifting": True}))
+    fields = FIELDS | {"sample": {"shift": 2.0}}
+    workdir = tmp_path / "run"
+    imported = commands.import_weights(pipeline, fields=fields, workdir=workdir)
+    assert (imported.config.sample.shift, imported.config.sample.dynamic_shift) == (
+        2.0,
+        None,
+    )
+    assert "warning: sample.dynamic_shift is None, the weights'" in str(imported)
+    save.export_run(workdir, out=tmp_path / "out")
+    path = tmp_path / "out" / "scheduler" / "scheduler_config.json"
+    found = json.loads(path.read_text())
+    assert (found["shift"], found.get("use_dynamic_shifting")) == (2.0, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"_class_name": "DDIMScheduler"}, "for a rectified flow, .* got 'DDIMSched"),
+        (EULER | {"num_train_timesteps": 500}, "num_train_timesteps = 1000, got 500"),
+        (EULER | {"shift": "3"}, "sample.shift"),
+        (EULER | {"shift": -1.0}, "sample.shift"),
+        ([], "must hold a JSON object"),
+    ],
+)
+def test_schedulers_that_do_not_fit(weights, tmp_path, content, message):
+    pipeline, workdir = tmp_path / "pipeline", tmp_path / "run"
+    (pipeline / "scheduler").mkdir(parents=True)
+    weights[0].rename(pipeline / "transformer")
+    path = pipeline / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        commands.import_weights(pipeline, fields=FIELDS, workdir=workdir)
+    assert not workdir.exists()
 
 
 @pytest.mark.slow
