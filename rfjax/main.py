@@ -54,7 +54,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         status = _call(name, args, stop)
         if argv is None:
             stopping.ignore_signals()  # nothing is left that they could interrupt
-            if status in stopping.EXIT_STATUSES:
+            if status:
                 _end_process(status)
             stop.keep_ignoring = True
     return status
@@ -110,7 +110,11 @@ def _print_result(name: str, args: Sequence[str]) -> int:
 
 
 def _end_process(status: int) -> NoReturn:
-    """Exits without library teardown, which a signal may have left half done."""
+    """Exits without library teardown.
+
+    A signal may have left it half done, and after a failed save threads of orbax wait
+    for minutes for one another.
+    """
     partial_files.remove_unfinished()
     if "jax" in sys.modules:
         from rfjax.parallel import processes

@@ -17,12 +17,12 @@ import contextlib
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rfjax import disk, partial_files, whole_files
-from rfjax.errors import UserError
+from rfjax.errors import StorageError, UserError
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
@@ -224,8 +224,19 @@ def exclusive(workdir: Path) -> Iterator[None]:
 
 
 def update_run(workdir: Path, **fields: Any) -> None:
-    """Sets fields of run.json and keeps the others."""
-    whole_files.write_json(workdir / RUN_FILE, read_run(workdir) | fields)
+    """Sets fields of run.json and keeps the others.
+
+    Raises:
+      StorageError: the disk has no room for it, not even in place of the old one.
+    """
+    path, run = workdir / RUN_FILE, read_run(workdir) | fields
+    try:
+        whole_files.write_json(path, run)
+    except StorageError:
+        # On a full disk there is still the room of the old file, whose status would
+        # otherwise stay "running".
+        if not whole_files.overwrite_json(path, run):
+            raise
 
 
 def read_run(workdir: Path, *, required: Sequence[str] = ()) -> dict[str, Any]:
@@ -297,8 +308,8 @@ def _in_words(types: Sequence[type]) -> str:
 
 def inherit_metrics(workdir: Path, *, source: Path, last_step: int) -> None:
     """Gives a run the lines of the run that it is branched from."""
-    lines = [line for line in read_metrics(source) if line["step"] <= last_step]
-    _write_metrics(workdir, lines)
+    lines = (line for line in read_metrics(source) if line["step"] <= last_step)
+    whole_files.write_text(workdir / METRICS_FILE, _as_text(lines))
 
 
 def trim_metrics(workdir: Path, *, last_step: int) -> None:
@@ -306,11 +317,11 @@ def trim_metrics(workdir: Path, *, last_step: int) -> None:
     path = workdir / METRICS_FILE
     if not path.is_file():
         return
-    _write_metrics(
-        workdir, [line for line in read_metrics(workdir) if line["step"] <= last_step]
-    )
+    text = _as_text(line for line in read_metrics(workdir) if line["step"] <= last_step)
+    if path.read_bytes() != text.encode():
+        whole_files.write_text(path, text)
 
 
-def _write_metrics(workdir: Path, lines: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    whole_files.write_text(workdir / METRICS_FILE, text)
+def _as_text(lines: Iterable[Mapping[str, Any]]) -> str:
+    """The lines of metrics.jsonl."""
+    return "".join(json.dumps(line) + "\n" for line in lines)

@@ -73,6 +73,27 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def overwrite_json(path: Path | str, value: Any) -> bool:
+    """Writes plain values into the disk blocks of an existing file, if they fit.
+
+    A last resort on a full disk: unlike `write_json` it needs no further room.
+
+    Returns:
+      Whether they fit, and were written.
+    """
+    data = (json.dumps(value, indent=2) + "\n").encode()
+    try:
+        with open(path, "r+b", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            # The end of a longer text is blanked: JSON allows it.
+            data = data.ljust(status.st_size)
+            if len(data) > status.st_blocks * 512:
+                return False
+            return file.write(data) == len(data)
+    except OSError:
+        return False
+
+
 def read_json(path: Path | str) -> dict[str, Any]:
     """The JSON object in a file.
 

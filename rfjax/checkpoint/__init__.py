@@ -13,6 +13,7 @@ pins            reading one while the run goes on and removes old ones
 collector       removing old ones, and what killed processes left
 literal_path    folders whose names look like patterns
 handler         orbax's handler of the state, with checksums
+quiet           what libraries print of an error that is raised anyway
 verify          files against their checksums
 restore         parameters alone, in any layout
 manager         saving and resuming, as the training loop does

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ class StateHandler(ocp.StandardCheckpointHandler):
 
     Attributes:
       step_folder: folder of the checkpoint that is being written.
+      failure: what went wrong in the save, known before orbax reports it: with several
+        processes it waits for all of them first, for minutes.
     """
 
     def __init__(self, hash_files: Callable[[Path], None]):
         """`hash_files` is called with the folder of the state once it is written."""
         super().__init__()
         self.step_folder = Path()
+        self.failure: BaseException | None = None
         self._hash_files = hash_files
 
     async def async_save(
@@ -35,7 +39,39 @@ class StateHandler(ocp.StandardCheckpointHandler):
         futures = await super().async_save(directory, *args, **kwargs)
         folder = Path(getattr(directory, "path", directory))
         self.step_folder = folder.parent
-        return [ocp.future.ChainedFuture(futures, cb=lambda: self._hash_files(folder))]
+        written = ocp.future.ChainedFuture(futures, cb=lambda: self._hash_files(folder))
+        return [_Watched(written, self)]
+
+    def finalize(self, directory: Any) -> None:
+        """Completes the files of all processes, in the first of them."""
+        with self.noting_failure():
+            super().finalize(directory)
+
+    @contextlib.contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Remembers what is raised in the block."""
+        try:
+            yield
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
+@dataclasses.dataclass
+class _Watched:
+    """A future of orbax that tells its handler when it fails."""
+
+    future: ocp.future.Future
+    handler: StateHandler
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Waits for the result."""
+        with self.handler.noting_failure():
+            return self.future.result(timeout)
+
+    def cancel(self) -> None:
+        """Cancels the future."""
+        self.future.cancel()
 
 
 @ocp.args.register_with_handler(StateHandler, for_save=True)

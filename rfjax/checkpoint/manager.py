@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from rfjax import checksums, disk
 from rfjax.checkpoint import collector
 from rfjax.checkpoint.handler import StateHandler, StateRestore, StateSave
 from rfjax.checkpoint.literal_path import LiteralPath
+from rfjax.checkpoint.quiet import keep_quiet
 from rfjax.checkpoint.restore import readable
 from rfjax.checkpoint.steps import FOLDER, finished_steps, newest_step
 from rfjax.checkpoint.verify import check_step
+from rfjax.errors import needing_room
 from rfjax.parallel import processes
 from rfjax.value_types import PositiveInt, check_fields
+
+_NUM_TRIES = 20  # to remove a folder that other threads may still write to
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,45 +65,86 @@ class Checkpoints:
         self._config = config
         self._saving: int | None = None
         self._is_unsettled = False
+        self._state_bytes = 0
         self._remover = futures.ThreadPoolExecutor(max_workers=1)
         if processes.is_first():
             collector.remove_leftovers(self.workdir)
         self._state_handler = StateHandler(self._hash_own_files)
-        self._manager = ocp.CheckpointManager(
-            LiteralPath(self.workdir / FOLDER),
-            item_handlers={
-                "state": self._state_handler,
-                "data": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(
-                    post_finalization_callback=self._join_checksums
+        keep_quiet()
+        with needing_room(FOLDER, self.workdir):
+            self._manager = ocp.CheckpointManager(
+                LiteralPath(self.workdir / FOLDER),
+                item_handlers={
+                    "state": self._state_handler,
+                    "data": ocp.JsonCheckpointHandler(),
+                },
+                options=ocp.CheckpointManagerOptions(
+                    enable_async_checkpointing=True,
+                    async_options=ocp.AsyncOptions(
+                        post_finalization_callback=self._join_checksums
+                    ),
                 ),
-            ),
-        )
+            )
 
     def save(self, step: int, state: Any, *, data_position: Mapping[str, int]) -> None:
-        """Starts a save; returns as soon as the arrays are copied off the device."""
+        """Starts a save; returns as soon as the arrays are copied off the device.
+
+        Raises:
+          StorageError: the disk has no room for it, or had none for the one before.
+        """
         if step in finished_steps(self.workdir):
             return
         self._settle()
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=StateSave(_as_dict(state)),
-                data=ocp.args.JsonSave(dict(data_position)),
-            ),
-        )
         self._saving = step
         self._is_unsettled = True
+        self._state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        with self._all_or_nothing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=StateSave(_as_dict(state)),
+                    data=ocp.args.JsonSave(dict(data_position)),
+                ),
+            )
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Within the block, a failed save is one error, and leaves nothing behind."""
+        room = needing_room(
+            f"checkpoint {self._saving}",
+            self.workdir / FOLDER,
+            num_bytes=self._state_bytes,
+        )
+        with room:
+            try:
+                yield
+            except Exception:
+                self._discard_unfinished()
+                self._saving = None
+                self._is_unsettled = False
+                raise
+
+    def _discard_unfinished(self) -> None:
+        """Removes what has been written of the save that failed."""
+        for _ in range(_NUM_TRIES if processes.is_first() else 0):
+            with contextlib.suppress(OSError):
+                collector.remove_leftovers(self.workdir)
+                return
+            time.sleep(0.1)  # threads that have not noticed yet may still add files
 
     def newly_saved(self) -> int | None:
-        """The newest complete step, reported once per completed save; else None."""
-        if self._saving is None or self._manager.is_saving_in_progress():
+        """The newest complete step, reported once per completed save; else None.
+
+        Raises:
+          StorageError: the disk had no room for the save.
+        """
+        if self._saving is None:
             return None
-        self._saving = None
+        if self._state_handler.failure is None:
+            if self._manager.is_saving_in_progress():
+                return None
         self._settle()
+        self._saving = None
         return newest_step(self.workdir)
 
     def restore_newest(self, abstract_state: Any) -> tuple[Any, dict[str, int]] | None:
@@ -131,21 +177,36 @@ class Checkpoints:
         return type(abstract_state)(**restored.state), dict(restored.data)
 
     def close(self) -> None:
-        """Waits for pending saves and removals, and ends their threads."""
+        """Waits for pending saves and removals, and ends their threads.
+
+        Raises:
+          StorageError: the disk had no room for the last save.
+        """
         try:
             self._settle()
         finally:
-            self._manager.close()
+            if self._state_handler.failure is None:  # else it would wait for minutes
+                with needing_room(FOLDER, self.workdir):
+                    self._manager.close()
             self._remover.shutdown()
 
     def _settle(self) -> None:
-        """Waits for the last save, puts it on the disk and then lets old ones go."""
+        """Waits for the last save, puts it on the disk and then lets old ones go.
+
+        Raises:
+          StorageError: the disk had no room for it; nothing of it is left.
+        """
         if not self._is_unsettled:
             return
+        with self._all_or_nothing():
+            failure = self._state_handler.failure
+            if failure is not None and jax.process_count() > 1:
+                raise failure  # orbax would wait minutes for the other processes
+            self._manager.wait_until_finished()
+            if processes.is_first():
+                collector.make_durable(self.workdir)
         self._is_unsettled = False
-        self._manager.wait_until_finished()
         if processes.is_first():
-            collector.make_durable(self.workdir)
             newest = finished_steps(self.workdir)[-self._config.keep :]
             keep = {*newest, *self._config.keep_steps}
             self._remover.submit(collector.remove_old, self.workdir, keep=keep)
@@ -167,8 +228,9 @@ class Checkpoints:
         """Writes one list of all files, in the first process when all have written."""
         start = time.perf_counter()
         folder = self._state_handler.step_folder
-        checksums.join_parts(folder, leave_out=collector.WRITTEN_LAST)
-        disk.sync_tree(folder)  # before it takes the name of a step
+        with self._state_handler.noting_failure():
+            checksums.join_parts(folder, leave_out=collector.WRITTEN_LAST)
+            disk.sync_tree(folder)  # before it takes the name of a step
         self.hash_seconds += time.perf_counter() - start
 
 

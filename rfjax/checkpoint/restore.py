@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging as python_logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from flax import traverse_util
 from rfjax import stopping
 from rfjax.checkpoint.literal_path import LiteralPath
 from rfjax.checkpoint.pins import pinned_for_all
+from rfjax.checkpoint.quiet import keep_quiet
 from rfjax.checkpoint.steps import FOLDER, CheckpointError, damaged
 from rfjax.checkpoint.verify import check_step
 from rfjax.errors import UserError
@@ -147,10 +147,7 @@ def _check_shapes(
 @contextlib.contextmanager
 def readable(workdir: Path, step: int) -> Iterator[None]:
     """Turns whatever goes wrong while reading into a CheckpointError with a remedy."""
-    # A failed read leaves orphaned reads behind, which asyncio logs at length.
-    asyncio_logger = python_logging.getLogger("asyncio")
-    level = asyncio_logger.level
-    asyncio_logger.setLevel(python_logging.CRITICAL)
+    keep_quiet()
     try:
         yield
     except Exception as error:  # orbax and tensorstore raise many kinds
@@ -158,5 +155,3 @@ def readable(workdir: Path, step: int) -> Iterator[None]:
         logging.debug("cannot read checkpoint %d", step, exc_info=True)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise damaged(workdir, step, reason) from error
-    finally:
-        asyncio_logger.setLevel(level)

@@ -280,10 +280,12 @@ class _Record:
 
     def close(self, *, status: str, saved_step: int | None) -> None:
         """Ends the record with the outcome of the run."""
-        self.note_saved(saved_step)
-        if self._writer is not None:
-            self._writer.close()
-        self.update(status=status, step=self.step)
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            saved = {} if saved_step is None else {"saved_step": saved_step}
+            self.update(status=status, step=self.step, **saved)
 
 
 class IntervalLog:

@@ -2,8 +2,12 @@
 """Runs that are stopped, killed, damaged or confused with others."""
 
 import collections
+import contextlib
+import gc
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,6 +22,7 @@ import pytest
 from rfjax import checkpoint, commands, main, run_folder, stopping
 from rfjax.config import from_config_dict, load_config
 from rfjax.config_files import apply_overrides, load_config_file
+from rfjax.errors import StorageError
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -492,6 +497,82 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path):
         )
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "diverged"
+
+
+LONGER = ("--config.train.num_steps=400", "--config.optimizer.cooldown_steps=0")
+
+
+@contextlib.contextmanager
+def file_size_limit(num_bytes):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_save_that_fails_is_noticed_at_once_and_leaves_nothing(tmp_path, capfd):
+    """Under a limit of file sizes; not only when the next save is due."""
+    workdir = tmp_path / "run"
+    args = (*LONGER, "--config.checkpoint.every_steps=1000")
+    message = (
+        r"room for checkpoint 2 \(\d+\.\d MB\), got files of up to 100\.0 kB \(File"
+    )
+    with file_size_limit(100_000), pytest.raises(StorageError, match=message):
+        train(workdir, *args, "--config.checkpoint.keep_steps=[2]")
+    run = run_folder.read_run(workdir)
+    assert (run["status"], run["saved_step"]) == ("failed", None)
+    assert losses(workdir)[-1][0] < 400
+    assert not list((workdir / "checkpoints").iterdir())
+    gc.collect()
+    errors = capfd.readouterr().err
+    for noise in ("Event loop is closed", "never retrieved", "Traceback"):
+        assert noise not in errors
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 40 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)]
+    mount = ["mount", *options]
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True).returncode
+    ):
+        pytest.skip("only the administrator can mount a small disk")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(
+    uninterrupted, small_disk
+):
+    workdir = small_disk / "run"
+    process = run_cli(workdir)
+    wait_for(lambda: checkpoint.finished_steps(workdir), process)
+    filler = small_disk / "theirs"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    start = time.monotonic()
+    _, errors = process.communicate(timeout=240)
+    assert time.monotonic() - start < 20, "no thread waits for another"
+    assert process.returncode == 1
+    said = errors.split("\r")[-1].splitlines()
+    assert re.fullmatch(
+        r"rfjax train: .* must have room for .*same command again\.", said[-1]
+    )
+    assert "Traceback" not in errors
+    run = run_folder.read_run(workdir)
+    assert run["status"] == "failed"
+    assert (workdir / "metrics.jsonl").read_bytes().endswith(b"\n")
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} <= {"8", "16"}
+    filler.unlink()
+    train(workdir)
+    assert_equal_to_the_bit(params_of(workdir), params_of(uninterrupted))
 
 
 def test_half_written_metrics_are_cut_off(tmp_path):
