@@ -21,6 +21,7 @@ from pathlib import Path
 # Refusals of the operating system that only the user can fix.
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EPIPE, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 
 # Refusals of the disk -> what to do.

@@ -209,9 +209,14 @@ def exclusive(workdir: Path) -> Iterator[None]:
     """Holds the folder for one writing process; the system frees it if that dies.
 
     Raises:
-      UserError: if another process is training there.
+      UserError: if another process is training there, or the lock is no file.
     """
     disk.make_folder(workdir)
+    if (workdir / LOCK_FILE).is_dir():
+        raise UserError(
+            f"{workdir / LOCK_FILE} must be a file, got a folder; move it away, or use "
+            "another --workdir."
+        )
     with (workdir / LOCK_FILE).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

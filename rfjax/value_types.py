@@ -159,6 +159,10 @@ class Local:
                 f"{name} must be a path on this machine, got {url!r}; copy it here or "
                 "mount it, and name the local path."
             )
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(
+                f"{name} must be in UTF-8, got {text!r}; rename the file or folder."
+            )
         if "\0" in text or any(len(part.encode()) > 255 for part in Path(text).parts):
             shown = text if len(text) <= 80 else f"{text[:60]}..."
             raise UserError(

@@ -42,12 +42,44 @@ def newest_step(workdir: Path | str) -> int | None:
     return steps[-1] if steps else None
 
 
+def check_folder(workdir: Path, *, last_step: int) -> None:
+    """Raises CheckpointError unless a run can have its checkpoints there, and only its.
+
+    Args:
+      workdir: run folder; may be missing.
+      last_step: of the run.
+    """
+    _check_name(workdir)
+    folder = workdir / FOLDER
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} must be a folder, got a file or a link to nothing; move it away."
+        )
+    foreign = [step for step in finished_steps(workdir) if step > last_step]
+    if foreign:
+        raise CheckpointError(
+            f"{folder} must hold checkpoints up to step {last_step} (train.num_steps), "
+            f"got {foreign[-1]}, which is of another run; move that folder away."
+        )
+
+
+def _check_name(workdir: Path | str) -> None:
+    """Raises CheckpointError on a path that TensorStore would take for another."""
+    path = str(Path(workdir).absolute())
+    if "\\" in path or path != path.encode(errors="replace").decode():
+        raise CheckpointError(
+            "workdir must be a path in UTF-8 without a backslash, got "
+            f"{path!r}; rename the folder."
+        )
+
+
 def choose_step(workdir: Path | str, step: int | None = None) -> int:
     """The step to read: the requested one, else the newest.
 
     Raises:
       CheckpointError: if it does not exist, or its save never finished.
     """
+    _check_name(workdir)
     steps = finished_steps(workdir)
     folder = Path(workdir) / FOLDER
     if step is None and steps:
@@ -62,6 +94,8 @@ def choose_step(workdir: Path | str, step: int | None = None) -> int:
         reason = f"its save was interrupted and never finished ({unfinished[-1]})"
     elif not Path(workdir).is_dir():
         reason = f"the run folder {workdir} does not exist"
+    elif folder.is_file():
+        reason = f"{folder} is a file"
     else:
         reason = f"{folder} holds none of that step"
     choice = f"choose one of the steps {steps}" if steps else "train it first"

@@ -108,6 +108,7 @@ def import_weights(
     mesh = make_mesh_for(config)
     manifest = read_manifest(config)
     whole_files.check_free(workdir, field="workdir")
+    checkpoint.check_folder(workdir, last_step=0)
     with whole_files.new_folder(workdir) as folder:
         run_folder.claim(folder, config_to_dict(config))
         describe_run(folder, config, manifest)

@@ -49,6 +49,7 @@ def train(
       rfjax train --config=configs/emoji.py --workdir=runs/emoji --config.seed=1
     """
     workdir = Path(workdir)
+    checkpoint.check_folder(workdir, last_step=config.train.num_steps)
     job, manifest = make_job_here(config)
     if branch_from is not None:
         trunk, trunk_step = _parse_branch(branch_from)
