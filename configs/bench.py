@@ -11,18 +11,27 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "6") -> ConfigDict:
-    """Returns the config; the argument is the depth."""
+    """Returns the config; the argument is the depth, 6 if absent.
+
+    Raises:
+      ValueError: if the depth is none.
+    """
+    if not arg.isdecimal():
+        raise ValueError(
+            f"configs/bench.py:ARG must be a depth, got {arg!r}; write e.g. "
+            "configs/bench.py:12."
+        )
     return ConfigDict(
         {
             "model": {
-                "depth": int(arg or 6),
+                "depth": int(arg),
                 "qk_norm": True,
                 "context_dim": 1024,
                 "pooled_dim": 768,
                 "grid_tokens": 16,
                 "max_grid_tokens": 64,
                 "compute_dtype": "float32",
-                "unroll": int(arg or 6),
+                "unroll": int(arg),
             },
             "data": {
                 "kind": "synthetic",

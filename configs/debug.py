@@ -10,9 +10,8 @@ Hardware: 2 CPU cores. Duration: about 10 seconds. Expected: train/loss falls fr
 from ml_collections import ConfigDict
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    """Returns the debug config; it takes no argument."""
-    del arg
+def get_config() -> ConfigDict:
+    """Returns the debug config."""
     config = ConfigDict()
     config.seed = 0
     config.objective = "rf/lognorm(0.00,1.00)"

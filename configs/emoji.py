@@ -13,9 +13,8 @@ model memorises; the held-out captions show what it does beyond.
 from ml_collections import ConfigDict
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    """Returns the demo config; it takes no argument."""
-    del arg
+def get_config() -> ConfigDict:
+    """Returns the demo config."""
     config = ConfigDict()
     config.seed = 0
     config.objective = "rf/lognorm(0.00,1.00)"

@@ -4,13 +4,13 @@
     rfjax plan  --config=configs/sd3.py:38 --topology=v5p:4x4x4
     rfjax train --config=configs/sd3.py:38 --workdir=runs/sd3-38
 
-The argument is the depth: 15, 18, 21, 24, 30 or 38 (0.5B to 8.1B parameters). Data has
-the shapes of SD3's latents and text (CLIP-L, CLIP-bigG and T5: 154 tokens of 4096), so
-that everything can be planned before anything is encoded; for a real run set data.kind
-to shards and data.path. Hardware: any number of chips that mesh.fsdp divides; on
-another one set --config.mesh.fsdp=N, or let `rfjax plan --search` find it. Duration:
-what `rfjax plan` prints, an estimate; configs/plans holds what it said when committed,
-each file made by --summary=configs/plans/sd3-DEPTH.TOPOLOGY.json.
+The argument is the depth: 15, 18, 21, 24, 30 or 38 (0.5B to 8.1B parameters); 38 if
+there is none. Data has the shapes of SD3's latents and text (CLIP-L, CLIP-bigG and T5:
+154 tokens of 4096), so that everything can be planned before anything is encoded; for a
+real run set data.kind to shards and data.path. Hardware: any number of chips that
+mesh.fsdp divides; on another one set --config.mesh.fsdp=N, or let `rfjax plan --search`
+find it. Duration: what `rfjax plan` prints, an estimate; configs/plans holds what it
+said when committed, each file made by --summary=configs/plans/sd3-DEPTH.TOPOLOGY.json.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ FSDP = {15: 8, 18: 16, 21: 8, 24: 16, 30: 16, 38: 16}
 
 
 def get_config(arg: str = "38") -> ConfigDict:
-    """Returns the config of one depth.
+    """Returns the config of one depth, 38 if none is given.
 
     Raises:
       ValueError: if the depth is not one of the study's.

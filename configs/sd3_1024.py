@@ -20,7 +20,7 @@ FSDP = {15: 8, 18: 16, 21: 8, 24: 16, 30: 16, 38: 16}
 
 
 def get_config(arg: str = "38") -> ConfigDict:
-    """Returns the config of one depth.
+    """Returns the config of one depth, 38 if none is given.
 
     Raises:
       ValueError: if the depth is not one of the study's.

@@ -12,7 +12,15 @@ from typing import Annotated, Any
 import docstring_parser
 
 from rfjax.errors import UserError
-from rfjax.schema import Kinds, check_kind, kinds_of, plain, unknown_field
+from rfjax.schema import (
+    Kinds,
+    build_kinds,
+    check_kind,
+    convert,
+    kinds_of,
+    plain,
+    unknown_field,
+)
 from rfjax.value_types import hints_of, rules_of
 
 
@@ -47,11 +55,12 @@ def describe(
 
     Args:
       cls: as for `schema.build`.
-      values: as for `schema.build`; may be incomplete, and only its names are checked.
+      values: as for `schema.build`; may be incomplete. Rules between fields are left
+        to whoever builds the config.
       prefix: as for `schema.build`.
 
     Raises:
-      UserError: a field is unknown.
+      UserError: a field is unknown, or its value not allowed.
     """
     known = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
@@ -70,6 +79,8 @@ def describe(
         if field.default_factory is not MISSING and (kinds is None or kinds.is_list):
             default = field.default_factory()
         value = values.get(field.name, default)
+        if value is not default:
+            _check_value(value, kinds, hints[field.name], name=prefix + field.name)
         section, type_name = _section_of(
             kinds, hints[field.name], value, name=prefix + field.name
         )
@@ -86,6 +97,14 @@ def describe(
             if kinds is not None:
                 fields = {name: v for name, v in fields.items() if name != "kind"}
             yield from describe(section, fields, prefix=f"{prefix}{field.name}.")
+
+
+def _check_value(value: Any, kinds: Kinds | None, hint: Any, *, name: str) -> None:
+    """Raises UserError if a field that is no section does not allow a value."""
+    if kinds is None and not dataclasses.is_dataclass(hint):
+        convert(value, hint, name=name)
+    elif kinds is not None and kinds.is_list:
+        build_kinds(value, kinds, name=name)
 
 
 def _section_of(

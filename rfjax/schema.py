@@ -33,7 +33,10 @@ def build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
     """
     if not isinstance(values, Mapping):
         section = prefix.rstrip(".") or "a config"
-        raise UserError(f"{section} must be a section of fields, got {values!r}.")
+        raise UserError(
+            f"{section} must be a section of fields, got {shown(values)}; set its "
+            "fields one by one."
+        )
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
@@ -46,9 +49,9 @@ def build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
     hints = hints_of(cls)
     return cls(
         **{
-            name: _convert(value, hints[name], name=prefix + name)
+            name: convert(value, hints[name], name=prefix + name)
             if kinds_of(fields[name]) is None
-            else _build_kinds(value, kinds_of(fields[name]), name=prefix + name)
+            else build_kinds(value, kinds_of(fields[name]), name=prefix + name)
             for name, value in values.items()
         }
     )
@@ -169,7 +172,10 @@ def build_kind(
     if isinstance(value, tuple(map(_config_class, table.values()))):
         return value
     if not isinstance(value, Mapping):
-        raise UserError(f"{name} must be a section of fields, got {value!r}.")
+        raise UserError(
+            f"{name} must be a section of fields, got {shown(value)}; set its fields, "
+            f"as {name}.kind = {next(iter(table))}."
+        )
     kind = value.get("kind", default)
     check_kind(table, kind, name=name)
     fields = {field: entry for field, entry in value.items() if field != "kind"}
@@ -186,12 +192,19 @@ def check_kind(table: Mapping[str, Any], kind: Any, *, name: str) -> None:
         )
 
 
-def _build_kinds(value: Any, kinds: Kinds, *, name: str) -> Any:
-    """The config, or the tuple of them, of a field declared by a table."""
+def build_kinds(value: Any, kinds: Kinds, *, name: str) -> Any:
+    """The config, or the tuple of them, of a field declared by a table.
+
+    Raises:
+      UserError: no section, no such kind, or wrong fields.
+    """
     if not kinds.is_list:
         return build_kind(kinds.table, value, name=name, default=kinds.default)
     if not isinstance(value, list | tuple):
-        raise UserError(f"{name} must be a list of sections, got {value!r}.")
+        raise UserError(
+            f"{name} must be a list of sections, got {shown(value)}; write "
+            f"[{{'kind': {next(iter(kinds.table))!r}}}]."
+        )
     return tuple(
         build_kind(kinds.table, section, name=f"{name}[{i}]")
         for i, section in enumerate(value)
@@ -229,13 +242,16 @@ def unknown_field(name: str, prefix: str, fields: Mapping[str, Any]) -> str:
     return f"{name} is not a config field; {hint}"
 
 
-def _convert(value: Any, hint: Any, *, name: str) -> Any:
+def convert(value: Any, hint: Any, *, name: str) -> Any:
     """Checks one value against its type and its rules.
 
     Whole numbers become real ones, lists tuples, and paths lose their `~`.
+
+    Raises:
+      UserError: it is of another type, or not allowed.
     """
     if typing.get_origin(hint) is Annotated:
-        value = _convert(value, typing.get_args(hint)[0], name=name)
+        value = convert(value, typing.get_args(hint)[0], name=name)
         for rule in rules_of(hint):
             value = rule.check(value, name=name)
         return value
@@ -243,12 +259,15 @@ def _convert(value: Any, hint: Any, *, name: str) -> Any:
         if value is None:
             return None
         (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
-        return _convert(value, hint, name=name)
+        return convert(value, hint, name=name)
     if dataclasses.is_dataclass(value) and isinstance(value, hint):
         return value  # a section that its caller has chosen and built
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise UserError(f"{name} must be a section of fields, got {value!r}.")
+            raise UserError(
+                f"{name} must be a section of fields, got {shown(value)}; set its "
+                f"fields, as {name}.{next(iter(hints_of(hint)))}."
+            )
         return build(hint, value, prefix=f"{name}.")
     if typing.get_origin(hint) is tuple:
         element_types = typing.get_args(hint)
@@ -257,7 +276,7 @@ def _convert(value: Any, hint: Any, *, name: str) -> Any:
         if not isinstance(value, list | tuple) or len(value) != len(element_types):
             raise UserError(_no_list(name, value, element_types))
         return tuple(
-            _convert(element, element_type, name=f"{name}[{i}]")
+            convert(element, element_type, name=f"{name}[{i}]")
             for i, (element, element_type) in enumerate(
                 zip(value, element_types, strict=True)
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rfjax import schema
+from rfjax import commands, schema
 from rfjax.config import config_to_dict, from_config_dict, load_config
 from rfjax.config_files import apply_overrides, load_config_file
 
@@ -96,6 +96,89 @@ def test_a_section_that_is_left_out_may_be_filled(tmp_path):
     assert from_config_dict(config_to_dict(config)) == config
     with pytest.raises(ValueError, match=r"sample\.shift must be 1 beside .*got 3\.0"):
         load("debug", override, "--config.sample.shift=3.0")
+
+
+def write(path, text):
+    path.write_text("from ml_collections import ConfigDict\n" + text)
+    return str(path)
+
+
+def test_config_files_return_dicts_of_either_kind_and_numbers_of_numpy(tmp_path):
+    plain = write(
+        tmp_path / "plain.py",
+        "import numpy as np\n"
+        "MODEL = ConfigDict({'depth': np.int64(2)})\n"
+        "FIELDS = {'model': MODEL, 'train': {'num_steps': np.int32(1500)},\n"
+        "          'data': {'kind': 'synthetic'}, 'shift': np.float64(3.0)}\n"
+        "get_config = lambda: FIELDS\n",
+    )
+    config_dict = write(
+        tmp_path / "config_dict.py",
+        "get_config = lambda: ConfigDict(\n"
+        "    {'model': {'depth': 2}, 'train': {'num_steps': 1500},\n"
+        "     'data': {'kind': 'synthetic'}, 'shift': 3.0})\n",
+    )
+    read = from_config_dict(load_config_file(plain))
+    assert read == from_config_dict(load_config_file(config_dict))
+    assert (read.model.depth, read.shift) == (2, 3.0)
+    other = apply_overrides(load_config_file(plain), ["--config.model.depth=3"])
+    assert from_config_dict(other) != read  # control
+
+
+def test_the_argument_of_a_config_file_is_its_own_default_if_absent():
+    for name in ("sd3", "sd3_1024", "bench", "sweeps/emoji_study"):
+        load_config_file(f"{ROOT}/configs/{name}.py")
+    path = ROOT / "configs" / "sd3.py"
+    assert load_config_file(str(path)) == load_config_file(f"{path}:38")
+    assert load_config_file(str(path)) != load_config_file(f"{path}:24")  # control
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("configs/debug.py:3", r"debug\.py:3 must not have an argument.*takes none"),
+        ("configs/sweeps/emoji_depth.py:3", r"must not have an argument"),
+        ("configs/debug.py:", r"debug\.py: must have an argument behind the colon"),
+        ("tests/golden/debug.json:3", r"only a Python file takes one; write --conf"),
+        ("configs/bench.py:two", r"ARG must be a depth, got 'two'"),
+        ("configs", r"configs is a folder; name a file"),
+    ],
+)
+def test_wrong_arguments_of_config_files_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        load_config_file(str(ROOT / name))
+
+
+def test_a_file_whose_name_has_a_colon_is_read(tmp_path):
+    path = write(tmp_path / "a:b.py", "get_config = lambda: {'seed': 3}\n")
+    assert load_config_file(path) == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("grid.depths=3", r"grid\.depths must be a list, got 3; write \[3\]"),
+        ("grid.depths=[]", r"grid\.depths must hold at least one value"),
+        ("grid.depths=[1,0]", r"grid\.depths\[1\] must be at least 1, got 0"),
+        ("grid.seeds=[0,4294967296]", r"grid\.seeds\[1\] must be in \[0, 2\^32\)"),
+        ("grid.learning_rates=[1e999]", r"learning_rates\[0\] must be finite, got inf"),
+        ("base.seed=5", r"base\.seed must be left out.*set grid\.seeds instead"),
+        ("base.model.depth=5", r"base\.model\.depth must be left out.*grid\.depths"),
+        ("base.train.num_steps=5", r"num_steps must be left out.*grid\.num_samples"),
+        ("base.optimizer.cooldown_steps=5", r"be left out.*grid\.cooldown_fraction"),
+    ],
+)
+def test_what_a_sweep_would_ignore_or_not_take_is_refused(override, message, tmp_path):
+    fields = load_config_file(str(ROOT / "configs" / "sweeps" / "emoji_depth.py"))
+    fields["base"]["data"] = {
+        "kind": "synthetic",
+        "context_shape": [12, 384],
+        "pooled_dim": 384,
+    }
+    commands.sweep(fields, workdir=tmp_path, dry_run=True)  # control
+    apply_overrides(fields, [f"--config.{override}"])
+    with pytest.raises(ValueError, match=message):
+        commands.sweep(fields, workdir=tmp_path, dry_run=True)
 
 
 def test_missing_fields_are_named():

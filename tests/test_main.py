@@ -102,18 +102,37 @@ def test_help_of_a_command_by_word(capsys):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.py", "def get_config(arg):\n    return (\n", r"SyntaxError.*\(line 2\)"),
+        (
+            "a.py",
+            "def get_config(arg):\n    return (\n",
+            r"SyntaxError.*line 2\)",
+        ),
         (
             "a.py",
             "def get_config(arg):\n    return 1 / 0\n",
             r"ZeroDivision.*\(line 2\)",
         ),
+        ("a.py", "get_config = lambda: None\n", r"return a ConfigDict or a.*got None"),
         (
             "a.py",
-            "def get_config(arg):\n    return None\n",
-            r"return a ConfigDict, got",
+            "get_config = lambda: dict\n",
+            r"a ConfigDict or .*class 'dict",
         ),
-        ("a.py", "get = 1\n", r"must define get_config"),
+        ("a.py", "class get_config: pass\n", r"must define a function get_config"),
+        ("a.py", "get_config = 3\n", r"must define a function get_config"),
+        ("a.py", "get_config = lambda: {1: 2}\n", r"fields must be texts, got 1"),
+        ("a.py", "import sys\nsys.exit(3)\n", r"SystemExit: 3 \(line 2\); correct"),
+        (
+            "a.py",
+            "get_config = lambda a, b: {}\n",
+            r"TypeError.*argument: 'b'",
+        ),
+        (
+            "a.py",
+            "def get_config():\n  raise OSError('a\\nb')\n",
+            r"OSError: a b \(line 2",
+        ),
+        ("a.py", "get = 1\n", r"must define a function get_config"),
         ("a.txt", "", r"must be a Python file"),
         ("a.json", "[1]", r"must hold a JSON object, got '\[1\]'"),
         ("a.json", '{"seed": ', r"must be JSON, got '\{.seed.: '"),

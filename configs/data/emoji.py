@@ -14,9 +14,8 @@ names show what it does with words it never saw. Add groups for more: "food",
 from ml_collections import ConfigDict
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; `arg` is not used."""
-    del arg
+def get_config() -> ConfigDict:
+    """Returns the config."""
     return ConfigDict(
         {
             "name": "emoji",

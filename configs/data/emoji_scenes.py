@@ -14,9 +14,8 @@ validation asks for arrangements that training never showed. For more data raise
 from ml_collections import ConfigDict
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; `arg` is not used."""
-    del arg
+def get_config() -> ConfigDict:
+    """Returns the config."""
     return ConfigDict(
         {
             "name": "emoji_scenes",

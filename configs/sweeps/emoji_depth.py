@@ -13,9 +13,8 @@ show it.
 from ml_collections import ConfigDict
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    """Returns the sweep; it takes no argument."""
-    del arg
+def get_config() -> ConfigDict:
+    """Returns the sweep."""
     base = {
         "objective": "rf/lognorm(0.00,1.00)",
         "model": {

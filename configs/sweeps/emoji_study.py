@@ -27,7 +27,6 @@ def get_config(arg: str = "6") -> ConfigDict:
     Raises:
       ValueError: if the argument is neither.
     """
-    arg = arg or "6"
     if arg not in ("rates", *map(str, DEPTHS)):
         raise ValueError(
             f"configs/sweeps/emoji_study.py:ARG must be rates or a depth of {DEPTHS}, "

@@ -28,10 +28,10 @@ from rfjax.scaling.study.grid import Cell, GridConfig, make_cells
 from rfjax.scaling.study.launchers import LAUNCHERS, Launch, Launcher, make_jobs
 from rfjax.scaling.study.manifest import SweepCell
 from rfjax.scaling.study.sweep import choose_cells, write_cells
-from rfjax.value_types import LocalPath, OneOf, checked
+from rfjax.value_types import LocalPath, OneOf, Text, checked
 
 Cells = Annotated[
-    Sequence[str],
+    Sequence[Text],
     Parameter(
         name="--cells",
         converter=lambda _, tokens: tuple(

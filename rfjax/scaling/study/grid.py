@@ -27,6 +27,13 @@ from rfjax.value_types import (
 )
 
 SCHEDULES = ("branched", "independent")
+_SET_BY_THE_GRID = {  # field of the base -> what decides it
+    "seed": "grid.seeds",
+    "model.depth": "grid.depths",
+    "train.num_steps": "grid.num_samples or grid.flop_budgets",
+    "optimizer.cooldown_steps": "grid.cooldown_fraction",
+    "optimizer.base_depth": "grid.reference_depth",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,7 +184,7 @@ def make_cells(
 
 
 def _check_base(base: Mapping[str, Any], grid: GridConfig) -> None:
-    """Raises UserError unless the base sets what the grid scales."""
+    """Raises UserError unless the base sets what the grid scales, and no more."""
     if not isinstance(base, Mapping):
         raise UserError(f"base must be a section of fields, got {base!r}.")
     for section in ("model", "train", "optimizer"):
@@ -185,6 +192,14 @@ def _check_base(base: Mapping[str, Any], grid: GridConfig) -> None:
             raise UserError(
                 f"base.{section} must be a section of fields, got "
                 f"{base.get(section)!r}; add it to the sweep config."
+            )
+    for name, setter in _SET_BY_THE_GRID.items():
+        section, _, field = name.rpartition(".")
+        given = base[section] if section else base
+        if field in given:
+            raise UserError(
+                f"base.{name} must be left out, since {setter} sets it, got "
+                f"{given[field]!r}; set {setter} instead."
             )
     needed = [("train", "global_batch_size")]
     own = base["optimizer"].get("parameterisation", "standard")
