@@ -95,6 +95,22 @@ def test_a_prompt_without_the_text_encoder(folder, monkeypatch, capsys):
     rfjax("sample", f"--workdir={folder}/run", "--sheet", f"--out={folder}/sheet.png")
 
 
+def test_prompts_that_the_encoder_does_not_know(folder, capsys):
+    args = [
+        "sample",
+        f"--workdir={folder}/run",
+        "--prompt=fox",
+        f"--out={folder}/u.png",
+    ]
+    assert main.run([*args, "--prompt=a \U0001f98a"]) == 0
+    said = capsys.readouterr().out
+    assert "warning: 1 of 2 captions" in said
+    assert "'\U0001f98a'" in said
+    for blank in ("", "  "):
+        assert main.run([*args, f"--prompt={blank}"]) == 1
+        assert "prompt must" in capsys.readouterr().err
+
+
 def test_a_prompt_that_is_too_long(folder, capsys):
     prompt = "a fox " * 20
     args = ["sample", f"--workdir={folder}/run", f"--prompt={prompt}"]

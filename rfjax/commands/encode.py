@@ -22,16 +22,19 @@ class Encoded:
     Attributes:
       manifest: what is in it.
       out: its folder.
+      warnings: what its user has to know.
     """
 
     manifest: Manifest
     out: Path | str
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         counts = ", ".join(
             f"{n:,} {split}" for split, n in self.manifest.splits.items()
         )
-        return f"encoded {self.manifest.name}: {counts} examples in {self.out}"
+        encoded = f"encoded {self.manifest.name}: {counts} examples in {self.out}"
+        return "\n".join([encoded, *(f"warning: {text}" for text in self.warnings)])
 
 
 @checked
@@ -49,6 +52,7 @@ def encode(
       rfjax encode --config=configs/data/emoji.py --out=data/emoji
     """
     config = schema.build(EncodeConfig, fields)
+    warnings: list[str] = []
     with tqdm(
         desc=f"encode {config.name}", unit="example", disable=not progress
     ) as bar:
@@ -58,4 +62,7 @@ def encode(
             bar.total = total
             bar.update(done - bar.n)
 
-        return Encoded(encode_dataset(config, out=out, progress=update), out)
+        manifest = encode_dataset(
+            config, out=out, progress=update, warn=warnings.append
+        )
+    return Encoded(manifest, out, tuple(warnings))

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,12 +44,15 @@ class PictureFile:
 
     Attributes:
       path: its file.
+      warnings: what its reader has to know.
     """
 
     path: Path
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"wrote {self.path}"
+        wrote = f"wrote {self.path}"
+        return "\n".join([wrote, *(f"warning: {text}" for text in self.warnings)])
 
 
 @checked
@@ -84,7 +88,8 @@ def sample(
       guidance_scale: 1 is unguided; the run's if absent.
 
     Raises:
-      UserError: a wrong setting, a prompt that is too long, or data without pictures.
+      UserError: a wrong setting, a prompt that is blank or too long, or data without
+        pictures.
       MissingPackageError: the text encoder's packages are not installed.
 
     Example:
@@ -104,7 +109,8 @@ def sample(
     whole_files.check_writable(out, field="--out", suffixes=SHEETS)
     if of_data:
         return PictureFile(sample_sheet(workdir, out=out, **settings))
-    images = sample_prompts(workdir, prompts, **settings)
+    notes: list[str] = []
+    images = sample_prompts(workdir, prompts, warn=notes.append, **settings)
     out = Path(out or whole_files.unused("sample.png"))
     picture = sheet.draw_sheet(
         [sheet.Section("", images, prompts)],
@@ -112,7 +118,7 @@ def sample(
         columns=min(len(prompts), 8),
     )
     sheet.save_picture(picture, out)
-    return PictureFile(out)
+    return PictureFile(out, tuple(notes))
 
 
 @checked
@@ -123,6 +129,7 @@ def sample_prompts(
     step: Step = None,
     weights: Weights = "ema",
     seed: Seed = 0,
+    warn: Callable[[str], None] = warnings.warn,
     **settings: Any,
 ) -> np.ndarray:
     """Pictures of the prompts, drawn by a trained run.
@@ -133,6 +140,7 @@ def sample_prompts(
       step: which checkpoint; the newest by default.
       weights: "ema" or "raw".
       seed: of the noise.
+      warn: told in a sentence which words the text encoder does not know, if any.
       **settings: fields of `SampleConfig` that differ from the run's; None is ignored.
 
     Returns:
@@ -140,14 +148,18 @@ def sample_prompts(
 
     Raises:
       MissingPackageError: if the text encoder's packages are not installed.
-      UserError: if a prompt is too long, or the data set has no pictures.
+      UserError: if a prompt is blank or too long, or the data set has no pictures.
     """
     config = _load_config(workdir, settings)
+    codec = config.data.codec()
+    conditioning, unknown = captions.encode_prompts(config.data, prompts)
+    if unknown:
+        warn(unknown)
     return _draw(
         workdir,
         config,
-        config.data.codec(),
-        captions.encode_prompts(config.data, prompts),
+        codec,
+        conditioning,
         step=step,
         weights=weights,
         seed=seed,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from rfjax.encoders.text import (
     EncodedText,
     TextEncoder,
     TextEncoderConfig,
+    UnknownWords,
 )
 from rfjax.errors import UserError
 from rfjax.value_types import OneOf, PositiveInt, check_fields
@@ -71,6 +73,7 @@ def encode_dataset(
     *,
     out: str | os.PathLike,
     progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Manifest:
     """Encodes a whole data set into the folder `out`.
 
@@ -78,6 +81,7 @@ def encode_dataset(
       config: what and how.
       out: must be new or empty; appears only when complete.
       progress: called with (examples done, examples in all).
+      warn: told in a sentence which words the text encoder does not know, if any.
 
     Returns:
       The manifest of the data set.
@@ -91,17 +95,31 @@ def encode_dataset(
     text_encoder = config.text_encoder.make()
     codec = config.codec.make(_TrainingImages(source))
     reporter = _Progress(progress, total=sum(source.splits.values()))
-    return shards.write_dataset(
+    manifest = _describe(config, source, text_encoder)
+    unknown = UnknownWords(manifest.text.encoders[0].kind)
+
+    def encode_captions(captions: Sequence[str]) -> EncodedText:
+        """Encodes captions, and notes what the encoder does not know."""
+        text = text_encoder.encode(captions)
+        unknown.add(captions, text)
+        return text
+
+    manifest = shards.write_dataset(
         out,
-        manifest=_describe(config, source, text_encoder),
+        manifest=manifest,
         examples={
-            split: _encode_split(config, source, split, codec, text_encoder, reporter)
+            split: _encode_split(
+                config, source, split, codec, encode_captions, reporter
+            )
             for split in source.splits
         },
         empty_caption=_text_features(text_encoder.encode([""]), 0, layout="padded"),
         save_codec=codec.save,
         records_per_shard=config.records_per_shard,
     )
+    if str(unknown):
+        warn(str(unknown))
+    return manifest
 
 
 def _describe(
@@ -150,7 +168,7 @@ def _encode_split(
     source: Source,
     split: str,
     codec: ImageCodec,
-    text_encoder: TextEncoder,
+    encode_captions: Callable[[Sequence[str]], EncodedText],
     reporter: _Progress,
 ) -> Iterator[dict[str, Any]]:
     num_examples = source.splits[split]
@@ -158,7 +176,7 @@ def _encode_split(
         stop = min(start + config.batch_size, num_examples)
         examples = [source.example(split, index) for index in range(start, stop)]
         latents = codec.encode(np.stack([example.image for example in examples]))
-        text = text_encoder.encode([example.caption for example in examples])
+        text = encode_captions([example.caption for example in examples])
         for row, example in enumerate(examples):
             yield {
                 "latents": latents[row].astype(ml_dtypes.bfloat16),

@@ -14,12 +14,16 @@ import numpy as np
 from rfjax.data import Dataset
 from rfjax.data.manifest import only_encoder
 from rfjax.data.pipeline import caption_row
-from rfjax.encoders.text import make_text_encoder
+from rfjax.encoders.text import UnknownWords, make_text_encoder
 from rfjax.types import Conditioning
 
 
-def encode_prompts(config: Dataset, prompts: Sequence[str]) -> Conditioning:
+def encode_prompts(config: Dataset, prompts: Sequence[str]) -> tuple[Conditioning, str]:
     """Encodes B prompts with the data set's own text encoder.
+
+    Returns:
+      What the model is given, and a sentence about words that the encoder does not
+      know, empty if it knows all.
 
     Raises:
       MissingPackageError: if the encoder's packages are not installed.
@@ -27,7 +31,9 @@ def encode_prompts(config: Dataset, prompts: Sequence[str]) -> Conditioning:
     """
     encoder = only_encoder(config.manifest())
     text = make_text_encoder(encoder.kind, length=encoder.length).encode(prompts)
-    return _stack(
+    unknown = UnknownWords(encoder.kind)
+    unknown.add(prompts, text)
+    conditioning = _stack(
         config,
         [
             {
@@ -38,6 +44,7 @@ def encode_prompts(config: Dataset, prompts: Sequence[str]) -> Conditioning:
             for row in range(len(prompts))
         ],
     )
+    return conditioning, str(unknown)
 
 
 def stored_captions(

@@ -42,6 +42,14 @@ class LettersConfig:
         )
 
 
+class FacelessConfig(LettersConfig):
+    """Does not know the word face."""
+
+    def encode(self, captions):
+        words = [[word for word in c.split() if word == "face"] for c in captions]
+        return dataclasses.replace(super().encode(captions), unknown_words=words)
+
+
 @pytest.fixture(autouse=True)
 def letters(monkeypatch):
     monkeypatch.setitem(text.TEXT_ENCODERS, "letters", LettersConfig)
@@ -170,6 +178,23 @@ def test_a_good_data_set_is_verified_with_a_picture(encoded, tmp_path):
     with Image.open(tmp_path / "new" / "sheet.png") as picture:
         assert picture.width > 1000
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["sheet.png"]
+
+
+def test_words_that_the_encoder_cannot_read_are_told(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(text.TEXT_ENCODERS, "faceless", FacelessConfig)
+    config, told = dataclasses.replace(config, text_encoder=FacelessConfig()), []
+    encode.encode_dataset(config, out=tmp_path / "emoji", warn=told.append)
+    with pytest.warns(UserWarning, match="cannot read: 'face'"):
+        encode.encode_dataset(config, out=tmp_path / "again")
+    captions = {
+        record["caption"].decode()
+        for split in ("train", "validation")
+        for record in shards.open_split(tmp_path / "emoji", split)
+    }
+    num_faces = sum("face" in caption.split() for caption in captions)
+    assert 0 < num_faces < len(captions) == 20
+    assert len(told) == 1
+    assert told[0].startswith(f"{num_faces} of 20 captions, such as '")
 
 
 # -- Configs and bad input ---------------------------------------------------------

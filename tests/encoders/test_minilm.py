@@ -52,9 +52,10 @@ def test_real_tokens_equal_the_model_without_padding(encoded):
 
 def test_a_caption_does_not_depend_on_its_batch(encoder, encoded):
     alone = encoder.encode([CAPTIONS[1]])
-    np.testing.assert_allclose(alone.context[0], encoded.context[1], atol=2e-5)
+    # The order of sums depends on the batch, and on the machine.
+    np.testing.assert_allclose(alone.context[0], encoded.context[1], atol=2e-4)
     one_by_one = encoder.encode(CAPTIONS, batch_size=1)
-    np.testing.assert_allclose(one_by_one.context, encoded.context, atol=2e-5)
+    np.testing.assert_allclose(one_by_one.context, encoded.context, atol=2e-4)
     # Control: another caption has other states, in its pads too.
     assert np.abs(encoded.context[0, -1] - encoded.context[1, -1]).max() > 0.1
 
@@ -68,9 +69,40 @@ def test_meaning_is_kept(encoder):
     assert cosine(fox, wolf) > cosine(fox, pizza) + 0.1
 
 
+@pytest.mark.parametrize(
+    ("caption", "unknown"),
+    [
+        ("a fox, left of café", []),
+        ("a \U0001f98a on ice", ["\U0001f98a"]),
+        ("fox\U0001f98a and \U0001fae8", ["fox\U0001f98a", "\U0001fae8"]),
+        ("\u200d\ufeff", ["\u200d\ufeff"]),  # nothing of it is left
+        ("a [MASK] fox [UNK] [SEP]", ["[MASK]", "[UNK]", "[SEP]"]),
+        ("", []),
+    ],
+)
+def test_words_that_the_encoder_does_not_know(encoder, caption, unknown):
+    fox, encoded = encoder.encode(["fox", caption]).unknown_words
+    assert (list(fox), list(encoded)) == ([], unknown)
+
+
+def test_unknown_words_are_told_in_a_sentence(encoder):
+    words = text.UnknownWords("minilm")
+    for captions in (["fox", "cat"], ["\U0001f98a fox", "\U0001f98a"], [""]):
+        words.add(captions, encoder.encode(captions))
+    assert str(words) == (
+        "2 of 5 captions, such as '\U0001f98a fox', have words that the text encoder "
+        "minilm cannot read: '\U0001f98a'."
+    )
+    known = text.UnknownWords("minilm")
+    known.add(["fox"], encoder.encode(["fox"]))
+    assert str(known) == ""
+
+
 def test_captions_are_never_cut(encoder):
     with pytest.raises(ValueError, match=r"'a fox .*' has 12 tokens, .* at most 9"):
         encoder.encode(["fox", "a fox right of a cactus on a pink sky"])
+    with pytest.raises(ValueError, match=r"'cat.*too long \(as are 1 others\)"):
+        encoder.encode(["dog " * 9, "fox", "cat " * 10])
     with pytest.raises(ValueError, match="at least one caption"):
         encoder.encode([])
 
@@ -78,9 +110,7 @@ def test_captions_are_never_cut(encoder):
 def test_bad_options():
     with pytest.raises(ValueError, match=r"must be one of \['minilm'\], got 'clip'"):
         text.make_text_encoder("clip", length=8)
-    with pytest.raises(
-        ValueError, match="text_encoder.length must be at least 3 tokens, got 2"
-    ):
+    with pytest.raises(ValueError, match="text_encoder.length must be between 3 and"):
         text.make_text_encoder("minilm", length=2)
 
 

@@ -3,6 +3,7 @@
 
 from rfjax.encoders.text.base import EncodedText, TextEncoder, TextEncoderConfig
 from rfjax.encoders.text.minilm import MiniLMConfig
+from rfjax.encoders.text.unknown_words import UnknownWords
 from rfjax.errors import UserError
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "EncodedText",
     "TextEncoder",
     "TextEncoderConfig",
+    "UnknownWords",
     "make_text_encoder",
 ]
 

@@ -18,11 +18,14 @@ class EncodedText:
       context: [B, T, context_dim] float32 token states, pads included.
       context_length: [B] int32, tokens that are not pads.
       pooled: [B, pooled_dim] float32.
+      unknown_words: of each caption the words, as they were written, that the encoder
+        does not know or takes for something else; empty if it knows all of all.
     """
 
     context: np.ndarray
     context_length: np.ndarray
     pooled: np.ndarray
+    unknown_words: Sequence[Sequence[str]] = ()
 
 
 @runtime_checkable

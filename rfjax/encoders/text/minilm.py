@@ -81,15 +81,21 @@ class MiniLM:
         if not captions:
             raise UserError("captions must hold at least one caption, got none.")
         tokens = self._tokenizer(
-            captions, padding="max_length", max_length=self._length
+            captions,
+            padding="max_length",
+            max_length=self._length,
+            return_offsets_mapping=True,
         )
         lengths = [sum(mask) for mask in tokens["attention_mask"]]
         longest = int(np.argmax(lengths))
         if lengths[longest] > self._length:
+            num_others = sum(length > self._length for length in lengths) - 1
+            others = f" (as are {num_others} others)" if num_others else ""
             raise UserError(
                 f"caption {captions[longest]!r} has {lengths[longest]} tokens, the "
-                f"text encoder is set to at most {self._length}; shorten it, or encode "
-                "the data set with a larger text_encoder.length."
+                f"text encoder is set to at most {self._length}, so it is too long"
+                f"{others}; shorten it, or encode the data set with a larger "
+                "text_encoder.length."
             )
         contexts, pooled = [], []
         for start in range(0, len(captions), batch_size):
@@ -106,7 +112,30 @@ class MiniLM:
             context=np.concatenate(contexts),
             context_length=np.asarray(lengths, np.int32),
             pooled=np.concatenate(pooled),
+            unknown_words=[
+                self._unknown_words(caption, ids, offsets)
+                for caption, ids, offsets in zip(
+                    captions,
+                    tokens["input_ids"],
+                    tokens["offset_mapping"],
+                    strict=True,
+                )
+            ],
         )
+
+    def _unknown_words(
+        self, caption: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]
+    ) -> list[str]:
+        """Words that became a token with a meaning of its own, such as [UNK].
+
+        The whole caption, if nothing is left of it but what opens and closes it.
+        """
+        words = [(i, caption[slice(*o)]) for i, o in zip(ids, offsets, strict=True)]
+        words = [(token, word) for token, word in words if word]
+        if not words and caption:
+            return [caption]
+        special = self._tokenizer.all_special_ids
+        return [word for token, word in words if token in special]
 
 
 def _import_transformers() -> types.ModuleType:
