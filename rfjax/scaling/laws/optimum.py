@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rfjax.scaling.laws.depth import depth_of_size
+from rfjax.scaling.laws.depth import depth_of_size, size_of_depth, why_no_depths
 from rfjax.scaling.laws.fit import Fit
 from rfjax.scaling.laws.intervals import Interval
 from rfjax.scaling.laws.law import CannotFit, recentre
@@ -24,6 +24,8 @@ from rfjax.scaling.laws.points import size_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_INSIDE = 1.05  # rounding of sizes and samples is not worth a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,23 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trainable:
+    """The best model of a whole depth for a budget.
+
+    Attributes:
+      depth: number of blocks.
+      size: its size, in the size measure of the fit.
+      samples: the training samples that the budget allows it.
+      loss: the loss that they reach by the law.
+    """
+
+    depth: int
+    size: float
+    samples: float
+    loss: Interval
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimum:
     """The best way to spend a budget, with intervals.
 
@@ -52,7 +71,11 @@ class Optimum:
       size: the best size, in the size measure of the fit.
       samples: the best number of training samples.
       loss: the loss that they reach by the law.
-      depth: the depth of that size, None if the table has no depths.
+      depth: the depth of that size, between two models; None if the table's depths do
+        not give its sizes.
+      trainable: the better of the two whole depths around it; None without a depth.
+      beyond: how far size and samples lie outside those of the fitted points, in
+        words; empty if they lie inside.
     """
 
     flops: float
@@ -60,14 +83,25 @@ class Optimum:
     samples: Interval
     loss: Interval
     depth: Interval | None
+    trainable: Trainable | None
+    beyond: str
+
+
+def has_flops(table: pd.DataFrame) -> bool:
+    """Whether every row of a runs table says what its training cost."""
+    return "train_flops" in table and bool((table["train_flops"] > 0).all())
 
 
 def cost_of(table: pd.DataFrame, *, size_measure: str) -> Cost:
     """The cost of training, from the FLOPs in a runs table, else 6 N D."""
     if size_measure == "flops":
         return Cost(1.0, 1.0, "size is training FLOPs per sample, so C = N D")
-    if "train_flops" not in table or not (table["train_flops"] > 0).all():
-        return Cost(6.0, 1.0, "assumed: the table has no train_flops, so C = 6 N D")
+    if not has_flops(table):
+        missing = "the table has no train_flops"
+        if "train_flops" in table:
+            count = int((~(table["train_flops"] > 0)).sum())
+            missing = f"{count} of {len(table)} rows have no train_flops"
+        return Cost(6.0, 1.0, f"assumed: {missing}, so C = 6 N D")
     log_size = np.log(size_of(table, size_measure=size_measure))
     log_flops = np.log(table["train_flops"] / table["samples"])
     omega, log_kappa = np.polyfit(log_size, log_flops, 1)
@@ -136,16 +170,64 @@ def optimum(
         """The first value, with the interval of the others."""
         return fit.interval(values[0], values[1:])
 
-    depth = None
-    if table is not None and "depth" in table:
+    depth, trainable = None, None
+    if table is not None and not why_no_depths(table, size_measure=size_measure):
         depth = with_interval(depth_of_size(table, sizes, size_measure=size_measure))
+        shallower = max(1, int(depth.value))
+        around = np.array([shallower, shallower + 1])
+        sizes_around = size_of_depth(table, around, size_measure=size_measure)
+        models = [
+            Trainable(
+                depth=int(whole),
+                size=float(size),
+                samples=float(cost.samples(size, flops)),
+                loss=fit.predict(size=size, samples=cost.samples(size, flops)),
+            )
+            for whole, size in zip(around, sizes_around, strict=True)
+        ]
+        trainable = min(models, key=lambda model: model.loss.value)
     return Optimum(
         flops=float(flops),
         size=with_interval(sizes),
         samples=with_interval(samples),
         loss=with_interval(losses),
         depth=depth,
+        trainable=trainable,
+        beyond=", ".join(
+            part
+            for part in (
+                _beyond("FLOPs", flops, cost.flops(*np.exp(fit.points.log_inputs).T)),
+                beyond_points(fit, size=sizes[0], samples=samples[0]),
+            )
+            if part
+        ),
     )
+
+
+def beyond_points(fit: Fit, **inputs: float) -> str:
+    """How far inputs of a law lie outside its fitted points, in words.
+
+    Returns: such as "samples 8 times the largest"; empty if they lie inside.
+    """
+    seen = np.exp(fit.points.log_inputs).T
+    parts = (
+        _beyond(name, inputs[name], v)
+        for name, v in zip(fit.law.inputs, seen, strict=True)
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def _beyond(name: str, value: float, seen: np.ndarray) -> str:
+    """How far a value lies outside of those seen; empty if inside."""
+    if value > _INSIDE * seen.max():
+        return f"{name} {_ratio(value / seen.max())} times the largest"
+    if value * _INSIDE < seen.min():
+        return f"{name} 1/{_ratio(seen.min() / value)} of the smallest"
+    return ""
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.0f}" if 10 <= value < 1e6 else f"{value:.2g}"
 
 
 def _optimal_size(about_one: np.ndarray, flops: float, cost: Cost) -> np.ndarray:

@@ -5,17 +5,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rfjax.scaling.laws.backtest import BackTest, hold_out_largest
-from rfjax.scaling.laws.depth import size_of_depth
+from rfjax.scaling.laws.depth import size_of_depth, why_no_depths
 from rfjax.scaling.laws.fit import MIN_BOOTSTRAPS, Fit, FitOptions, fit_law
 from rfjax.scaling.laws.frontier import IsoFlop, frontier, isoflop_parabolas
 from rfjax.scaling.laws.intervals import Interval
 from rfjax.scaling.laws.law import CannotFit, get_law
-from rfjax.scaling.laws.optimum import Cost, Optimum, cost_of, optimum
+from rfjax.scaling.laws.optimum import (
+    Cost,
+    Optimum,
+    beyond_points,
+    cost_of,
+    has_flops,
+    optimum,
+)
 from rfjax.scaling.laws.points import input_columns, size_of
 from rfjax.scaling.study import quality
 from rfjax.timestep_levels import NUM_LEVELS
@@ -33,12 +40,14 @@ class Forecast:
       inputs: the inputs of the law.
       law: the loss by the law, with its interval.
       outcome: the same with the interval for the outcome of one run.
+      beyond: how far the inputs lie outside those of the fitted points, in words.
     """
 
     depth: float | None
     inputs: dict[str, float]
     law: Interval
     outcome: Interval
+    beyond: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +67,7 @@ class Study:
       per_timestep: t -> fit of the loss at that t, or the reason why there is none.
       backtest: the fit without the largest model, or the reason why there is none.
       forecasts: predictions for the requested models.
+      notes: what a reader should know before using any of it.
     """
 
     table: pd.DataFrame
@@ -72,6 +82,7 @@ class Study:
     per_timestep: dict[float, Fit | str]
     backtest: BackTest | str
     forecasts: tuple[Forecast, ...]
+    notes: tuple[str, ...]
 
 
 def analyse(
@@ -114,14 +125,7 @@ def analyse(
     if law == "compute":
         fitted = frontier(fitted, loss=loss)
     how = {"law": law, "size_measure": size_measure}
-    try:
-        fit = fit_law(fitted, loss=loss, options=options, **how)
-    except CannotFit as error:
-        if len(fitted) == len(table):
-            raise
-        # The rows that are left out may be the reason.
-        rows = quality.count_rows(table, fitted, with_remedies=True)
-        raise CannotFit(f"{rows}. {error}" if len(fitted) else f"{rows}.") from error
+    fit = _fit(table, fitted, loss=loss, options=options, **how)
 
     cost, optima, isoflops = None, (), ()
     if law == "chinchilla":
@@ -129,10 +133,11 @@ def analyse(
         optima = _find_optima(
             fit, fitted, cost=cost, budgets=budgets, size_measure=size_measure
         )
-        if "train_flops" in fitted:
-            isoflops = tuple(
-                isoflop_parabolas(fitted, loss=loss, size_measure=size_measure)
-            )
+        isoflops = _isoflops(fitted, loss=loss, cost=cost, size_measure=size_measure)
+    found = tuple(
+        forecast(fit, fitted, request, size_measure=size_measure)
+        for request in forecasts
+    )
     backtest: BackTest | str = "not requested"
     if holdout_largest:
         backtest = _back_test(fitted, loss=loss, options=options, **how)
@@ -148,11 +153,24 @@ def analyse(
         isoflops=isoflops,
         per_timestep=_fit_timesteps(fitted, loss=loss, options=options, **how),
         backtest=backtest,
-        forecasts=tuple(
-            forecast(fit, fitted, request, size_measure=size_measure)
-            for request in forecasts
+        forecasts=found,
+        notes=(
+            *fit.notes,
+            *_notes(fitted, law=law, size_measure=size_measure),
+            *_warn_beyond([*optima, *found]),
         ),
     )
+
+
+def _fit(table: pd.DataFrame, fitted: pd.DataFrame, *, loss: str, **how: Any) -> Fit:
+    """The law of the fitted rows; what cannot be fitted also says what was left out."""
+    try:
+        return fit_law(fitted, loss=loss, **how)
+    except CannotFit as error:
+        if len(fitted) == len(table):
+            raise
+        rows = quality.count_rows(table, fitted, with_remedies=True)
+        raise CannotFit(f"{rows}. {error}" if len(fitted) else f"{rows}.") from error
 
 
 def forecast(
@@ -160,14 +178,25 @@ def forecast(
 ) -> Forecast:
     """Predicts one model, given by depth or size and by samples, or by flops.
 
-    Raises: CannotFit if the request does not name the inputs of the law.
+    Raises: CannotFit if the request does not name the inputs of the law, or a depth is
+      no whole number.
     """
     inputs = dict(request)
     depth = inputs.pop("depth", None)
+    if depth is not None and depth != round(depth):
+        raise CannotFit(
+            f"the depth of a forecast must be a whole number of blocks, got {depth}."
+        )
     if depth is not None and "size" in fit.law.inputs and "size" not in inputs:
         sizes = size_of_depth(table, np.array([depth]), size_measure=size_measure)
         inputs["size"] = float(sizes[0])
-    return Forecast(depth, inputs, fit.predict(**inputs), fit.predict_outcome(**inputs))
+    return Forecast(
+        depth=depth,
+        inputs=inputs,
+        law=fit.predict(**inputs),
+        outcome=fit.predict_outcome(**inputs),
+        beyond=beyond_points(fit, **inputs),
+    )
 
 
 def _find_optima(
@@ -185,6 +214,41 @@ def _find_optima(
         optimum(fit, flops=flops, cost=cost, table=table, size_measure=size_measure)
         for flops in (budgets or largest * np.array([1.0, 10.0, 100.0]))
     )
+
+
+def _isoflops(
+    table: pd.DataFrame, *, loss: str, cost: Cost, size_measure: str
+) -> tuple[IsoFlop, ...]:
+    """The parabolas at equal cost, by the table's FLOPs or else by the cost."""
+    if not has_flops(table):
+        sizes = size_of(table, size_measure=size_measure)
+        table = table.assign(train_flops=cost.flops(sizes, table["samples"]))
+    return tuple(isoflop_parabolas(table, loss=loss, size_measure=size_measure))
+
+
+def _notes(table: pd.DataFrame, *, law: str, size_measure: str) -> list[str]:
+    """What the fitted rows have that the law, or the optima, cannot take account of."""
+    notes = []
+    left_out = {"size": "samples", "samples": "params"}.get(law)
+    if left_out in table and (values := table[left_out].nunique()) > 1:
+        notes.append(
+            f"The law leaves out {left_out}, which takes {values} values in these "
+            "rows: its effect counts as noise. Choose rows of one value by --where."
+        )
+    if law == "chinchilla" and "depth" in table:
+        if reason := why_no_depths(table, size_measure=size_measure):
+            notes.append(f"Optima are given without a depth: {reason}.")
+    return notes
+
+
+def _warn_beyond(models: Sequence[Optimum | Forecast]) -> list[str]:
+    """A note if a model lies outside of the fitted points."""
+    if not any(model.beyond for model in models):
+        return []
+    return [
+        "Optima and forecasts beyond the fitted points are extrapolated: their "
+        "intervals hold only if the law holds there too."
+    ]
 
 
 def _back_test(

@@ -14,7 +14,7 @@ from rfjax.scaling.laws.frontier import isoflop_exponent
 from rfjax.scaling.laws.intervals import Interval
 from rfjax.scaling.laws.optimum import allocation_exponent
 from rfjax.scaling.report.analysis import Study
-from rfjax.scaling.study.quality import excluded_rows
+from rfjax.scaling.study.quality import count_rows, excluded_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,8 @@ def describe(study: Study) -> dict[str, Any]:
         "in_words": fit.law.words,
         "size_measure": study.size_measure,
         "loss": study.loss,
-        "notes": list(fit.notes),
+        "notes": list(study.notes),
+        "rows": count_rows(study.table, study.fitted),
         "num_points": len(fit.points),
         "noise": {
             "log_loss_standard_deviation": fit.noise.scale,
@@ -69,6 +70,7 @@ def describe(study: Study) -> dict[str, Any]:
             {
                 "depth": forecast.depth,
                 **forecast.inputs,
+                "beyond": forecast.beyond,
                 "loss": _interval(forecast.law),
                 "outcome": _interval(forecast.outcome),
             }
@@ -102,6 +104,17 @@ def _compute_optimal(study: Study) -> dict[str, Any] | None:
         "cost": dataclasses.asdict(study.cost),
         "size_exponent": _interval(allocation_exponent(study.fit, cost=study.cost)),
         "size_exponent_from_isoflop_parabolas": isoflop_exponent(list(study.isoflops)),
+        "isoflop_parabolas": [
+            {
+                "flops": parabola.flops,
+                "rows": parabola.num_rows,
+                "sizes": len(parabola.sizes),
+                "best_size": parabola.best_size,
+                "best_loss": parabola.best_loss,
+                "reason": parabola.reason,
+            }
+            for parabola in study.isoflops
+        ],
         "budgets": [
             {
                 "flops": best.flops,
@@ -109,6 +122,8 @@ def _compute_optimal(study: Study) -> dict[str, Any] | None:
                 "samples": _interval(best.samples),
                 "loss": _interval(best.loss),
                 "depth": _interval(best.depth),
+                "trainable": best.trainable and dataclasses.asdict(best.trainable),
+                "beyond": best.beyond,
             }
             for best in study.optima
         ],

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from rfjax.scaling.laws.backtest import BackTest
 from rfjax.scaling.laws.fit import Fit
 from rfjax.scaling.laws.intervals import Interval
+from rfjax.scaling.laws.optimum import Optimum
 from rfjax.scaling.report.analysis import Forecast, Study
 from rfjax.scaling.study.quality import count_rows, excluded_rows
 
@@ -70,7 +71,9 @@ def summary(study: Study) -> str:
         f"  {len(fit.points)} points, noise {100 * fit.noise.scale:.2g} % of the loss, "
         f"{fit.options.confidence:.0%} intervals, N is {study.size_measure}"
     ]
-    lines += [f"  note: {note}" for note in fit.notes]
+    lines += [f"  {_spell_optimum(best)}" for best in study.optima]
+    lines += [f"  {_count_isoflops(study)}"] * bool(study.isoflops)
+    lines += [f"  note: {note}" for note in study.notes]
     if isinstance(study.backtest, BackTest):
         lines += [f"  held out: {_judge(study.backtest)}"]
     if len(study.fitted) < len(study.table):
@@ -104,7 +107,7 @@ def _law(study: Study) -> list[str]:
         f"<p>The law leaves {100 * fit.noise.scale:.2g} % of the loss unexplained "
         f"(standard deviation); the points of one run share "
         f"{100 * fit.noise.run_correlation:.0f} % of that variance.</p>",
-        *(f"<p class=note>{html.escape(note)}</p>" for note in fit.notes),
+        *(f"<p class=note>{html.escape(note)}</p>" for note in study.notes),
     ]
 
 
@@ -112,24 +115,94 @@ def _optima(study: Study) -> list[str]:
     """The compute-optimal models, if there are any."""
     if not study.optima:
         return []
-    has_depth = study.optima[0].depth is not None
+    has_depth = study.optima[0].trainable is not None
+    depth_columns = ["depth to train", "its samples", "its loss"]
     return [
         "<h2>What to train on a budget</h2>",
         _table(
-            ["FLOPs", "size", "samples", "loss", *["depth"] * has_depth],
+            [
+                "FLOPs",
+                "size",
+                "samples",
+                "loss",
+                *depth_columns * has_depth,
+                "beyond the fitted points",
+            ],
             [
                 [
                     f"{best.flops:.3g}",
                     _spell(best.size),
                     _spell(best.samples),
                     _spell(best.loss),
-                    *([_spell(best.depth)] if has_depth else []),
+                    *(
+                        [
+                            f"{best.trainable.depth}",
+                            _digits(best.trainable.samples),
+                            _spell(best.trainable.loss),
+                        ]
+                        if has_depth
+                        else []
+                    ),
+                    best.beyond or "no",
                 ]
                 for best in study.optima
             ],
         ),
         f"<p>Cost: {html.escape(study.cost.source)}.</p>",
+        *_isoflops(study),
     ]
+
+
+def _spell_optimum(best: Optimum) -> str:
+    """What to train on a budget, in a line of text."""
+    text = (
+        f"{best.flops:.3g} FLOPs: size {_digits(best.size.value)}, samples "
+        f"{_digits(best.samples.value)}, loss {_spell(best.loss)}"
+    )
+    if best.trainable is not None:
+        text += (
+            f"; of whole depths best {best.trainable.depth}, loss "
+            f"{_digits(best.trainable.loss.value)}"
+        )
+    return text + (f"; beyond the fitted points: {best.beyond}" if best.beyond else "")
+
+
+def _isoflops(study: Study) -> list[str]:
+    """The budgets at which sizes were compared, and what came of each."""
+    if not study.isoflops:
+        return [
+            "<p>No isoFLOP parabolas: no budget is covered by four sizes or more.</p>"
+        ]
+    return [
+        f"<p>{html.escape(_count_isoflops(study))}.</p>",
+        _table(
+            ["FLOPs", "rows", "sizes", "best size", "loss", "why there is none"],
+            [
+                [
+                    f"{parabola.flops:.3g}",
+                    str(parabola.num_rows or "interpolated"),
+                    str(len(parabola.sizes)),
+                    "" if parabola.reason else _digits(parabola.best_size),
+                    "" if parabola.reason else _digits(parabola.best_loss),
+                    html.escape(parabola.reason),
+                ]
+                for parabola in study.isoflops
+            ],
+        ),
+    ]
+
+
+def _count_isoflops(study: Study) -> str:
+    """How many budgets the parabolas found a best size at, and from which rows."""
+    found = [parabola for parabola in study.isoflops if not parabola.reason]
+    text = (
+        f"isoFLOP parabolas: a best size at {len(found)} of {len(study.isoflops)} "
+        "budgets, "
+    )
+    if any(parabola.num_rows for parabola in study.isoflops):
+        rows = sum(parabola.num_rows for parabola in found)
+        return text + f"which hold {rows} of {len(study.fitted)} rows"
+    return text + "by losses interpolated between the points of each size"
 
 
 def _forecasts(study: Study) -> list[str]:
@@ -139,9 +212,14 @@ def _forecasts(study: Study) -> list[str]:
     return [
         "<h2>Models not yet trained</h2>",
         _table(
-            ["model", "loss by the law", "outcome of one run"],
             [
-                [_name_model(f), _spell(f.law), _spell(f.outcome)]
+                "model",
+                "loss by the law",
+                "outcome of one run",
+                "beyond the fitted points",
+            ],
+            [
+                [_name_model(f), _spell(f.law), _spell(f.outcome), f.beyond or "no"]
                 for f in study.forecasts
             ],
         ),

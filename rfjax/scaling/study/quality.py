@@ -16,7 +16,8 @@ from rfjax.scaling.study.condition import rows_that_meet
 # What rows must have in common for their losses to be comparable.
 COMPARABLE = ("validation_protocol", "data", "data_hash")
 # Rows that differ in one of these are different cells of a study, whatever the law.
-IDENTITY = ("depth", "params", "params_without_adaln", "samples", "train_flops", "seed")
+NUMBERS = ("depth", "params", "params_without_adaln", "samples", "train_flops")
+IDENTITY = (*NUMBERS, "seed")
 
 # A reason is one of a few kinds, and may go on after a colon with what is true of its
 # row alone. Kinds, or their ends, with what to do about them:
@@ -74,6 +75,9 @@ def mark_unusable(
     _mark(table, table[loss] < 0, f"{loss} is negative")
     _mark(table, table[loss] == 0, f"{loss} is zero")
     _mark_repeated_cells(table, loss=loss, inputs=inputs)
+    for name in NUMBERS:
+        if name in table:  # of use where it is known, and no reason to leave out a row
+            table[name] = pd.to_numeric(table[name], errors="coerce")
     return table
 
 

@@ -8,6 +8,9 @@ import pytest
 from rfjax.scaling.laws.fit import FitOptions
 from rfjax.scaling.laws.law import CannotFit
 from rfjax.scaling.report.analysis import analyse
+from rfjax.scaling.report.figures.gallery import caption_all
+from rfjax.scaling.report.figures.law import loss_surface
+from rfjax.scaling.report.figures.models import Models
 from rfjax.scaling.report.page import summary
 from rfjax.scaling.study.runs import load_table
 
@@ -102,3 +105,83 @@ def test_laws_of_one_input_keep_the_rows_that_differ_in_another(planted, read):
     law = analyse(read(table), loss="loss", law="size", **QUICK)
     assert len(law.fit.points) == 176
     assert law.fit.values == pytest.approx({"E": 2, "A": 400, "alpha": 0.3}, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("depth", "note"),
+    [
+        (12.0, "without a depth: depth must take at least 2 values"),
+        (np.nan, "without a depth: depth must take at least 2 values"),
+        (["a", "2"] * 20, "without a depth: depth must take at least 2 values"),
+        ([1.0, np.nan, 3.0, 4.0, 5.0] * 8, ""),
+    ],
+)
+def test_a_depth_column_that_is_no_use_stops_no_fit(grid, read, depth, note):
+    study = analyse(read(grid.assign(depth=depth)), loss="loss", **QUICK)
+    assert len(study.fit.points) == 40
+    notes = [text for text in study.notes if "depth" in text]
+    assert [note in text for text in notes] == [True] * bool(note)
+    assert (study.optima[0].trainable is None) == bool(note)
+    models = Models(study)
+    assert models.by_depth == (note == "" and not np.isnan(depth).any())
+
+
+@pytest.mark.parametrize("spoil", [None, "missing", "a text", "negative"])
+def test_flops_that_are_not_known_for_every_row_are_assumed(grid, read, spoil):
+    table = grid.assign(train_flops=6.0 * grid["params"] * grid["samples"])
+    if spoil is not None:
+        values = {"missing": np.nan, "a text": "much", "negative": -1.0}
+        table = table.astype({"train_flops": object})
+        table.loc[3, "train_flops"] = values[spoil]
+    study = analyse(read(table), loss="loss", **QUICK)
+    assert study.cost.source.startswith("assumed: 1 of 40 rows" if spoil else "a power")
+    assert study.cost.kappa == pytest.approx(6)
+    assert len(study.isoflops) > 3
+
+
+def test_a_law_of_one_input_says_what_it_leaves_out(planted, read):
+    sizes = np.geomspace(1e6, 1e10, 22)
+    table = pd.DataFrame({"params": sizes, "samples": 20 * sizes})
+    table["loss"] = 2 + 400 / sizes**0.3
+    study = analyse(read(table), loss="loss", law="size", **QUICK)
+    assert study.notes == (
+        "The law leaves out samples, which takes 22 values in these rows: its effect "
+        "counts as noise. Choose rows of one value by --where.",
+    )
+    one = analyse(read(table.assign(samples=1e9)), loss="loss", law="size", **QUICK)
+    assert one.notes == ()
+
+
+def test_models_beyond_the_points_are_noted(grid, read):
+    table = read(grid.assign(depth=np.cbrt(grid["params"] / 1e7)))
+    inside = analyse(table, loss="loss", budgets=[1e19], **QUICK)
+    assert inside.notes == ()
+    far = analyse(
+        table,
+        loss="loss",
+        budgets=[1e19],
+        forecasts=[{"size": 1e12, "samples": 1e10}],
+        **QUICK,
+    )
+    assert far.forecasts[0].beyond == "size 1000 times the largest"
+    assert "beyond the fitted points are extrapolated" in far.notes[0]
+    with pytest.raises(CannotFit, match="whole number of blocks, got 2.5"):
+        analyse(
+            table, loss="loss", forecasts=[{"depth": 2.5, "samples": 1e10}], **QUICK
+        )
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_the_surface_shows_the_path_that_its_caption_promises(grid, read, factor):
+    """Also where the runs are far from it, as with too few samples for their size."""
+    table = grid.assign(train_flops=6 * grid["params"] * grid["samples"])
+    table["loss"] = 1.8 + 482 / table["params"] ** 0.35
+    table["loss"] += 2085 * factor**0.35 / table["samples"] ** 0.36
+    study = analyse(read(table), loss="loss", **QUICK)
+    caption = caption_all(study)["loss_surface"]
+    axes = loss_surface(study).axes[0]
+    best = study.optima[0]
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert left <= best.size.value <= right
+    assert bottom <= best.samples.value <= top
+    assert "Black: the compute-optimal path" in caption

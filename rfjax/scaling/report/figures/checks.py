@@ -108,21 +108,22 @@ def prediction(study: Study) -> Figure:
 
 
 def isoflop(study: Study) -> Figure:
-    """IsoFLOP parabolas, one colour per budget."""
+    """IsoFLOP parabolas, one colour per budget; budgets without one are left out."""
     figure, axes = one_panel()
-    budgets = np.log([parabola.flops for parabola in study.isoflops])
+    drawn = [parabola for parabola in study.isoflops if parabola.curve is not None]
+    budgets = np.log([parabola.flops for parabola in drawn])
     shades = cm.viridis(0.88 * (budgets - budgets[0]) / max(np.ptp(budgets), 1e-9))
-    largest = max(parabola.sizes[-1] for parabola in study.isoflops)
-    for shade, parabola in zip(shades, study.isoflops, strict=True):
-        log_sizes, log_losses = np.log(parabola.sizes), np.log(parabola.losses)
-        curve = np.linspace(*ends_of(log_sizes), 60)
-        coefficients = np.polyfit(log_sizes, log_losses, 2)
-        axes.plot(np.exp(curve), np.exp(np.polyval(coefficients, curve)), color=shade)
+    largest = max(parabola.sizes[-1] for parabola in drawn)
+    for number, (shade, parabola) in enumerate(zip(shades, drawn, strict=True)):
+        log_sizes = np.log(parabola.sizes)
+        line = np.linspace(*ends_of(log_sizes), 60)
+        law = np.exp(np.polyval(parabola.curve, line))
+        axes.plot(np.exp(line), law, color=shade)
         axes.plot(parabola.sizes, parabola.losses, "o", ms=3, color=shade)
         axes.plot(
             parabola.best_size, parabola.best_loss, "*", ms=8, color=UNSEEN_COLOUR
         )
-        unit = " FLOPs" if parabola is study.isoflops[0] else ""
+        unit = " FLOPs" if number == 0 else ""
         end = (parabola.sizes[-1], parabola.losses[-1])
         label = _power(parabola.flops) + unit
         if parabola.sizes[-1] == largest:

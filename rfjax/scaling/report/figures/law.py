@@ -26,14 +26,20 @@ from rfjax.scaling.report.figures.axes import (
     one_panel,
 )
 
+_REACH = 1000.0  # how far from the runs the surface is still worth a look
+
 
 def loss_surface(study: Study) -> Figure:
     """Contours of L(N, D) with the runs and the compute-optimal path."""
     figure, axes = one_panel()
     sizes = size_of(study.fitted, size_measure=study.size_measure)
     samples = study.fitted["samples"]
-    size_axis = np.geomspace(sizes.min() / 1.6, sizes.max() * 3, 120)
-    samples_axis = np.geomspace(samples.min() / 1.6, samples.max() * 3, 120)
+    budgets, path = _optimal_path(study)
+    shown = path[path_in_reach(study)]
+    size_axis, samples_axis = (
+        np.geomspace(*ends_of([seen.min() / 1.6, seen.max() * 3, *best]), 120)
+        for seen, best in zip((sizes, samples), shown.T, strict=True)
+    )
     grid = np.stack(np.meshgrid(size_axis, samples_axis), axis=-1)
     law = study.fit.predict_many(grid.reshape(-1, 2)).reshape(120, 120)
     levels = _round_levels(law)
@@ -54,20 +60,36 @@ def loss_surface(study: Study) -> Figure:
     for level, colour in zip(levels, contours.cmap(contours.norm(levels)), strict=True):
         _label_contour(axes, level, colour, size_axis, samples_axis, law)
 
-    flops = study.cost.flops(sizes, samples)
-    budgets = np.geomspace(flops.min() / 100, flops.max() * 100, 80)
-    path = [optimum(study.fit, flops=budget, cost=study.cost) for budget in budgets]
-    best = np.array([(point.size.value, point.samples.value) for point in path])
-    for part, dashes in (
-        (budgets <= flops.max(), "-"),
-        (budgets > flops.max(), DASHES),
-    ):
-        axes.plot(*best[part].T, color=LAW_COLOUR, ls=dashes)
+    flops = study.cost.flops(sizes, samples).max()
+    for part, dashes in ((budgets <= flops, "-"), (budgets >= flops, DASHES)):
+        axes.plot(*path[part].T, color=LAW_COLOUR, ls=dashes)
     axes.set_xlim(*ends_of(size_axis))
     axes.set_ylim(*ends_of(samples_axis))
     count_axis(axes.xaxis, AXIS_LABELS[study.size_measure])
     count_axis(axes.yaxis, AXIS_LABELS["samples"])
     return figure
+
+
+def path_in_reach(study: Study) -> np.ndarray:
+    """Which budgets of the optimal path the axes of the surface are to hold.
+
+    Those from the largest budget spent to ten times it, unless their models are so far
+    from the runs that nothing else could be seen.
+    """
+    budgets, path = _optimal_path(study)
+    seen = np.exp(study.fit.points.log_inputs)
+    flops = study.cost.flops(*seen.T).max()
+    near = (path > seen.min(0) / _REACH) & (path < seen.max(0) * _REACH)
+    return (budgets >= flops) & (budgets <= 10 * flops) & near.all(axis=1)
+
+
+def _optimal_path(study: Study) -> tuple[np.ndarray, np.ndarray]:
+    """Budgets [81] around those spent, and their best (size, samples) [81, 2]."""
+    flops = study.cost.flops(*np.exp(study.fit.points.log_inputs).T)
+    below = np.geomspace(flops.min() / 100, flops.max(), 41)
+    budgets = np.concatenate([below, flops.max() * np.geomspace(1, 100, 41)[1:]])
+    best = [optimum(study.fit, flops=budget, cost=study.cost) for budget in budgets]
+    return budgets, np.array([(b.size.value, b.samples.value) for b in best])
 
 
 def law_in_one_input(study: Study) -> Figure:

@@ -80,7 +80,8 @@ def loss_against_flops(study: Study) -> Figure:
         curve = np.geomspace(*ends_of(flops[rows.index]), 60)
         samples = study.cost.samples(size, curve)
         law = study.fit.predict_many(np.stack([np.full(60, size), samples], axis=1))
-        axes.plot(curve, law, color=colour, lw=0.9)
+        if has_curves(study):
+            axes.plot(curve, law, color=colour, lw=0.9)
         axes.plot(flops[rows.index], rows[study.loss], "o", ms=3, color=colour)
         if models.few:
             top = (curve[0], max(law[0], rows[study.loss].max()))
@@ -101,6 +102,12 @@ def loss_against_flops(study: Study) -> Figure:
     power_axis(axes.xaxis, AXIS_LABELS["compute"])
     loss_axis(axes.yaxis, study)
     return figure
+
+
+def has_curves(study: Study) -> bool:
+    """Whether models have several points, and so a curve of their own."""
+    models = Models(study).of(study.fitted)
+    return len(models) >= 2 * models.nunique()
 
 
 def _label_ends(axes: Axes, ends: Mapping[float, np.ndarray], models: Models) -> None:

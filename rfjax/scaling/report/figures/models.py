@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import cm
 
+from rfjax.scaling.laws.depth import why_no_depths
 from rfjax.scaling.report.analysis import Study
 from rfjax.scaling.report.figures.axes import short
 
@@ -22,7 +23,11 @@ class Models:
 
     def __init__(self, study: Study):
         table = study.fitted
-        self.by_depth = "depth" in table and table["depth"].notna().all()
+        self.by_depth = (
+            "depth" in table
+            and table["depth"].notna().all()
+            and not why_no_depths(table, size_measure=study.size_measure)
+        )
         known = np.sort(self.of(study.table).dropna().unique())
         # With dozens of sizes, a label for each would only hide the points.
         self.few = 1 < len(known) <= 14
