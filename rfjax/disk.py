@@ -37,7 +37,11 @@ def sync_tree(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, where missing, and waits for their names."""
+    """Makes a folder and those above it, where missing, and waits for their names.
+
+    A link to a folder that is missing stays one: its target is made.
+    """
+    path = Path(os.path.realpath(path))
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for each in missing:

@@ -341,7 +341,7 @@ def _check_can_make(target: Path, path: Path, *, field: str) -> None:
     while not os.path.lexists(above):
         above = above.parent
     if not above.is_dir():
-        raise UserError(f"{field} must be in a folder, got {path}: {above} is a file.")
+        raise UserError(f"{field} must be in a folder, got {path}: {above} is none.")
     for name in target.relative_to(above).parts:
         if len(os.fsencode(name)) > partial_files.LONGEST_NAME:
             raise UserError(

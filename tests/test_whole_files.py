@@ -217,7 +217,7 @@ def test_a_report_on_a_mount_point_is_replaced_in_place(tmp_path, mount):
 @pytest.mark.parametrize(
     ("name", "message"),
     [  # of at most 220 bytes: the names of unfinished files are longer
-        ("file/below", "must be in a folder, got .*file is a file"),
+        ("file/below", "must be in a folder, got .*file is none"),
         ("loop", "must be a .*, got .*/loop, a link to itself"),
         ("loop/below", "must be in a folder"),
         (

@@ -25,6 +25,7 @@ from rfjax.train.parameterisation import PARAMETERISATIONS
 from rfjax.value_types import Bounds, LocalPath, OneOf, PositiveInt, checked
 
 COORDINATES_FILE = "coordinates.json"
+PICTURE_FILE = "coordinates.png"
 _WHY_3 = "before the third step the inside of the blocks does not move"
 
 
@@ -94,6 +95,9 @@ def coordinates(
     from rfjax.scaling.transfer import coordinate_figure
 
     read_manifest(config)
+    picture = Path(out) / PICTURE_FILE
+    for file in (Path(out) / COORDINATES_FILE, picture):
+        whole_files.check_writable(file, field="--out")
     _check_replaceable(Path(out) / COORDINATES_FILE)
     base_depth = config.optimizer.base_depth or min(depths)
     names = PARAMETERISATIONS if parameterisation == "both" else (parameterisation,)
@@ -129,7 +133,6 @@ def coordinates(
         "points": [dataclasses.asdict(point) for point in points],
     }
     whole_files.write_json(Path(out) / COORDINATES_FILE, result)
-    picture = Path(out) / "coordinates.png"
     with whole_files.replacing(picture) as partial:
         coordinate_figure.draw_coordinates(points).savefig(partial)
     return Coordinates(slopes, picture)
@@ -137,7 +140,7 @@ def coordinates(
 
 def _check_replaceable(path: Path) -> None:
     """Raises UserError if a file is there that `coordinates` did not write."""
-    if not path.exists():
+    if not path.is_file():
         return
     try:
         is_ours = "slopes" in json.loads(path.read_bytes())

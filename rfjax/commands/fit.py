@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from rfjax import whole_files
 from rfjax.commands import flag_text
 from rfjax.commands.flags import JsonFile
 from rfjax.errors import UserError
@@ -126,7 +125,6 @@ def fit(
     Example:
       rfjax fit --runs=runs/depth --out=reports/depth --budget=1e16
     """
-    whole_files.check_writable(json_file, field="--json")
     try:
         return run_fit(
             runs=runs,

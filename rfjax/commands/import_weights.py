@@ -90,6 +90,7 @@ def import_weights(
       rfjax import --from=export/emoji --config=configs/emoji.py --workdir=runs/imported
     """
     workdir = Path(workdir)
+    whole_files.check_free(workdir, field="workdir")
     sections = {name: fields.get(name, {}) for name in ("model", "sample")}
     for name, section in sections.items():
         if not isinstance(section, Mapping):
@@ -107,7 +108,6 @@ def import_weights(
     )
     mesh = make_mesh_for(config)
     manifest = read_manifest(config)
-    whole_files.check_free(workdir, field="workdir")
     checkpoint.check_folder(workdir, last_step=0)
     with whole_files.new_folder(workdir) as folder:
         run_folder.claim(folder, config_to_dict(config))

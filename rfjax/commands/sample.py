@@ -106,12 +106,11 @@ def sample(
     }
     if of_data == bool(prompts):
         raise UserError("give either --sheet or at least one --prompt=TEXT.")
-    whole_files.check_writable(out, field="--out", suffixes=SHEETS)
     if of_data:
         return PictureFile(sample_sheet(workdir, out=out, **settings))
+    out = _checked_picture(out or whole_files.unused("sample.png"))
     notes: list[str] = []
     images = sample_prompts(workdir, prompts, warn=notes.append, **settings)
-    out = Path(out or whole_files.unused("sample.png"))
     picture = sheet.draw_sheet(
         [sheet.Section("", images, prompts)],
         title=Path(workdir).name,
@@ -195,6 +194,8 @@ def sample_sheet(
     Returns:
       The path of the sheet.
     """
+    if out is not None:
+        out = _checked_picture(out)
     config = _load_config(workdir, settings)
     codec = config.data.codec()
     parts = [
@@ -209,6 +210,8 @@ def sample_sheet(
         lambda *rows: np.concatenate(rows), *(text for _, text in texts)
     )
     with checkpoint.pinned_for_all(workdir, step) as step:
+        if out is None:
+            out = _checked_picture(Path(workdir) / "samples" / f"{step}.png")
         images = _draw(
             workdir,
             config,
@@ -230,9 +233,14 @@ def sample_sheet(
         f"{config.sample.guidance_scale:g}",
         footer=manifest.licence,
     )
-    out = Path(out or Path(workdir) / "samples" / f"{step}.png")
     sheet.save_picture(picture, out)
     return out
+
+
+def _checked_picture(path: Path | str) -> Path:
+    """The path of a picture, once it is certain that it can be written."""
+    whole_files.check_writable(path, field="--out", suffixes=SHEETS)
+    return Path(path)
 
 
 def _draw(

@@ -51,7 +51,8 @@ def verify(
       data: data folder; give this or --workdir.
       workdir: run folder.
       step: checkpoint to check; all of them if absent.
-      picture: contact sheet to write; DATA/contact_sheet.png if absent.
+      picture: contact sheet to write; DATA/contact_sheet.png if absent, if files can be
+        written there.
       report: receives a line for each checkpoint.
 
     Raises:
@@ -69,12 +70,22 @@ def verify(
         raise UserError("--picture goes with --data=DIR; leave it out.")
     if step is not None and workdir is None:
         raise UserError("--step goes with --workdir=DIR; leave it out.")
-    whole_files.check_writable(picture, field="--picture", suffixes=SHEETS)
     if workdir is not None:
         return Verification(_verify_run(workdir, step=step, report=report))
-    picture = picture or Path(data) / "contact_sheet.png"
-    found = verify_data(data, picture=picture)
+    found = verify_data(data, picture=_sheet_of(data, picture))
     return Verification({str(data): found.problems}, str(found))
+
+
+def _sheet_of(data: Path, picture: Path | None) -> Path | None:
+    """Where the contact sheet is written; none is beside data that may only be read."""
+    sheet = picture or Path(data) / "contact_sheet.png"
+    try:
+        whole_files.check_writable(sheet, field="--picture", suffixes=SHEETS)
+    except UserError:
+        if picture is not None:
+            raise
+        return None
+    return sheet
 
 
 def _verify_run(

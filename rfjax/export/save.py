@@ -97,6 +97,7 @@ def export_run(
     """
     checks.check_choice("weights", weights, checkpoint.WEIGHTS)
     checks.check_choice("dtype", dtype, tensor_file.DTYPES)
+    whole_files.check_free(out, field="out")
     run = card.read_run(Path(workdir))
     checks.check_choice("format", layout, run.model.torch.layouts)
     choices = {"layout": layout, "weights": weights, "dtype": dtype}
@@ -127,8 +128,11 @@ def _export_step(
             )
         parts = pipelines.find_parts(Path(pipeline), run)
         choices["loading"] = pipelines.loading_code(parts)
-    whole_files.check_free(out, field="out")
-    with whole_files.new_folder(out) as folder:
+    size = sum(
+        tensor_file.num_bytes(shape, dtype=dtype)
+        for shape in file_shapes(run.model, layout=layout).values()
+    )
+    with whole_files.new_folder(out, num_bytes=size) as folder:
         if layout == "diffusers":
             rounding = write_diffusers(
                 read_leaf,

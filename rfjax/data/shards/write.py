@@ -60,7 +60,7 @@ def write_dataset(
                 f"split {split} of data set {manifest.name} must hold at least 1 "
                 f"example, got {num_records}; ask for more examples."
             )
-    with whole_files.new_folder(root) as partial:
+    with whole_files.new_folder(root, num_bytes=_num_bytes(manifest)) as partial:
         folder = tfds_folder(partial, manifest)
         folder.mkdir(parents=True)
         features = make_features(manifest)
@@ -97,6 +97,15 @@ def write_dataset(
         manifest = dataclasses.replace(manifest, files=files)
         (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _num_bytes(manifest: Manifest) -> int:
+    """About what a data set takes: its tensors, those of full captions if they vary."""
+    num_values = math.prod(manifest.latent.shape)
+    for encoder in manifest.text.encoders:
+        num_values += encoder.length * encoder.context_dim + encoder.pooled_dim
+    itemsize = np.dtype(ml_dtypes.bfloat16).itemsize
+    return sum(manifest.splits.values()) * num_values * itemsize
 
 
 def _describe(

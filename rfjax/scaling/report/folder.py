@@ -82,7 +82,7 @@ def run_fit(
         that reason.
       budgets: training FLOPs to find the compute-optimal model for.
       forecasts: models to predict, such as {"depth": 12, "samples": 1e6}.
-      json_file: path of a second copy of `fit.json`.
+      json_file: path of a second copy of `fit.json`, outside of `out`.
       options: all other options of the fit.
 
     Raises: CannotFit with the reason if the law cannot be fitted, UserError if `out`
@@ -95,6 +95,7 @@ def run_fit(
     earlier_files = whole_files.check_replaceable(
         out, files_of=_files_of_report, field="out"
     )
+    _check_copy(json_file, out=out)
     if runs is not None:
         rows = runs_table.load_runs(runs)
         loss = loss or runs_table.DEFAULT_LOSS
@@ -121,6 +122,16 @@ def run_fit(
         whole_files.write_json(json_file, document)
     logging.info("wrote %s", out / "index.html")
     return FitReport(study, document, out)
+
+
+def _check_copy(path: str | Path | None, *, out: Path) -> None:
+    """Raises UserError if the copy of `fit.json` cannot be written outside of `out`."""
+    whole_files.check_writable(path, field="--json")
+    if path is not None and Path(path).resolve().is_relative_to(out.resolve()):
+        raise UserError(
+            f"--json must be outside of --out, which is replaced as a whole, got "
+            f"{path}; {out / REPORT_FILE} holds the same."
+        )
 
 
 def _files_of_report(out: Path) -> list[str]:
