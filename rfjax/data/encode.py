@@ -95,7 +95,7 @@ def encode_dataset(
     text_encoder = config.text_encoder.make()
     codec = config.codec.make(_TrainingImages(source))
     reporter = _Progress(progress, total=sum(source.splits.values()))
-    manifest = _describe(config, source, text_encoder)
+    manifest = _describe(config, source, codec, text_encoder)
     unknown = UnknownWords(manifest.text.encoders[0].kind)
 
     def encode_captions(captions: Sequence[str]) -> EncodedText:
@@ -123,7 +123,7 @@ def encode_dataset(
 
 
 def _describe(
-    config: EncodeConfig, source: Source, text_encoder: TextEncoder
+    config: EncodeConfig, source: Source, codec: ImageCodec, text_encoder: TextEncoder
 ) -> Manifest:
     """The manifest of what will be written; its kinds are keys of the tables."""
     creation = schema.to_dict(config)
@@ -141,6 +141,8 @@ def _describe(
         latent=LatentSpec(
             shape=config.codec.latent_shape(config.source.image_size),
             codec=creation["codec"]["kind"],
+            codec_scale=getattr(codec, "scaling_factor", None),
+            codec_shift=getattr(codec, "shift_factor", None),
         ),
         text=TextSpec(encoders=(encoder,), layout=config.text_layout),
         licence=source.licence,

@@ -33,10 +33,15 @@ class LatentSpec:
       shape: (H, W, C) of one example.
       codec: kind of the codec that made them, a key of
         `rfjax.encoders.images.IMAGE_CODECS`, or "none" if they never were pictures.
+      codec_scale: `scaling_factor` of the codec, which has applied it; None: it has
+        none. Latents are (what the autoencoder gives - codec_shift) * codec_scale.
+      codec_shift: its `shift_factor`, likewise.
     """
 
     shape: tuple[int, int, int]
     codec: str
+    codec_scale: float | None = None
+    codec_shift: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +141,9 @@ class Manifest:
     def to_json(self) -> str:
         """Returns the text of rfjax.json; its hash names the data a run was made on."""
         fields = dataclasses.asdict(self)
+        for name in ("codec_scale", "codec_shift"):
+            if fields["latent"][name] is None:  # as older data sets are hashed
+                del fields["latent"][name]
         for section, constants in _CONSTANTS.items():
             fields[section] |= constants
         return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"

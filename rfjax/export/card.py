@@ -16,6 +16,8 @@ from typing import Any
 from flax import traverse_util
 
 from rfjax import run_folder, schema, whole_files
+from rfjax.data import DATASETS, Dataset
+from rfjax.data.manifest import Manifest
 from rfjax.errors import MissingFileError, UserError
 from rfjax.flow import formulations
 from rfjax.flow.path import RECTIFIED_FLOW
@@ -40,6 +42,8 @@ class Run:
       record: content of run.json, {} if there is none.
       metrics: the lines of metrics.jsonl.
       model: the model of its model section.
+      data: the data set of its data section.
+      manifest: what that data set is; None if it is not there.
     """
 
     name: str
@@ -47,6 +51,8 @@ class Run:
     record: Mapping[str, Any]
     metrics: tuple[Mapping[str, Any], ...]
     model: Model
+    data: Dataset
+    manifest: Manifest | None
 
     @property
     def shift(self) -> float:
@@ -115,6 +121,7 @@ def read_run(workdir: Path) -> Run:
     record = run_folder.read_run(workdir)
     metrics = tuple(run_folder.read_metrics(workdir))
     try:
+        data = schema.build_kind(DATASETS, config["data"], name="data")
         run = Run(
             name=workdir.resolve().name,
             config=config,
@@ -125,18 +132,23 @@ def read_run(workdir: Path) -> Run:
                     BACKBONES, config["model"], name="model", default=DEFAULT_KIND
                 )
             ),
+            data=data,
+            manifest=_manifest_of(data),
         )
-        _ = (
-            run.shift,
-            run.scheduler,
-            run.warnings,
-        )  # checks the fields that are used later
+        _ = run.shift, run.scheduler, run.warnings  # checks fields that are used later
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} must be the config of a run of this version: {error!r}; restore "
             "it from a copy, or export with the version of rfjax that wrote it."
         ) from error
     return run
+
+
+def _manifest_of(data: Dataset) -> Manifest | None:
+    try:
+        return data.manifest()
+    except MissingFileError:  # weights leave without their data, too
+        return None
 
 
 def model_card(

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rfjax import whole_files
 from rfjax.errors import MissingFileError, UserError
-from rfjax.export import foreign_files
+from rfjax.export import data_identity, foreign_files
 from rfjax.export.card import Run
 
 # Folder of a part -> (library, class), as StableDiffusion3Pipeline wants them.
@@ -36,7 +37,8 @@ def find_parts(source: Path, run: Run) -> list[str]:
     Raises:
       MissingFileError: the folder or its autoencoder is missing.
       UserError: a run that the pipeline cannot sample with, pickles, or an
-        autoencoder or text encoder of another size than the model's.
+        autoencoder or text encoder of another size than the model's, or others than
+        those that encoded its data set.
     """
     if not (source / "vae" / "config.json").is_file():
         raise MissingFileError(
@@ -53,7 +55,29 @@ def find_parts(source: Path, run: Run) -> list[str]:
         for path in sorted((source / part).rglob("*")):
             foreign_files.refuse_by_name(path)
     _check_sizes(source, parts, run)
+    _check_identity(source, parts, run)
     return parts
+
+
+def _check_identity(source: Path, parts: Sequence[str], run: Run) -> None:
+    """Raises unless the parts encoded the data set of the run."""
+    manifest = run.manifest
+    if manifest is None:
+        raise UserError(
+            f"pipeline {source} must be compared with the data set of the run, which "
+            f"is not at {run.config['data'].get('path')}; put it back, or export "
+            "without --pipeline."
+        )
+    data_identity.check_autoencoder(manifest, _read_config(source / "vae"))
+    encoders = {}
+    for part in parts:
+        if part.startswith("text_encoder"):
+            tokenizer = source / part.replace("text_encoder", "tokenizer")
+            path = tokenizer / "tokenizer_config.json"
+            limits = whole_files.read_json(path) if path.is_file() else {}
+            config = {"architectures": [PARTS[part][1]]} | _read_config(source / part)
+            encoders[part] = config, limits.get("model_max_length")
+    data_identity.check_text_encoders(manifest, encoders)
 
 
 def _check_sizes(source: Path, parts: Sequence[str], run: Run) -> None:

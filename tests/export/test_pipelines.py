@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
 from rfjax.export import save
 
 pytestmark = [
@@ -140,3 +141,73 @@ def refused(run, tmp_path, source, message, *, error=ValueError, **choices):
         save.export_run(run, out=tmp_path / "export", pipeline=source, **choices)
     assert not (tmp_path / "export").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def on_data(run, *, codec, length=77, kind="clip", **latent):
+    """Puts the run on an encoded data set, of which there is the manifest alone."""
+    folder = run.parent / "data"
+    folder.mkdir()
+    encoder = EncoderSpec(
+        name="text", kind=kind, context_dim=20, length=length, pooled_dim=12
+    )
+    manifest = Manifest(
+        name="photos",
+        grade="photos",
+        splits={"train": 1, "validation": 1},
+        latent=LatentSpec(shape=(8, 8, 3), codec=codec, **latent),
+        text=TextSpec(encoders=(encoder,)),
+    )
+    (folder / "rfjax.json").write_text(manifest.to_json())
+    fields = json.loads((run / "config.json").read_text())
+    fields["data"] = {"kind": "shards", "path": str(folder), "context_mask": False}
+    (run / "config.json").write_text(json.dumps(fields))
+    return run
+
+
+SAME = {"codec": "autoencoder_kl", "codec_scale": 1.5, "codec_shift": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"codec": "patch_pca"},
+            "codec of data set photos, patch_pca, got AutoencoderK",
+        ),
+        (SAME | {"codec": "vq"}, "codec of data set photos, vq, got AutoencoderKL"),
+        (SAME | {"codec_scale": 1.6}, "scaling_factor .* photos, 1.6, got 1.5"),
+        (SAME | {"codec_shift": 0.0}, "shift_factor .* photos, 0.0, got 0.1"),
+        (SAME | {"codec_scale": None}, "scaling_factor .* photos, None, got 1.5"),
+        (
+            SAME | {"kind": "minilm"},
+            "hold minilm, .* got CLIPText.*, CLIP.*, T5Encoder",
+        ),
+        (
+            SAME | {"length": 78},
+            "tokens of text_encoder and text_encoder_2 .* 78, got 77",
+        ),
+    ],
+)
+def test_parts_of_another_data_set(config, make_run, parts, tmp_path, data, message):
+    source = add_encoders(parts, tmp_path, clip=(5, 7), t5=20)
+    for number in ("", "_2"):
+        (source / f"tokenizer{number}").mkdir()
+        (source / f"tokenizer{number}" / "tokenizer_config.json").write_text(
+            '{"model_max_length": 77}'
+        )
+    refused(on_data(make_run(config), **data), tmp_path, source, message)
+
+
+@pytest.mark.parametrize("kind", ["clip", "T5"])
+def test_parts_of_the_data_set(config, make_run, parts, tmp_path, kind):
+    source = add_encoders(parts, tmp_path, clip=(5, 7), t5=20)
+    run = on_data(make_run(config), **SAME, kind=kind)
+    report = save.export_run(run, out=tmp_path / "export", pipeline=source)
+    assert "vae/config.json" in report.files
+
+
+def test_parts_that_cannot_be_compared(config, make_run, parts, tmp_path):
+    run = on_data(make_run(config), **SAME)
+    (tmp_path / "data" / "rfjax.json").unlink()
+    refused(run, tmp_path, parts, "compared with the data set of the run, which is not")
+    assert save.export_run(run, out=tmp_path / "alone").files  # control

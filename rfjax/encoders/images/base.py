@@ -16,7 +16,9 @@ class ImageCodec(Protocol):
 
     Latents leave it with mean 0 and variance 1 over the training pictures, as training
     expects them: a scale and a shift that this takes are the codec's own, applied by
-    `encode`, undone by `decode` and kept in the file that `save` writes.
+    `encode`, undone by `decode` and kept in the file that `save` writes. If it has them
+    as attributes `scaling_factor` and `shift_factor`, as the autoencoders of diffusers
+    do, manifests keep them too, and exports compare them.
     """
 
     def encode(self, images: np.ndarray) -> np.ndarray:
