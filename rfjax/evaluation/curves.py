@@ -70,6 +70,7 @@ def draw_curves(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e8eaed", linewidth=0.8)
         axes.set_axisbelow(True)
-    figure.suptitle(title, x=0.01, ha="left")
+    # A folder may be called a$b$c, which is no formula.
+    figure.suptitle(title, x=0.01, ha="left", parse_math=False)
     with whole_files.replacing(out) as partial:
         figure.savefig(partial)

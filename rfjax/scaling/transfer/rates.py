@@ -154,7 +154,7 @@ def draw_transfer(
             axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=9))
             axes.xaxis.set_major_formatter(ticker.FuncFormatter(_rate_label))
             axes.xaxis.set_minor_locator(ticker.NullLocator())
-        panels[0, 0].set_ylabel(loss_label)
+        panels[0, 0].set_ylabel(loss_label, parse_math=False)
         handles, labels = panels[0, -1].get_legend_handles_labels()
         figure.legend(
             handles, labels, title="depth", title_fontsize=7, loc="outside right center"

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is fitted, what is left out, and what is said about it."""
 
+import html
+import io
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,10 +12,11 @@ import pytest
 from rfjax.scaling.laws.fit import FitOptions
 from rfjax.scaling.laws.law import CannotFit
 from rfjax.scaling.report.analysis import analyse
+from rfjax.scaling.report.figures import draw_all
 from rfjax.scaling.report.figures.gallery import caption_all
 from rfjax.scaling.report.figures.law import loss_surface
 from rfjax.scaling.report.figures.models import Models
-from rfjax.scaling.report.page import summary
+from rfjax.scaling.report.page import page, summary
 from rfjax.scaling.study.runs import load_table
 
 QUICK = {"options": FitOptions(num_bootstraps=100), "holdout_largest": False}
@@ -185,3 +190,21 @@ def test_the_surface_shows_the_path_that_its_caption_promises(grid, read, factor
     assert left <= best.size.value <= right
     assert bottom <= best.samples.value <= top
     assert "Black: the compute-optimal path" in caption
+
+
+def test_names_of_columns_and_runs_are_shown_as_they_are(planted, read):
+    """No formula in figures, no markup in the page."""
+    name = r"$\frac$_<b>&\"'^"
+    sizes, samples = np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 8)
+    table = planted.table(planted.chinchilla, sizes, samples, noise=0.003)
+    table = table.assign(**{name: table["loss"], "run": "a"})
+    table["run"] += table.index.astype(str)
+    table.loc[3, [name, "run"]] = np.nan, f"{name} left out"
+    study = analyse(read(table), loss=name, **QUICK)
+    _, _, figure = next(iter(draw_all(study)))
+    figure.savefig(io.BytesIO(), format="png")
+    text = page(study, [("loss", name, b"")])
+    assert html.escape(name) in text
+    assert f"{html.escape(name)} left out" in text
+    assert "<b>" not in text
+    assert not re.search(r'="[^"]*<', text), "no attribute ends early"

@@ -102,7 +102,7 @@ def power_axis(axis: Axis, label: str) -> None:
     if low == high:  # one value has no range of its own
         axis.axes.set(**{f"{axis.axis_name}lim": (low / 2, high * 2)})
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_label_text(label)
+    axis.set_label_text(label, parse_math=False)  # perhaps the name of a column
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
