@@ -3,7 +3,7 @@
 
 `rfjax --help` lists the commands, `rfjax COMMAND --help` the flags of one. Wrong input
 ends with one line and status 1, a signal with status 128 + its number, a mistyped
-command with 2. A bug keeps its traceback.
+command with 2, the loss of another process with 75. A bug keeps its traceback.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         status = _call(name, args, stop)
         if argv is None:
             stopping.ignore_signals()  # nothing is left that they could interrupt
-            if status:
+            if status or _is_joined():
                 _end_process(status)
             stop.keep_ignoring = True
     return status
@@ -64,7 +64,7 @@ def _call(name: str, args: Sequence[str], stop: stopping.StopSignals) -> int:
     """The exit status of a command; signals that arrive after it are ignored."""
     try:
         try:
-            status = _print_result(name, args)
+            status = _print_result(name, args, stop)
             stop.closed = True
             return status
         except Exception:
@@ -74,7 +74,7 @@ def _call(name: str, args: Sequence[str], stop: stopping.StopSignals) -> int:
     except UserError as error:
         # Input that cannot be used: what and why, without a traceback.
         print(f"rfjax {name}: {error}", file=sys.stderr)
-        return 1
+        return getattr(error, "exit_status", 1)
     except stopping.Stopped as stopped:
         stop.closed = True
         with contextlib.suppress(OSError):  # the terminal may be gone
@@ -94,19 +94,31 @@ def _call(name: str, args: Sequence[str], stop: stopping.StopSignals) -> int:
         return 1
 
 
-def _print_result(name: str, args: Sequence[str]) -> int:
+def _print_result(name: str, args: Sequence[str], stop: stopping.StopSignals) -> int:
     """Calls a command and prints what it returns, in one process of a job."""
-    call = command_line.parse(args, report=lambda line: speak and print(line))
     speak = True
+    # First of all, so that the others hear of whatever is wrong in one process.
     if COMMANDS[name].joins:
         from rfjax.parallel import processes
 
-        processes.start()
+        processes.start(
+            say=lambda line: print(f"rfjax {name}: {line}", file=sys.stderr),
+            end=stopping.end_process,
+        )
+        if processes.is_joined():
+            stop.follow_others = processes.follow
         speak = processes.is_first()
+    call = command_line.parse(args, report=lambda line: speak and print(line))
     result = call()
     if speak and result is not None and str(result):
         print(result)
     return getattr(result, "exit_status", 0)
+
+
+def _is_joined() -> bool:
+    """Whether this is one of several processes; nothing is imported to find out."""
+    processes = sys.modules.get("rfjax.parallel.processes")
+    return processes is not None and processes.is_joined()
 
 
 def _end_process(status: int) -> NoReturn:
@@ -116,10 +128,12 @@ def _end_process(status: int) -> NoReturn:
     for minutes for one another.
     """
     partial_files.remove_unfinished()
-    if "jax" in sys.modules:
+    if _is_joined():
         from rfjax.parallel import processes
 
-        processes.leave()
+        # All end well, or are stopped, together; one that fails does so alone.
+        seconds = None if status == 0 else 10 if status in stopping.EXIT_STATUSES else 0
+        processes.leave(status, seconds=seconds)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # the terminal may be gone
             stream.flush()

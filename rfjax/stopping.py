@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from rfjax import partial_files
 
@@ -63,6 +64,8 @@ class StopSignals:
       unsaved: whether there is something to save before the process may end.
       closed: whether signals come too late to have an effect.
       keep_ignoring: whether the process exits next, so that no handler is restored.
+      follow_others: ends this process if another one of the job has ended, or None if
+        it is alone.
     """
 
     def __init__(self):
@@ -70,7 +73,8 @@ class StopSignals:
         self.unsaved = False
         self.closed = False
         self.keep_ignoring = False
-        self._last_words: list[Callable[[], None]] = []
+        self.follow_others: Callable[[], None] | None = None
+        self._last_words: list[Callable[[str], None]] = []
         self._raised_at: float | None = None
 
     def raise_if_requested(self) -> None:
@@ -82,13 +86,20 @@ class StopSignals:
         """Raises Stopped if it was raised before.
 
         For code that catches all errors: a library may have turned it into another.
+        The end of another process may have caused it too; then this one ends here.
         """
         if self._raised_at is not None:
             raise Stopped(self.requested)
+        if self.follow_others is not None:
+            self.follow_others()
 
     @contextlib.contextmanager
-    def last_words(self, function: Callable[[], None]) -> Iterator[None]:
-        """Within the block, `function` is called if the process exits inside it."""
+    def last_words(self, function: Callable[[str], None]) -> Iterator[None]:
+        """Within the block, `function` is called if the process exits inside it.
+
+        Args:
+          function: called with "stopped" or "failed", in another thread.
+        """
         self._last_words.append(function)
         try:
             yield
@@ -129,29 +140,34 @@ class StopSignals:
                 if not first and numbers:
                     first, came = numbers[0], time.monotonic()
             if num_interrupts > 1:
-                self._end(signal.SIGINT)
+                self._end_by(signal.SIGINT)
             if not first or self.unsaved or self.closed:
                 continue
             now = time.monotonic()
             if self.requested is None:
                 if now - came > NOTICE_SECONDS:
-                    self._end(first)
+                    self._end_by(first)
             elif self._raised_at is not None:
                 if now - self._raised_at > LEAVE_SECONDS:
-                    self._end(first)
+                    self._end_by(first)
                 if now - max(self._raised_at, repeated) > REPEAT_SECONDS:
                     repeated = now
                     signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
 
-    def _end(self, number: int) -> None:
-        """Ends the process without returning to the main thread."""
+    def end(self, text: str, exit_status: int) -> NoReturn:
+        """Ends the process without returning to the main thread; see `end_process`."""
+        outcome = "stopped" if exit_status in EXIT_STATUSES else "failed"
         for function in self._last_words:
             with contextlib.suppress(Exception):
-                function()
+                function(outcome)
         with contextlib.suppress(OSError):
             partial_files.remove_unfinished()
-        _say(str(Stopped(number)))
-        os._exit(128 + number)
+        _say(text)
+        os._exit(exit_status)
+
+    def _end_by(self, number: int) -> NoReturn:
+        """Ends the process because of a signal."""
+        self.end(str(Stopped(number)), 128 + number)
 
 
 _current: StopSignals | None = None
@@ -184,6 +200,16 @@ def raise_again() -> None:
     """As `StopSignals.raise_again`, for code that does not handle signals itself."""
     if _current is not None:
         _current.raise_again()
+
+
+def end_process(text: str, exit_status: int) -> NoReturn:
+    """Ends the process, from any thread and whatever the main thread does.
+
+    Args:
+      text: a line for standard error.
+      exit_status: of the process.
+    """
+    (_current or StopSignals()).end(text, exit_status)
 
 
 def ignore_signals() -> None:

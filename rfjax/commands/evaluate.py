@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rfjax import checkpoint, run_folder, whole_files
+from rfjax import checkpoint, checksums, run_folder, whole_files
 from rfjax.commands.flags import JsonFile, Step
 from rfjax.commands.job import (
     abstract_params_on,
+    check_agreement,
+    digest,
     make_evaluators,
     make_reading_mesh,
 )
@@ -19,7 +21,7 @@ from rfjax.config import Config, load_config
 from rfjax.evaluation import validation
 from rfjax.evaluation.curves import draw_curves
 from rfjax.models import make_model
-from rfjax.parallel import processes
+from rfjax.parallel import agreement, processes
 from rfjax.parallel.sharding import MeshLayout
 from rfjax.timestep_levels import NUM_LEVELS
 from rfjax.value_types import LocalPath, PositiveInt, checked
@@ -89,11 +91,15 @@ def evaluate(
             config,
             validation=dataclasses.replace(config.validation, num_samples=num_samples),
         )
+    check_agreement(config, step=step)
     mesh = make_reading_mesh(config)
     model = make_model(config.model, layout=MeshLayout(mesh))
     evaluators = make_evaluators(config, model=model, mesh=mesh)
     metrics: dict[str, Any] = {}
     with checkpoint.pinned_for_all(workdir, step) as step:
+        listed = Path(workdir) / checkpoint.FOLDER / str(step) / checksums.FILE
+        content = digest(listed.read_bytes().hex()) if listed.is_file() else None
+        agreement.check_same(processes.share({f"checksums of step {step}": content}))
         for suffix, weights in (("", "raw"), ("_ema", "ema")):
             params = checkpoint.restore_params(
                 workdir,

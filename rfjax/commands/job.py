@@ -26,6 +26,7 @@ from rfjax.errors import UserError
 from rfjax.evaluation import Evaluator, Subject, validation
 from rfjax.flow import formulations
 from rfjax.models import Model, make_model
+from rfjax.parallel import agreement, processes
 from rfjax.parallel.compiler import compiler_options
 from rfjax.parallel.mesh import (
     MeshConfig,
@@ -54,6 +55,35 @@ def read_manifest(config: Config) -> Manifest:
         pooled_dim=manifest.pooled_dim,
     )
     return manifest
+
+
+# JAX's settings that decide which program is compiled, or what it draws.
+_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
+
+
+def check_agreement(config: Config, **flags: Any) -> None:
+    """Refuses, in every process of a job, what one of them was given differently.
+
+    Args:
+      config: the resolved config of this process.
+      **flags: further arguments of the command.
+
+    Raises:
+      UserError: the processes differ in config, flags, settings of JAX or data.
+      MissingFileError: the data is missing here.
+    """
+    if not processes.is_joined():
+        return
+    resolved = run_folder.flatten({"config": config_to_dict(config)})
+    settings = {name: getattr(jax.config, name) for name in _SETTINGS}
+    agreement.check_same(processes.share(resolved | flags | settings))
+    data_hash = digest(read_manifest(config).to_json())
+    agreement.check_same(processes.share({"hash of the data set": data_hash}))
 
 
 def make_mesh_for(config: Config) -> Mesh:

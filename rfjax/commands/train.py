@@ -11,12 +11,13 @@ from clu import parameter_overview
 from rfjax import checkpoint, run_folder, schema, stopping
 from rfjax.commands.flags import Report, RunConfig
 from rfjax.commands.job import (
+    check_agreement,
     describe_run,
     make_job_here,
 )
 from rfjax.config import Config, config_to_dict, load_config
 from rfjax.errors import MissingFileError, UserError
-from rfjax.parallel import processes
+from rfjax.parallel import agreement, processes
 from rfjax.train import loop
 from rfjax.value_types import LocalPath, checked
 
@@ -49,11 +50,14 @@ def train(
       rfjax train --config=configs/emoji.py --workdir=runs/emoji --config.seed=1
     """
     workdir = Path(workdir)
+    check_agreement(config, branch_from=str(branch_from))
     checkpoint.check_folder(workdir, last_step=config.train.num_steps)
     job, manifest = make_job_here(config)
     if branch_from is not None:
         trunk, trunk_step = _parse_branch(branch_from)
         _check_branch(config, source=trunk, step=trunk_step, workdir=workdir)
+    if processes.is_joined():
+        agreement.check_shared(workdir, share=processes.share, field="workdir")
     with contextlib.ExitStack() as stack:
 
         def claim_folder() -> None:

@@ -13,16 +13,22 @@ Every host runs the same command. `start` joins them, before JAX is used:
 from __future__ import annotations
 
 import os
+import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rfjax import __version__
 from rfjax.errors import UserError
+from rfjax.parallel import agreement, links
+from rfjax.parallel.links import Links
+from rfjax.parallel.relay import relay_to
 
 ADDRESS, COUNT, INDEX = VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
@@ -30,28 +36,109 @@ ADDRESS, COUNT, INDEX = VARIABLES = (
     "JAX_PROCESS_ID",
 )
 
+# That the end of another process may become known after its consequences.
+NEWS_SECONDS = 3.0
 
-def start() -> None:
+_links: Links | None = None
+
+
+def start(*, say: Callable[[str], None], end: Callable[[str, int], None]) -> None:
     """Joins the other processes of the job, if there are any; later calls do nothing.
+
+    Args:
+      say: prints a line on standard error.
+      end: (line, exit status) -> ends this process at once, from another thread; called
+        when another process has ended, or cannot be reached any more.
 
     Raises:
       UserError: the variables are incomplete or out of range, or the cluster cannot
         be joined.
     """
-    if jax.distributed.is_initialized():
+    global _links
+    if _links is not None or jax.distributed.is_initialized():
         return
     given = read_variables(os.environ)
     if given is None and not in_cluster(os.environ):
         return
-    # It would intercept SIGTERM, which `rfjax.stopping` handles in every process.
-    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**(given or {}))
+        job = given or detect()
+        if job["num_processes"] > 1:
+            _links = _join(**job, say=say, end=end)
     except (ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"the processes of this job must find each other, and cannot: {error}; "
             f"set {', '.join(VARIABLES)} in each of them, and start them all."
         ) from error
+
+
+def detect() -> dict[str, Any]:
+    """What the cluster says of this job, as arguments of `jax.distributed.initialize`.
+
+    Raises:
+      RuntimeError: it says too little.
+    """
+    from jax._src import clusters  # no public name; `initialize` calls it too late
+
+    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, None, links.LIMIT_SECONDS
+    )
+    if None in found[:3]:
+        raise RuntimeError("no cluster answers")
+    names = ("coordinator_address", "num_processes", "process_id", "local_device_ids")
+    return dict(zip(names, found, strict=True))
+
+
+def _join(
+    coordinator_address: str,
+    num_processes: int,
+    process_id: int,
+    local_device_ids: Sequence[int] | None = None,
+    *,
+    say: Callable[[str], None],
+    end: Callable[[str, int], None],
+) -> Links:
+    """Connects to the other processes, and then lets JAX do so."""
+    joined = Links(
+        address=coordinator_address,
+        index=process_id,
+        count=num_processes,
+        say=say,
+        end=end,
+    )
+    host, _, _ = coordinator_address.rpartition(":")
+    with socket.socket() as reserved:
+        # JAX's service shares the port with this socket, which only keeps it free.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("", 0))
+        hello = {
+            "port": reserved.getsockname()[1],
+            "processes": num_processes,
+            "rfjax": __version__,
+            "jax": jax.__version__,
+        }
+        try:
+            values = joined.join(hello)
+        except BaseException:
+            joined.close()
+            raise
+        agreement.check_same([{**value, "port": 0} for value in values])
+        port = values[0]["port"]
+        service = f"{host}:{port}"
+        if process_id != 0:
+            service = f"127.0.0.1:{joined.run(relay_to(host.strip('[]'), port))}"
+        # It would intercept SIGTERM, which `rfjax.stopping` handles in every process.
+        jax.config.update("jax_enable_preemption_service", False)
+        bind_host = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", "[::]:0")
+        jax.distributed.initialize(
+            service,
+            num_processes,
+            process_id,
+            local_device_ids,
+            coordinator_bind_address=f"{bind_host.rpartition(':')[0]}:{port}",
+        )
+    return joined
 
 
 def read_variables(environ: Mapping[str, str]) -> dict[str, str | int] | None:
@@ -150,18 +237,48 @@ def any_of_them(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
 
 
-def leave(*, seconds: float = 10.0) -> None:
-    """Disconnects from the other processes, before this one ends.
+def first_is_gone() -> bool:
+    """Whether process 0 is lost, so that another must say how the job ended."""
+    return _links is not None and _links.first_is_gone
 
-    A process that ends without it makes the others abort.
+
+def is_joined() -> bool:
+    """Whether this process is one of several that `start` has joined."""
+    return _links is not None
+
+
+def share(value: Any) -> list[Any]:
+    """The values of all processes, in order; all call it and get the same.
+
+    Needs no device and no compilation.
 
     Args:
-      seconds: how long to wait for the others.
+      value: anything that JSON can hold.
     """
-    if jax.distributed.is_initialized():
+    return [value] if _links is None else _links.share(value)
+
+
+def follow() -> None:
+    """Ends this process if another turns out to have ended, which explains an error."""
+    if _links is not None:
+        _links.follow(seconds=NEWS_SECONDS)
+
+
+def leave(exit_status: int, *, seconds: float | None) -> None:
+    """Disconnects from the other processes, before this one ends.
+
+    Args:
+      exit_status: that this process ends with; the others follow with the same.
+      seconds: how long to wait for the others to end too; None: as long as they work.
+    """
+    if _links is None:
+        return
+    if seconds != 0 and _links.leave(seconds=seconds):
         thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         thread.start()
-        thread.join(seconds)
+        thread.join(10)
+    else:
+        _links.announce_end(exit_status)
 
 
 class Ballot:

@@ -123,8 +123,8 @@ def _run(job: Job, workdir: Path, stop: stopping.StopSignals) -> TrainState:
     record = _Record(workdir, step=int(state.step), writers=job.metric_writers)
     with (
         stop.last_words(
-            lambda: record.update(
-                status="stopped", saved_step=checkpoint.newest_step(workdir)
+            lambda outcome: record.update(
+                status=outcome, saved_step=checkpoint.newest_step(workdir)
             )
         ),
         progress_bar(job, int(state.step)) as bar,
@@ -261,7 +261,7 @@ class _Record:
 
     def update(self, **fields: Any) -> None:
         """Sets fields of run.json."""
-        if processes.is_first():
+        if processes.is_first() or processes.first_is_gone():
             run_folder.update_run(self._workdir, **fields)
 
     def note_saved(self, step: int | None) -> None:

@@ -13,33 +13,25 @@ ALL = {
 }
 
 
-@pytest.fixture
-def initialized(monkeypatch):
-    """The arguments of each call of `jax.distributed.initialize`, which is not made."""
-    calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **k: calls.append(k))
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: bool(calls))
+def fail(*args):
+    raise AssertionError(args)
+
+
+def test_a_machine_alone_stays_alone(monkeypatch):
     for name in processes.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    return calls
+    processes.start(say=fail, end=fail)
+    assert not processes.is_joined()
+    assert processes.share(7) == [7]
 
 
-def test_a_machine_alone_stays_alone(initialized):
-    processes.start()
-    assert not initialized
-
-
-def test_variables_decide(initialized, monkeypatch):
-    for name, value in ALL.items():
-        monkeypatch.setenv(name, value)
-    processes.start()
-    processes.start()  # later calls do nothing
-    expected = {
+def test_variables_decide():
+    assert processes.read_variables({}) is None
+    assert processes.read_variables(ALL) == {
         "coordinator_address": "10.0.0.1:1234",
         "num_processes": 4,
         "process_id": 3,
     }
-    assert initialized == [expected]
 
 
 @pytest.mark.parametrize(
@@ -55,17 +47,6 @@ def test_variables_decide(initialized, monkeypatch):
 def test_variables_that_contradict_each_other(changed, message):
     with pytest.raises(ValueError, match=message):
         processes.read_variables(ALL | changed)
-
-
-def test_a_cluster_that_cannot_be_joined(initialized, monkeypatch):
-    def refuse(**kwargs):
-        raise RuntimeError("barrier timed out")
-
-    monkeypatch.setattr(jax.distributed, "initialize", refuse)
-    for name, value in ALL.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"barrier timed out; set JAX_COORDINATOR_ADD"):
-        processes.start()
 
 
 SLURM = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
@@ -88,6 +69,21 @@ GKE = {"TPU_WORKER_HOSTNAMES": "a,b"}
 )
 def test_clusters_are_recognised(environ, expected, tmp_path):
     assert processes.in_cluster(environ, devices=tmp_path) == expected
+
+
+def test_jax_says_who_is_in_the_cluster(monkeypatch):
+    for name in processes.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(ValueError, match="no cluster answers; set JAX_COORDINATOR_ADD"):
+        processes.start(say=fail, end=fail)
+    step = {"SLURM_JOB_ID": "5", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    found = processes.detect()
+    assert found["coordinator_address"].startswith("n1:")
+    assert (found["num_processes"], found["process_id"]) == (2, 1)
 
 
 @pytest.mark.parametrize("name", ["accel0", "vfio/0"])

@@ -50,8 +50,9 @@ class Launcher(Protocol):
     result nor lose one.
 
     - The same call may come again at any time. Finished cells are left out; a cell that
-      was stopped (exit status 129, 130 or 143) resumes by the same command line, and
-      one under way refuses a second process on its machine.
+      was stopped (exit status 129, 130 or 143) or that lost one of its processes (75)
+      resumes by the same command line, and one under way refuses a second process on
+      its machine.
     - The files of the cells belong to `rfjax train`. A launcher may add files to the
       sweep folder, under names of its own.
 
