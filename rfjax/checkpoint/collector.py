@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import logging
 
-from rfjax import checksums, disk
+from rfjax import checksums, disk, partial_files
 from rfjax.checkpoint.pins import unless_pinned
 from rfjax.checkpoint.steps import FOLDER, finished_steps
 
@@ -69,6 +69,9 @@ def remove_leftovers(workdir: Path) -> None:
     if not folder.is_dir():
         return
     _remove_renamed(folder)
+    for entry in folder.iterdir():
+        if partial_files.is_partial(entry.name):  # of a branch
+            partial_files.clear_dead(folder / entry.name[1:].split(".partial-")[0])
     own = ("state", "data", *WRITTEN_LAST)
     for entry in sorted(folder.iterdir()):
         if not (_UNFINISHED.fullmatch(entry.name) and entry.is_dir()):

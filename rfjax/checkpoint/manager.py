@@ -35,7 +35,8 @@ class CheckpointConfig:
 
     Attributes:
       every_steps: optimizer steps between saves; the last step is always saved.
-      keep: number of newest checkpoints that stay on disk.
+      keep: number of newest checkpoints that stay on disk; so does one that is being
+        read, as long as it is.
       keep_steps: further steps that are saved and kept for good.
     """
 

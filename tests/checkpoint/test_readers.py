@@ -122,7 +122,7 @@ def test_all_readers_beside_a_run_that_saves_every_step(tmp_path):
     workdir = tmp_path / "run"
     trainer = subprocess.Popen(
         [sys.executable, "-m", "rfjax.main", "train", f"--workdir={workdir}",
-         "--config=configs/debug.py", "--config.train.num_steps=200",
+         "--config=configs/debug.py", "--config.train.num_steps=80",
          "--config.checkpoint.every_steps=1", "--config.checkpoint.keep=1",
          "--config.validation.num_samples=32"],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -137,4 +137,4 @@ def test_all_readers_beside_a_run_that_saves_every_step(tmp_path):
         assert commands.verify(workdir=workdir).exit_status == 0
     assert trainer.returncode == 0, trainer.communicate()
     assert len(set(steps)) > 1
-    assert checkpoint.finished_steps(workdir) == [200]
+    assert checkpoint.finished_steps(workdir) == [80]
