@@ -299,7 +299,7 @@ def _folder_at(path: Path | str, *, field: str) -> Path:
     check_not_around(path, field=field)
     target = _followed(path)
     if os.path.lexists(target) and not target.is_dir():
-        what = "a link to itself" if target.is_symlink() else "a file"
+        what = "a link to itself" if target.is_symlink() else "which is none"
         raise UserError(
             f"{field} must be a new or empty folder, got {path}, {what}; name another."
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rfjax import schema
+from rfjax import schema, whole_files
 from rfjax.commands.flags import DataSetFields, Progress
 from rfjax.data.encode import EncodeConfig, encode_dataset
 from rfjax.data.manifest import Manifest
@@ -52,6 +52,7 @@ def encode(
       rfjax encode --config=configs/data/emoji.py --out=data/emoji
     """
     config = schema.build(EncodeConfig, fields)
+    whole_files.check_free(out, field="out")  # before there is a bar
     warnings: list[str] = []
     with tqdm(
         desc=f"encode {config.name}", unit="example", disable=not progress

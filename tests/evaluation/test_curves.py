@@ -8,7 +8,7 @@ from rfjax.evaluation.curves import draw_curves
 
 
 def test_a_title_is_no_formula(tmp_path):
-    title = r"50$-$\frac_<b>&\"^': depth 2"
+    title = r"a$\frac$_<b>&\"^': depth 2"
     evaluation = {
         f"{prefix}/loss_t{k}": 1.0 for prefix in ("val", "val_ema") for k in range(8)
     }
@@ -16,6 +16,6 @@ def test_a_title_is_no_formula(tmp_path):
     draw_curves(metrics, evaluation, title=title, out=tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     figure = Figure()
-    figure.suptitle(title.replace("$-$", "$") + "$")
+    figure.suptitle(title)
     with pytest.raises(ValueError, match="frac"):  # control: it would be parsed
         figure.savefig(tmp_path / "control.png")
