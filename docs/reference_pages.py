@@ -26,6 +26,7 @@ PAGES = {
             "config_files",
             "config_fields",
             "schema",
+            "input_paths",
             "value_types",
             "types",
             "errors",

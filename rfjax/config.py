@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rfjax import __version__, schema, whole_files
+from rfjax import __version__, input_paths, schema, whole_files
 from rfjax.checkpoint import CheckpointConfig
 from rfjax.data import DATASETS, Dataset
 from rfjax.errors import MissingFileError, UserError
@@ -96,17 +96,31 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
     return schema.build(Config, values)
 
 
-def config_to_dict(config: Config) -> dict[str, Any]:
-    """The resolved config as plain values, as config.json holds it."""
-    return schema.to_dict(config)
+def config_to_dict(
+    config: Config, *, folder: Path | str | None = None
+) -> dict[str, Any]:
+    """The resolved config as plain values, as config.json holds it.
+
+    Args:
+      config: to write.
+      folder: of the config.json, at which relative paths then start; by default they
+        start at the current folder.
+    """
+    values = schema.to_dict(config)
+    return values if folder is None else input_paths.to_folder(Config, values, folder)
 
 
-def load_config(workdir: Path | str) -> Config:
+def load_config(workdir: Path | str, *, data: Path | str | None = None) -> Config:
     """The config of a run folder.
+
+    Args:
+      workdir: run folder.
+      data: folder of the data set, if it is not where the config says.
 
     Raises:
       MissingFileError: if the folder holds no run.
-      UserError: its config.json is not the config of a run of this version.
+      UserError: its config.json is not the config of a run of this version, or the run
+        reads no data from disk.
     """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
@@ -114,11 +128,21 @@ def load_config(workdir: Path | str) -> Config:
             f"--workdir={workdir} holds no {CONFIG_FILE}, so it is not a run folder; "
             "train one with `rfjax train --config=... --workdir=...`."
         )
-    fields = whole_files.read_json(path)
+    fields = input_paths.from_folder(Config, whole_files.read_json(path), path.parent)
     try:
-        return from_config_dict(fields)
+        config = from_config_dict(fields)
     except UserError as error:
         raise UserError(
             f"{path} must be the config of a run of rfjax {__version__}: {error} "
             "Restore it from a copy, or read the run with the version that wrote it."
         ) from error
+    if data is None:
+        return config
+    if not hasattr(config.data, "path"):
+        raise UserError(
+            f"--data must be left out, got {data}: {workdir} was trained on data that "
+            "is not read from a folder."
+        )
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, path=str(data))
+    )

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rfjax import schema, stopping, whole_files
+from rfjax import input_paths, schema, stopping, whole_files
 from rfjax.config import Config
 from rfjax.data.encode import EncodeConfig
 from rfjax.errors import MissingFileError, UserError
@@ -136,7 +136,11 @@ def load_config_file(path_and_arg: str) -> dict[str, Any]:
             f"only a Python file takes one; write --config={path}."
         )
     if path.endswith(".json"):
-        return whole_files.read_json(path)
+        fields = whole_files.read_json(path)
+        kind = kind_of(fields)
+        if kind is None:
+            return fields
+        return input_paths.from_folder(kind.fields, fields, Path(path).parent)
     if not path.endswith(".py"):
         raise UserError(
             f"--config={path} must be a Python file with get_config(), or a run's "

@@ -48,8 +48,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True)
     logging.set_verbosity(logging.WARNING)
     # Compiled programs are kept between commands; JAX reads this when it starts.
-    cache = Path.home() / ".cache" / "rfjax"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        cache = Path.home() / ".cache" / "rfjax"
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     with stopping.handling() as stop:
         status = _call(name, args, stop)
         if argv is None:

@@ -2,8 +2,7 @@
 """The run folder: one run, one config, one writer at a time.
 
 config.json     the resolved config; the only file of a run that is planned and
-                not started. Relative paths in it (`data.path`) start at the working
-                directory of the process that trains.
+                not started. Relative paths in it (`data.path`) start at the folder.
 run.json        what the run is: sizes, data, seed, code version, status
 metrics.jsonl   one JSON object per line, in the order of steps
 checkpoints/STEP/, samples/, figures/
@@ -42,6 +41,7 @@ _RUN_FIELDS = {
     "trunk": (str,),
     "data": (str,),
     "data_hash": (str,),
+    "data_path": (str, type(None)),
     "validation_protocol": (str,),
     "config_hash": (str,),
     "code_version": (str,),

@@ -179,6 +179,11 @@ class Local:
         return type(value)(expanded) if text.startswith("~") else value
 
 
+@dataclasses.dataclass(frozen=True)
+class Input(Local):
+    """A local path of what a run reads; in a config.json it starts at its folder."""
+
+
 _INT32 = Bounds(high=2**31, open_high=True, remedy="choose a smaller number")
 _INT64 = Bounds(high=2**63, open_high=True, remedy="choose a smaller number")
 
@@ -202,6 +207,7 @@ Real = Annotated[float, Bounds(remedy="choose for example 0")]
 Text = Annotated[str, Filled()]
 LocalPath = Annotated[Path | str, Local()]  # of a flag
 StoredPath = Annotated[str, Local()]  # of a config, which is written as JSON
+InputPath = Annotated[str, Input()]  # the same, of what a run reads
 
 
 def check(value: Any, hint: Any, *, name: str) -> Any:

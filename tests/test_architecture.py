@@ -33,6 +33,7 @@ RANKS = {
     "data": 3,
     "checkpoint": 3,
     "run_folder": 3,
+    "input_paths": 3,
     "train": 4,
     "evaluation": 4,
     "export": 4,

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The user's way through all stations, on real emoji and the real text encoder."""
 
+import dataclasses
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rfjax import main
+from rfjax import main, run_folder
+from rfjax.commands.job import load_trained
+from rfjax.config import config_to_dict, load_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,3 +161,43 @@ def test_other_data_under_the_same_path_is_refused(folder, tmp_path, capsys):
     assert main.run([*args, f"--config.data.path={tmp_path}/data"]) == 1
     assert "was started on data set" in capsys.readouterr().err
     assert main.run([*args, f"--config.data.path={folder}/data"]) == 0  # control
+
+
+def test_a_run_is_read_from_elsewhere_moved_and_read_only(
+    folder, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
+    run, data = tmp_path / "copy" / "run", tmp_path / "copy" / "data"
+    config = load_config(run)
+    relative = dataclasses.replace(config.data, path=os.path.relpath(data))
+    config = dataclasses.replace(config, data=relative)
+    stored = config_to_dict(config, folder=run)
+    (run / "config.json").write_text(json.dumps(stored))
+    assert stored["data"]["path"] == "../data"
+    (tmp_path / "copy").rename(tmp_path / "moved")
+    run, data = tmp_path / "moved" / "run", tmp_path / "moved" / "data"
+    monkeypatch.chdir("/")
+    assert os.path.samefile(load_trained(run).data.path, data)
+    # The run alone is moved: where the data was in training it is still.
+    run = run.rename(tmp_path / "alone")
+    assert os.path.samefile(load_trained(run).data.path, folder / "data")
+    # That is gone too: the user says where it is now.
+    record = run_folder.read_run(run)
+    run_folder.update_run(run, data_path=str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"name it with --data=DIR"):
+        load_trained(run)
+    assert load_trained(run, data=data).data.path == str(data)
+    # Other data in its place is not taken for it, unless it is named.
+    run_folder.update_run(run, data_path=record["data_path"], data_hash="0123456789ab")
+    with pytest.raises(ValueError, match=r"was trained on data set 0123456789ab, and"):
+        load_trained(run)
+    assert load_trained(run, data=data).data.path == str(data)
+
+    # Nothing is written in the run.
+    for path in (run, *run.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write
+    before = sorted(run.rglob("*"))
+    rfjax("evaluate", f"--workdir={run}", f"--data={data}", "--num-samples=2")
+    assert "not drawn in a folder that is read-only" in capsys.readouterr().out
+    assert sorted(run.rglob("*")) == before

@@ -4,20 +4,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import os
 from pathlib import Path
 from typing import Any
 
 from rfjax import checkpoint, checksums, run_folder, whole_files
-from rfjax.commands.flags import JsonFile, Step
+from rfjax.commands.flags import FIGURES, JsonFile, RunData, Step
 from rfjax.commands.job import (
     abstract_params_on,
     check_agreement,
     digest,
+    load_trained,
     make_evaluators,
     make_reading_mesh,
 )
-from rfjax.config import Config, load_config
 from rfjax.evaluation import validation
 from rfjax.evaluation.curves import draw_curves
 from rfjax.models import make_model
@@ -34,11 +34,11 @@ class Evaluation:
     Attributes:
       metrics: {"protocol", "step", "val/loss", "val/loss_t0", .., "val_ema/loss", ..},
         and those of the run's other evaluators.
-      picture: file with the run's curves and these losses.
+      picture: file with the run's curves and these losses, if one was drawn.
     """
 
     metrics: dict[str, Any]
-    picture: Path
+    picture: Path | None
 
     def __str__(self) -> str:
         metrics = self.metrics
@@ -56,7 +56,8 @@ class Evaluation:
             for name, value in metrics.items()
             if "/" in name and not name.startswith(("val/", "val_ema/"))
         ]
-        lines.append(f"curves: {self.picture}")
+        no_picture = "not drawn in a folder that is read-only; name a --picture=FILE"
+        lines.append(f"curves: {self.picture or no_picture}")
         return "\n".join(lines)
 
 
@@ -66,17 +67,22 @@ def evaluate(
     *,
     step: Step = None,
     num_samples: PositiveInt | None = None,
+    data: RunData = None,
     json_file: JsonFile = None,
+    picture: LocalPath | None = None,
 ) -> Evaluation:
     """Measures the validation loss `val_v1` of a checkpoint, EMA and raw weights.
 
-    Draws it beside the run's curves, into figures/loss.png of the run folder.
+    Draws it beside the run's curves. Nothing else is written in the run folder, which
+    may be read-only.
 
     Args:
       workdir: run folder.
       step: checkpoint to read; the newest if absent.
       num_samples: held-out examples; the run's number if absent.
+      data: folder of the data set, if it was moved, or is to be another.
       json_file: file to write the losses to.
+      picture: file to draw to; figures/loss.png of the run folder if absent.
 
     Raises:
       MissingFileError: `workdir` is not a run folder, or its data is missing.
@@ -85,7 +91,11 @@ def evaluate(
       rfjax evaluate --workdir=runs/emoji --json=runs/emoji/evaluation.json
     """
     whole_files.check_writable(json_file, field="--json")
-    config = load_config(workdir)
+    whole_files.check_writable(picture, field="--picture", suffixes=FIGURES)
+    if picture is None and os.access(workdir, os.W_OK):
+        picture = Path(workdir) / "figures" / "loss.png"
+    config = load_trained(workdir, data=data)
+    lines = run_folder.read_metrics(Path(workdir))
     if num_samples is not None:
         config = dataclasses.replace(
             config,
@@ -113,22 +123,12 @@ def evaluate(
                 for name, value in evaluator(params).items()
             }
     metrics = {"protocol": validation.PROTOCOL, "step": step, **metrics}
-    picture = Path(workdir) / "figures" / "loss.png"
     if processes.is_first():
-        _draw_run(workdir, metrics, config=config, out=picture)
+        if picture is not None:
+            name = Path(workdir).resolve().name
+            title = f"{name}: depth {config.model.depth}, {config.objective}, "
+            title += f"step {step:,}"
+            draw_curves(lines, metrics, title=title, out=Path(picture))
         if json_file is not None:
             whole_files.write_json(json_file, metrics)
-    return Evaluation(metrics, picture)
-
-
-def _draw_run(
-    workdir: Path | str, evaluation: Mapping[str, Any], *, config: Config, out: Path
-) -> None:
-    """Draws the run's losses and one evaluation."""
-    draw_curves(
-        run_folder.read_metrics(Path(workdir)),
-        evaluation,
-        title=f"{Path(workdir).resolve().name}: depth {config.model.depth}, "
-        f"{config.objective}, step {evaluation['step']:,}",
-        out=out,
-    )
+    return Evaluation(metrics, None if picture is None else Path(picture))

@@ -46,6 +46,8 @@ AnyFields = Annotated[Mapping[str, Any], Reader(None), _RUN]
 FIGURES = (".png", ".svg", ".pdf")
 SHEETS = (".png", ".jpg", ".jpeg", ".webp")
 
+# Where the data of a run is now, if it was moved.
+RunData = Annotated[LocalPath | None, Parameter(name="--data")]
 JsonFile = Annotated[LocalPath | None, Parameter(name="--json")]
 
 Step = NaturalInt | None  # of a checkpoint; imported weights are step 0

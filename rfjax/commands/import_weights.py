@@ -110,7 +110,7 @@ def import_weights(
     manifest = read_manifest(config)
     checkpoint.check_folder(workdir, last_step=0)
     with whole_files.new_folder(workdir) as folder:
-        run_folder.claim(folder, config_to_dict(config))
+        run_folder.claim(folder, config_to_dict(config, folder=workdir))
         describe_run(folder, config, manifest)
         run_folder.update_run(
             folder,

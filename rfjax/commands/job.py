@@ -18,11 +18,11 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from rfjax import __version__, run_folder
-from rfjax.config import Config, config_to_dict
+from rfjax import __version__, run_folder, whole_files
+from rfjax.config import Config, config_to_dict, load_config
 from rfjax.data import TrainStream
 from rfjax.data.manifest import Manifest
-from rfjax.errors import UserError
+from rfjax.errors import MissingFileError, UserError
 from rfjax.evaluation import Evaluator, Subject, validation
 from rfjax.flow import formulations
 from rfjax.models import Model, make_model
@@ -39,6 +39,43 @@ from rfjax.train import loop
 from rfjax.train.optimizer import learning_rate, make_init, make_optimizer
 from rfjax.train.state import TrainState, init_state
 from rfjax.train.step import make_train_step
+
+
+def load_trained(workdir: Path | str, *, data: Path | str | None = None) -> Config:
+    """The config of a run whose data is read again.
+
+    The data is where config.json says, else where it was in training; there it must be
+    the data that the run was trained on. Data that is named may be other data.
+
+    Args:
+      workdir: run folder.
+      data: folder of the data set, if it is neither here nor there.
+
+    Raises:
+      MissingFileError: `workdir` is not a run folder, or its data is not found.
+      UserError: the data found is not that of the run.
+    """
+    workdir = Path(workdir)
+    config = load_config(workdir, data=data)
+    run = run_folder.read_run(workdir)
+    try:
+        manifest = config.data.manifest()
+    except MissingFileError as error:
+        before = run.get("data_path")
+        if data is None and before is not None and Path(before).is_dir():
+            return load_trained(workdir, data=before)
+        raise MissingFileError(
+            f"{error} If it was moved, name it with --data=DIR."
+        ) from error
+    data_hash = digest(manifest.to_json())
+    if data in (None, run.get("data_path")) and data_hash != run.get(
+        "data_hash", data_hash
+    ):
+        raise UserError(
+            f"{workdir} was trained on data set {run['data_hash']}, and {data_hash} is "
+            "now in its place; name the folder to read with --data=DIR."
+        )
+    return config
 
 
 def read_manifest(config: Config) -> Manifest:
@@ -243,10 +280,11 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
     if run and run["data_hash"] != data_hash:
         raise UserError(
             f"run folder {workdir} was started on data set {run['data_hash']}, "
-            f"the data section now describes {data_hash}; give it the old data, or use "
-            "a new --workdir."
+            f"the data section now describes {data_hash}; name the old data with "
+            "--config.data.path=DIR, or use a new --workdir."
         )
     model = make_model(config.model)
+    path = getattr(config.data, "path", None)
     run_folder.update_run(
         workdir,
         depth=config.model.depth,
@@ -257,12 +295,15 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
         context_tokens=manifest.context_shape[0],
         data=manifest.name,
         data_hash=data_hash,
+        data_path=None if path is None else str(Path(path).resolve()),
         validation_protocol=validation.PROTOCOL,
         seed=config.seed,
         learning_rate=config.optimizer.learning_rate,
         parameterisation=config.optimizer.parameterisation,
         cooldown_steps=config.optimizer.cooldown_steps,
-        config_hash=run_folder.config_hash(config_to_dict(config)),
+        config_hash=run_folder.config_hash(
+            whole_files.read_json(workdir / run_folder.CONFIG_FILE)
+        ),
         code_version=__version__,
         num_devices=jax.device_count(),
         device=jax.devices()[0].device_kind,

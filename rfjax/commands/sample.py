@@ -14,9 +14,9 @@ import numpy as np
 from cyclopts import Parameter
 
 from rfjax import checkpoint, whole_files
-from rfjax.commands.flags import SHEETS, Step, Weights
-from rfjax.commands.job import abstract_params_on, make_reading_mesh
-from rfjax.config import Config, load_config
+from rfjax.commands.flags import SHEETS, RunData, Step, Weights
+from rfjax.commands.job import abstract_params_on, load_trained, make_reading_mesh
+from rfjax.config import Config
 from rfjax.data import sheet
 from rfjax.encoders.images import ImageCodec
 from rfjax.errors import UserError
@@ -69,6 +69,7 @@ def sample(
     solver: Annotated[str, OneOf(SOLVERS)] | None = None,
     grid: Annotated[str, OneOf(GRIDS)] | None = None,
     guidance_scale: NonNegativeFloat | None = None,
+    data: RunData = None,
 ) -> PictureFile:
     """Draws pictures of prompts, or a sheet of seen and held-out captions.
 
@@ -86,6 +87,7 @@ def sample(
       grid: of timesteps, uniform, karras or diffusers (of the exported pipeline); the
         run's if absent.
       guidance_scale: 1 is unguided; the run's if absent.
+      data: folder of the data set, if it was moved.
 
     Raises:
       UserError: a wrong setting, a prompt that is blank or too long, or data without
@@ -103,6 +105,7 @@ def sample(
         "solver": solver,
         "grid": grid,
         "guidance_scale": guidance_scale,
+        "data": data,
     }
     if of_data == bool(prompts):
         raise UserError("give either --sheet or at least one --prompt=TEXT.")
@@ -128,6 +131,7 @@ def sample_prompts(
     step: Step = None,
     weights: Weights = "ema",
     seed: Seed = 0,
+    data: LocalPath | None = None,
     warn: Callable[[str], None] = warnings.warn,
     **settings: Any,
 ) -> np.ndarray:
@@ -139,6 +143,7 @@ def sample_prompts(
       step: which checkpoint; the newest by default.
       weights: "ema" or "raw".
       seed: of the noise.
+      data: folder of the data set, if it was moved.
       warn: told in a sentence which words the text encoder does not know, if any.
       **settings: fields of `SampleConfig` that differ from the run's; None is ignored.
 
@@ -149,7 +154,7 @@ def sample_prompts(
       MissingPackageError: if the text encoder's packages are not installed.
       UserError: if a prompt is blank or too long, or the data set has no pictures.
     """
-    config = _load_config(workdir, settings)
+    config = _load_config(workdir, settings, data=data)
     codec = config.data.codec()
     conditioning, unknown = captions.encode_prompts(config.data, prompts)
     if unknown:
@@ -175,6 +180,7 @@ def sample_sheet(
     seed: Seed = 0,
     num_seen: PositiveInt = 24,
     num_held_out: PositiveInt = 16,
+    data: LocalPath | None = None,
     **settings: Any,
 ) -> Path:
     """Draws captions the run was trained on and captions it never saw, on one sheet.
@@ -189,6 +195,7 @@ def sample_sheet(
       seed: of the noise.
       num_seen: pictures of training captions.
       num_held_out: pictures of validation captions.
+      data: folder of the data set, if it was moved.
       **settings: fields of `SampleConfig` that differ from the run's; None is ignored.
 
     Returns:
@@ -196,7 +203,7 @@ def sample_sheet(
     """
     if out is not None:
         out = _checked_picture(out)
-    config = _load_config(workdir, settings)
+    config = _load_config(workdir, settings, data=data)
     codec = config.data.codec()
     parts = [
         ("captions seen in training", "train", num_seen),
@@ -279,9 +286,11 @@ def _draw(
     return codec.decode(latents)
 
 
-def _load_config(workdir: Path | str, settings: Mapping[str, Any]) -> Config:
+def _load_config(
+    workdir: Path | str, settings: Mapping[str, Any], *, data: Path | str | None
+) -> Config:
     """The config of a run, with settings of its `sample` section that differ."""
-    config = load_config(workdir)
+    config = load_trained(workdir, data=data)
     given = {name: value for name, value in settings.items() if value is not None}
     sample_config = dataclasses.replace(config.sample, **given)
     return dataclasses.replace(config, sample=sample_config)

@@ -135,7 +135,7 @@ def sweep(
     with run_folder.exclusive(workdir):
         write_cells(
             sweep_cells,
-            {name: config_to_dict(config) for name, config in resolved.items()},
+            _as_stored(resolved, workdir),
             workdir=workdir,
             complete=_with_newer_fields,
             may_change=_changeable_fields,
@@ -179,6 +179,14 @@ def _as_listed(cell: Cell, cost: CellCost) -> SweepCell:
         trunk=cell.trunk,
         fork_step=cell.fork_step if cell.trunk else None,
     )
+
+
+def _as_stored(configs: Mapping[str, Config], workdir: Path) -> dict[str, Any]:
+    """The configs of cells, each as the config.json of its run folder holds it."""
+    return {
+        name: config_to_dict(config, folder=workdir / name)
+        for name, config in configs.items()
+    }
 
 
 def _describe(

@@ -70,8 +70,10 @@ def train(
             )
             run_folder.claim(
                 workdir,
-                config_to_dict(config),
-                present=config_to_dict(load_config(workdir)) if has_config else None,
+                config_to_dict(config, folder=workdir),
+                present=config_to_dict(load_config(workdir), folder=workdir)
+                if has_config
+                else None,
                 may_change=schema.changeable_fields(config),
             )
             describe_run(workdir, config, manifest)

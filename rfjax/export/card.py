@@ -15,13 +15,19 @@ from typing import Any
 
 from flax import traverse_util
 
-from rfjax import run_folder, schema, whole_files
+from rfjax import input_paths, run_folder, schema, whole_files
 from rfjax.data import DATASETS, Dataset
 from rfjax.data.manifest import Manifest
 from rfjax.errors import MissingFileError, UserError
 from rfjax.flow import formulations
 from rfjax.flow.path import RECTIFIED_FLOW
-from rfjax.models import BACKBONES, DEFAULT_KIND, Model, make_model
+from rfjax.models import (
+    BACKBONES,
+    DEFAULT_KIND,
+    BackboneConfig,
+    Model,
+    make_model,
+)
 
 LONGEST_VALUE = 300  # characters of one value in the card
 
@@ -104,6 +110,14 @@ class Run:
         return tuple(warnings)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """The sections of a run's config that name files which are read again."""
+
+    model: BackboneConfig = schema.one_of(BACKBONES, default=DEFAULT_KIND)
+    data: Dataset = schema.one_of(DATASETS)
+
+
 def read_run(workdir: Path) -> Run:
     """Reads a run folder.
 
@@ -117,7 +131,7 @@ def read_run(workdir: Path) -> Run:
             f"workdir {workdir} holds no config.json, so it is not a run folder; give "
             "the --workdir that was trained in."
         )
-    config = whole_files.read_json(path)
+    config = input_paths.from_folder(_Inputs, whole_files.read_json(path), workdir)
     record = run_folder.read_run(workdir)
     metrics = tuple(run_folder.read_metrics(workdir))
     try:

@@ -209,6 +209,11 @@ def test_stored_positions_are_used_and_given_back(weights, tmp_path):
     workdir = tmp_path / "run"
     config = commands.import_weights(source, fields=FIELDS, workdir=workdir).config
     assert config.model.position_file == str(workdir / run_folder.POSITION_FILE)
+    # In the folder itself, so that it is found wherever the run is moved.
+    stored_config = json.loads((workdir / "config.json").read_text())
+    assert stored_config["model"]["position_file"] == run_folder.POSITION_FILE
+    workdir = workdir.rename(tmp_path / "moved")
+    config = load_config(workdir)
     save.export_run(workdir, out=tmp_path / "again")
     again = load_file(tmp_path / "again" / "transformer" / MODEL)
     np.testing.assert_array_equal(again["pos_embed.pos_embed"], table)

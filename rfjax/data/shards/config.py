@@ -16,7 +16,7 @@ from rfjax.data.shards.check import check_shards
 from rfjax.data.shards.layout import read_manifest
 from rfjax.data.shards.read import open_split, read_codec, read_empty_caption
 from rfjax.encoders.images import ImageCodec
-from rfjax.value_types import StoredPath
+from rfjax.value_types import InputPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ShardsConfig(Dataset):
       path: folder that holds rfjax.json.
     """
 
-    path: StoredPath = schema.changeable()
+    path: InputPath = schema.changeable()
 
     def manifest(self) -> Manifest:
         """Reads PATH/rfjax.json."""

@@ -29,8 +29,8 @@ def read_manifest(root: str | os.PathLike) -> Manifest:
     root = Path(root)
     if not root.is_dir():
         raise MissingFileError(
-            f"data folder {root} does not exist; make it with `rfjax encode "
-            f"--config=configs/data/NAME.py --out={root}`."
+            f"data folder {root} does not exist; name the folder where it is now, or "
+            f"make it with `rfjax encode --config=configs/data/NAME.py --out={root}`."
         )
     path = root / MANIFEST_FILE
     if not path.is_file():

@@ -12,11 +12,11 @@ from rfjax.models.attention import IMPLEMENTATIONS
 from rfjax.models.base import HEAD_DIM, check_sizes
 from rfjax.models.numerics import COMPUTE_DTYPES, REMAT_POLICIES
 from rfjax.value_types import (
+    InputPath,
     NaturalInt,
     OneOf,
     PositiveFloat,
     PositiveInt,
-    StoredPath,
     check_fields,
 )
 
@@ -56,7 +56,7 @@ class MMDiTConfig:
     grid_tokens: PositiveInt = 16
     max_grid_tokens: PositiveInt = 192
     position_scale: PositiveFloat = 1.0
-    position_file: StoredPath | None = None
+    position_file: InputPath | None = None
     compute_dtype: Annotated[str, OneOf(COMPUTE_DTYPES)] = "bfloat16"
     remat: Annotated[str, OneOf(REMAT_POLICIES)] = schema.changeable("none")
     attention: Annotated[str, OneOf(IMPLEMENTATIONS)] = schema.changeable("xla")

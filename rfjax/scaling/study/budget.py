@@ -12,7 +12,7 @@ import numpy as np
 from rfjax import run_folder, whole_files
 from rfjax.errors import MissingFileError, UserError
 from rfjax.scaling.laws.frontier import covered_range
-from rfjax.value_types import PositiveFloat, StoredPath, check_fields
+from rfjax.value_types import InputPath, PositiveFloat, check_fields
 
 _MIN_DEPTHS = 3  # with two, an optimum between them looks like one at their ends
 
@@ -29,7 +29,7 @@ class ForecastConfig:
       price_per_hour: of the machine, in any currency.
     """
 
-    pilot: StoredPath | None = None
+    pilot: InputPath | None = None
     flops_per_second: PositiveFloat | None = None
     price_per_hour: PositiveFloat | None = None
 

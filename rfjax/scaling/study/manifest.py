@@ -39,8 +39,8 @@ class SweepCell:
     def command_line(self, workdir: Path | str) -> tuple[str, ...]:
         """The words that train this cell alone, or resume it.
 
-        Relative paths in its config, such as `data.path`, start at the working
-        directory in which they are run.
+        Relative paths in its config, such as `data.path`, start at its run folder, so
+        the words may be run in any folder.
 
         Args:
           workdir: sweep folder, by its name on the machine that trains.
