@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rfjax import disk, partial_files, whole_files
+from rfjax import disk, whole_files
 from rfjax.errors import StorageError, UserError
 
 CONFIG_FILE = "config.json"
@@ -138,10 +138,7 @@ def check_claim(
 
 def _is_unclaimed(workdir: Path) -> bool:
     """Whether a folder holds at most what a start leaves that was killed at once."""
-    return all(
-        entry.name == LOCK_FILE or partial_files.is_partial(entry.name)
-        for entry in workdir.iterdir()
-    )
+    return not {*whole_files.foreign(workdir)} - {LOCK_FILE}
 
 
 def check_not_lost(

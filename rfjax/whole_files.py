@@ -13,6 +13,7 @@ that is otherwise unused, and a folder is replaced only if every file in it is k
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -58,7 +59,14 @@ def replacing(path: Path | str) -> Iterator[Path]:
     with needing_room(path.name, path.parent), partial_files.new_file(path) as partial:
         yield partial
         disk.sync(partial)
-        os.replace(partial, path)
+        try:
+            os.replace(partial, path)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # A file that is a mount point, as containers have, keeps its place.
+            shutil.copyfile(partial, path)
+            disk.sync(path)
         disk.sync(path.parent)
 
 
@@ -214,6 +222,22 @@ def check_replaceable(
     return files
 
 
+def foreign(folder: Path, files: Collection[str] = ()) -> list[str]:
+    """What others put into a folder: names of all but regular files in `files`.
+
+    What is not finished, and what a new file system holds, is nobody's.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if not (entry.name in files and entry.is_file(follow_symlinks=False))
+        and entry.name not in _OF_THE_SYSTEM
+        and not partial_files.is_partial(entry.name)
+    )
+
+
 def check_not_around(path: Path | str, *, field: str) -> None:
     """Raises UserError if `path` is the current folder or one of its parents."""
     if Path(path).name in ("", "..") or Path.cwd().is_relative_to(_followed(path)):
@@ -265,7 +289,7 @@ def new_folder(
         new = set(os.listdir(content))
         if replaces:
             _check_holds_only(target, replaces, path, field=field)
-        elif taken := sorted(new.intersection(_foreign(target, ()))):
+        elif taken := sorted(new.intersection(foreign(target))):
             # Any other file may have come: hours of work go beside it.
             raise UserError(
                 f"{field} {_shown(path)} came to hold {_listed(taken)} of another; "
@@ -316,7 +340,7 @@ def _check_holds_only(
     folder: Path, files: Collection[str], path: Path | str, *, field: str
 ) -> None:
     """Raises UserError if a folder, which the user knows as `path`, holds others."""
-    held = _foreign(folder, files)
+    held = foreign(folder, files)
     if held and files:
         raise UserError(
             f"{field} {_shown(path)} exists and holds files that no earlier report "
@@ -415,16 +439,3 @@ def _send(source: Path, path: Path) -> None:
         target = os.open(path, os.O_WRONLY | os.O_APPEND)
     with open(target, "wb") as out, source.open("rb") as written:
         shutil.copyfileobj(written, out)
-
-
-def _foreign(folder: Path, files: Collection[str]) -> list[str]:
-    """Names in a folder other than those of regular files in `files`."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if not (entry.name in files and entry.is_file(follow_symlinks=False))
-        and entry.name not in _OF_THE_SYSTEM
-        and not partial_files.is_partial(entry.name)
-    )

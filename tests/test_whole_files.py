@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from rfjax import whole_files
+from rfjax import run_folder, whole_files
 from rfjax.errors import StorageError, needing_room
 
 
@@ -147,7 +147,8 @@ def mount(tmp_path):
     mounted = []
 
     def make(path, *options):
-        path.mkdir()
+        if not path.exists():
+            path.mkdir()
         command = ["mount", *(options or ("-t", "tmpfs", "none")), str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -200,6 +201,14 @@ def test_a_folder_that_is_there_is_filled_in_place(tmp_path, mount, kind):
         whole_files.check_free(path, field="out")
 
 
+def test_a_new_disk_holds_nothing_of_others(tmp_path):
+    (tmp_path / "lost+found").mkdir()
+    run_folder.check_claim(tmp_path, {})
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match="is not empty"):
+        run_folder.check_claim(tmp_path, {})
+
+
 def test_a_report_on_a_mount_point_is_replaced_in_place(tmp_path, mount):
     mount(tmp_path / "out")
     for names in (("a.txt", "old.png"), ("a.txt", "new.png")):
@@ -244,11 +253,21 @@ def test_what_cannot_be_made_is_refused_at_once(tmp_path, mount, check, name, me
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_file_that_is_a_mount_point_is_written(tmp_path, mount):
+    for name in ("disk.json", "out.json"):
+        (tmp_path / name).write_text("old and longer")
+    mount(tmp_path / "out.json", "--bind", str(tmp_path / "disk.json"))
+    whole_files.check_writable(tmp_path / "out.json", field="--json")
+    whole_files.write_text(tmp_path / "out.json", "new")
+    assert (tmp_path / "disk.json").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk.json", "out.json"]
+
+
 def test_nodes_are_written_to_and_stay(tmp_path):
     """Standard output too, whatever it is: what was redirected stays whole."""
     script = """if True:
         import sys
-        from rfjax import whole_files
+        from rfjax import run_folder, whole_files
         print("before")
         for path in sys.argv[1:]:
             whole_files.check_writable(path, field="--json")
