@@ -281,6 +281,18 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
                 zip(value, element_types, strict=True)
             )
         )
+    if typing.get_origin(hint) is Mapping:
+        if not isinstance(value, Mapping):
+            raise UserError(
+                f"{name} must be a section, got {shown(value)}; correct it."
+            )
+        _, element_type = typing.get_args(hint)
+        return {
+            key: convert(element, element_type, name=f"{name}.{key}")
+            for key, element in value.items()
+        }
+    if hint is Any:
+        return value
     if hint is float and type(value) is int and abs(value) < 2**1023:
         return float(value)
     if type(value) is not hint:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from rfjax import schema, whole_files
 from rfjax.errors import UserError
+from rfjax.value_types import NaturalInt, PositiveInt
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "rfjax.json"
@@ -38,7 +40,7 @@ class LatentSpec:
       codec_shift: its `shift_factor`, likewise.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     codec: str
     codec_scale: float | None = None
     codec_shift: float | None = None
@@ -62,9 +64,9 @@ class EncoderSpec:
 
     name: str
     kind: str
-    context_dim: int
-    length: int
-    pooled_dim: int
+    context_dim: PositiveInt
+    length: PositiveInt
+    pooled_dim: PositiveInt
     prefix: str = ""
 
 
@@ -114,7 +116,7 @@ class Manifest:
 
     name: str
     grade: str
-    splits: Mapping[str, int]
+    splits: Mapping[str, NaturalInt]
     latent: LatentSpec
     text: TextSpec
     files: tuple[StoredFile, ...] = ()
@@ -150,50 +152,37 @@ class Manifest:
 
     @classmethod
     def from_json(
-        cls, text: str, *, path: str | os.PathLike = MANIFEST_FILE
+        cls, text: bytes | str, *, path: str | os.PathLike = MANIFEST_FILE
     ) -> Manifest:
         """Parses the text of rfjax.json; `path` only appears in error messages.
 
         Raises:
           UserError: not JSON, of another version, or with fields missing or unknown.
         """
-        remedy = "encode the data set again with `rfjax encode`."
-        try:
-            fields = json.loads(text)
-            version = fields["version"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        remedy = "restore it from a copy, or encode the data set again."
+        fields = whole_files.parse_json(text, what=str(path))
+        if fields.get("version") != FORMAT_VERSION:
             raise UserError(
-                f"{path} is not a data set manifest ({error!r}); {remedy}"
-            ) from error
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format version {version}, this rfjax reads version "
-                f"{FORMAT_VERSION}; {remedy}"
+                f"version of {path} must be {FORMAT_VERSION}, got "
+                f"{fields.get('version')!r}; {remedy}"
             )
+        for section, constants in _CONSTANTS.items():
+            values = fields.get(section)
+            for name, value in constants.items() if isinstance(values, dict) else ():
+                found = values.pop(name, value)
+                if found != value:
+                    raise UserError(
+                        f"{section}.{name} of {path} must be {value!r}, got "
+                        f"{found!r}; {remedy}"
+                    )
         try:
-            for section, constants in _CONSTANTS.items():
-                for name, value in constants.items():
-                    found = fields[section].pop(name, value)
-                    if found != value:
-                        raise UserError(
-                            f"{section}.{name} of {path} must be {value!r}, got "
-                            f"{found!r}; {remedy}"
-                        )
-            latent, text = fields.pop("latent"), fields.pop("text")
-            latent["shape"] = tuple(latent["shape"])
-            encoders = tuple(EncoderSpec(**e) for e in text.pop("encoders"))
-            files = tuple(StoredFile(**f) for f in fields.pop("files"))
-            _check_paths(path, fields["name"], files)
-            return cls(
-                latent=LatentSpec(**latent),
-                text=TextSpec(encoders=encoders, **text),
-                files=files,
-                **fields,
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            manifest = schema.build(cls, fields)
+        except UserError as error:
             raise UserError(
-                f"{path} does not have the fields of a manifest ({error}); {remedy}"
+                f"{path} must have the fields of a manifest: {error} Or {remedy}"
             ) from error
+        _check_paths(path, manifest.name, manifest.files)
+        return manifest
 
 
 def _check_paths(

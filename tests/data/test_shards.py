@@ -172,18 +172,43 @@ def test_folder_of_something_else(tmp_path):
         shards.open_split(tmp_path, "train")
 
 
-def test_manifest_of_another_version(copy):
-    edit_manifest(copy, lambda fields: fields.update(version=99))
-    with pytest.raises(ValueError, match="format version 99, this rfjax reads vers"):
-        shards.open_split(copy, "train")
-
-
-def test_manifest_that_is_none(copy):
-    (copy / MANIFEST_FILE).write_text("{")
-    with pytest.raises(ValueError, match="is not a data set manifest"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"must be JSON, got nothing"),
+        (b"{", r"must be JSON, got '{'"),
+        (b"[1]", r"must hold a JSON object, got '\[1\]'"),
+        (b"\xff\xfe", r"must be JSON, got"),
+        (b"[" * 100_000, r"must be JSON, got .*recursion"),
+        (b"{}", r"version of .*rfjax\.json must be 1, got None"),
+        (b'{"version": 1}', r"must have the fields of a manifest: name must be set"),
+    ],
+)
+def test_manifest_that_is_none(copy, content, message):
+    (copy / MANIFEST_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
         shards.read_manifest(copy)
-    (copy / MANIFEST_FILE).write_text('{"version": 1}')
-    with pytest.raises(ValueError, match="does not have the fields of a manifest"):
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, r"version of .* must be 1, got 99"),
+        ({"latent": [8, 8]}, r"latent must be a section of fields"),
+        ({"latent": {"shape": [8, 8], "codec": "none"}}, r"shape must be a list"),
+        ({"latent": {"shape": [8, 0, 4], "codec": "none"}}, r"shape\[1\] must be"),
+        ({"text": None}, r"text must be a section of fields"),
+        ({"text": {"encoders": [{}]}}, r"text\.encoders\[0\]\.name must be set"),
+        ({"splits": ["train"]}, r"splits must be a section"),
+        ({"splits": {"train": "37"}}, r"splits\.train must be a whole number"),
+        ({"files": [{"path": 3}]}, r"files\[0\]\."),
+        ({"colour": "blue"}, r"colour is not a config field"),
+        ({"creation": "by hand"}, r"creation must be a section"),
+    ],
+)  # fmt: skip
+def test_manifest_with_other_fields(copy, change, message):
+    edit_manifest(copy, lambda fields: fields.update(change))
+    with pytest.raises(ValueError, match=message):
         shards.read_manifest(copy)
 
 

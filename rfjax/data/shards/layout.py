@@ -39,7 +39,7 @@ def read_manifest(root: str | os.PathLike) -> Manifest:
             f"data folder {root} {state}, so it is not a data set; name another, "
             "or make one with `rfjax encode --config=configs/data/NAME.py --out=DIR`."
         )
-    return Manifest.from_json(path.read_text(encoding="utf-8"), path=path)
+    return Manifest.from_json(path.read_bytes(), path=path)
 
 
 def make_features(manifest: Manifest) -> tfds.features.FeaturesDict:
