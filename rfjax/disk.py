@@ -41,7 +41,8 @@ def make_folder(path: Path) -> None:
 
     A link to a folder that is missing stays one: its target is made.
     """
-    path = Path(os.path.realpath(path))
+    if ".." not in path.parts:  # what stands before one must be there as well
+        path = Path(os.path.realpath(path))
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for each in missing:

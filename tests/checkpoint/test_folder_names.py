@@ -67,6 +67,14 @@ def test_other_names_are_refused_at_the_start(tmp_path, name, message, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["run/", "./run", "new/../run", "link", "link/run"])
+def test_a_run_folder_is_made_by_any_path(tmp_path, name):
+    (tmp_path / "link").symlink_to("target")
+    with run_folder.exclusive(Path(f"{tmp_path}/{name}")):
+        pass
+    assert (tmp_path / name / ".lock").is_file()
+
+
 def lock_is_a_folder(workdir):
     (workdir / run_folder.LOCK_FILE).mkdir(parents=True)
 
