@@ -109,7 +109,11 @@ def _print_result(name: str, args: Sequence[str], stop: stopping.StopSignals) ->
         if processes.is_joined():
             stop.follow_others = processes.follow
         speak = processes.is_first()
-    call = command_line.parse(args, report=lambda line: speak and print(line))
+    call = command_line.parse(
+        args,
+        report=lambda line: speak and print(line),
+        warn=lambda line: speak and print(line, file=sys.stderr),
+    )
     result = call()
     if speak and result is not None and str(result):
         print(result)

@@ -114,12 +114,18 @@ def documentation(name: str) -> tuple[str, str]:
     return text.partition("\n\nArgs:")[0], inspect.cleandoc(example)
 
 
-def parse(args: Sequence[str], *, report: Callable[[str], None]) -> Callable[[], Any]:
+def parse(
+    args: Sequence[str],
+    *,
+    report: Callable[[str], None],
+    warn: Callable[[str], None] | None = None,
+) -> Callable[[], Any]:
     """The call of a command's function that a command line asks for.
 
     Args:
       args: command, flags, and overrides of its config.
       report: given to functions that report what they do.
+      warn: given to functions that go on when a part of their work fails.
 
     Raises:
       UserError: unknown, missing or malformed flags, or a config that cannot be read.
@@ -146,8 +152,9 @@ def parse(args: Sequence[str], *, report: Callable[[str], None]) -> Callable[[],
         raise UserError(f"takes no {overrides[0]}; see rfjax {name} --help.")
     for parameter, reader in readers.items():
         bound.arguments[parameter] = reader(bound.arguments[parameter], overrides)
-    if "report" in hidden:
-        bound.arguments["report"] = report
+    for parameter, receiver in {"report": report, "warn": warn}.items():
+        if parameter in hidden:
+            bound.arguments[parameter] = receiver
     return functools.partial(function, *bound.args, **bound.kwargs)
 
 

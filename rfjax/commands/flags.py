@@ -17,6 +17,7 @@ from rfjax.value_types import LocalPath, NaturalInt, OneOf
 # For a notebook only.
 _NO_FLAG = Parameter(parse=False)
 Report = Annotated[Callable[[str], None], _NO_FLAG]  # where a command says what it does
+Warn = Annotated[Callable[[str], None] | None, _NO_FLAG]  # and what went wrong
 Progress = Annotated[bool, _NO_FLAG]
 
 

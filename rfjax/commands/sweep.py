@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from rfjax import run_folder, schema
-from rfjax.commands.flags import Report, SweepFields
+from rfjax.commands.flags import Report, SweepFields, Warn
 from rfjax.commands.job import (
     flops_per_sample,
     make_mesh_for,
@@ -59,7 +59,7 @@ class Swept:
         return int(bool(self.failed))
 
     def __str__(self) -> str:
-        return f"failed: {', '.join(self.failed)}" if self.failed else ""
+        return ""  # each failure was reported when it came
 
 
 @checked
@@ -71,6 +71,7 @@ def sweep(
     launcher: Annotated[str, OneOf(LAUNCHERS)] | None = None,
     cells: Cells = (),
     report: Report = lambda line: None,
+    warn: Warn = None,
 ) -> Swept:
     """Writes the cells of a depth study to files, and trains or resumes them.
 
@@ -85,6 +86,7 @@ def sweep(
       cells: names of the only cells to train now, with the trunks that they branch
         from; all of them if empty. The files of the others are written all the same.
       report: receives the table and a line for each event.
+      warn: receives a line for each failure; `report` if absent.
 
     Raises:
       Stopped: a signal asked to stop; the current cell is saved.
@@ -146,7 +148,13 @@ def sweep(
                 jobs=make_jobs(chosen),
                 train_cell=train_cell,
                 report=report,
+                warn=warn,
             )
+        )
+    if failed:
+        (warn or report)(
+            f"failed: {', '.join(failed)}; mend the reasons given above and run the "
+            "same command again"
         )
     return Swept(failed)
 
@@ -178,6 +186,7 @@ def _as_listed(cell: Cell, cost: CellCost) -> SweepCell:
         new_flops=cost.new_flops,
         trunk=cell.trunk,
         fork_step=cell.fork_step if cell.trunk else None,
+        depth=cost.depth,
     )
 
 

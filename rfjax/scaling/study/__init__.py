@@ -4,6 +4,7 @@
 grid        depths and lengths, or budgets, to cells
 budget      what the cells cost, before they run
 sweep       cells to files, from which any machine can train them
+pace        how long the rest of it takes, while it runs
 manifest    the list of them, sweep.json
 launchers/  who trains them: one file per kind of machine
 runs        the table of what they measured

@@ -12,6 +12,7 @@ import numpy as np
 from rfjax import run_folder, whole_files
 from rfjax.errors import MissingFileError, UserError
 from rfjax.scaling.laws.frontier import covered_range
+from rfjax.scaling.study.manifest import SweepCell
 from rfjax.value_types import InputPath, PositiveFloat, check_fields
 
 _MIN_DEPTHS = 3  # with two, an optimum between them looks like one at their ends
@@ -118,7 +119,10 @@ def measured_speeds(workdir: Path) -> dict[int, float]:
 
 
 def predicted_seconds(
-    cost: CellCost, *, speeds: Mapping[int, float], flops_per_second: float | None
+    cost: CellCost | SweepCell,
+    *,
+    speeds: Mapping[int, float],
+    flops_per_second: float | None = None,
 ) -> float | None:
     """Time to train a cell at the speed of its depth, or of the nearest one measured.
 
@@ -229,7 +233,7 @@ def describe(
         loss = "trunk"
         if pilot and cost.is_point:
             predicted = pilot.loss(cost.sizes[pilot.size_measure], cost.samples)
-            loss = f"{predicted:.4f}"
+            loss = f"{predicted:.5g}"
         sizes = (
             f"{cost.sizes['params']:,.0f}",
             f"{cost.samples:,}",

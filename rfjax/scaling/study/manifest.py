@@ -28,6 +28,7 @@ class SweepCell:
       new_flops: training FLOPs that it adds, those of a shared trunk left out.
       trunk: name of the cell that it branches from, if there is one.
       fork_step: where it leaves the trunk.
+      depth: number of blocks; None in a list of an earlier version.
     """
 
     name: str
@@ -35,6 +36,7 @@ class SweepCell:
     new_flops: float
     trunk: str | None = None
     fork_step: int | None = None
+    depth: int | None = None
 
     def command_line(self, workdir: Path | str) -> tuple[str, ...]:
         """The words that train this cell alone, or resume it.

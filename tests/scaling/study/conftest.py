@@ -10,6 +10,9 @@ from rfjax.config_files import load_config_file
 def sweep_fields():
     """One tiny model, a trunk and two lengths."""
     base = load_config_file("configs/debug.py")
+    # Left out: what the grid sets.
+    del base["seed"], base["model"]["depth"], base["train"]["num_steps"]
+    del base["optimizer"]["cooldown_steps"]
     base["optimizer"] |= {"warmup_steps": 1}
     base["data"] |= {"latent_shape": [4, 4, 16], "num_validation": 8}
     base["checkpoint"] = {"every_steps": 100, "keep": 1}

@@ -2,6 +2,7 @@
 """Launchers: the contract of each, the one that trains here, how another is made."""
 
 import dataclasses
+import json
 import os
 import shlex
 import signal
@@ -16,8 +17,13 @@ import pytest
 from rfjax import commands, main, run_folder, schema, stopping, whole_files
 from rfjax.scaling.study.launchers import LAUNCHERS, Launch, make_jobs
 from rfjax.scaling.study.manifest import SweepCell
+from rfjax.scaling.study.pace import Pace
 
 NUM_STEPS = 5
+RUN = {  # what every run.json says
+    "depth": 1, "params": 1, "image_tokens": 1, "context_tokens": 1,
+    "train_flops_per_sample": 1.0,
+}  # fmt: skip
 
 
 def cell(name, *, num_steps=NUM_STEPS, trunk=None):
@@ -33,7 +39,9 @@ def launch(tmp_path, behaviour, names=("a", "b", "c"), *, kind="local", num_step
         (tmp_path / cell.name).mkdir(parents=True, exist_ok=True)
         finished = behaviour(cell.name)
         status = "finished" if finished else "stopped"
-        run_folder.update_run(tmp_path / cell.name, status=status, step=NUM_STEPS)
+        run_folder.update_run(
+            tmp_path / cell.name, **RUN, status=status, step=NUM_STEPS
+        )
         if not finished:
             raise stopping.Stopped(signal.SIGTERM)
 
@@ -80,7 +88,7 @@ def test_wrong_launchers_are_named(sweep_fields, tmp_path):
         (
             "lcoal",
             {},
-            r"launcher\.kind must be one of local, got .lcoal.; did you",
+            r"launcher must be local, got .lcoal.; did you mean local",
         ),
         (None, {"kind": "slurn"}, r"launcher\.kind must be one of local, got 'slurn'"),
         (
@@ -120,6 +128,86 @@ def test_a_cell_that_fails_is_tried_twice_and_does_not_end_the_sweep(tmp_path):
     failed, calls, lines = launch(tmp_path, behaviour)
     assert (failed, calls) == (["b"], ["a", "b", "b", "c"])
     assert any("b failed (attempt 2): diverged" in line for line in lines)
+
+
+def test_failures_are_warnings(tmp_path):
+    said, warned = [], []
+
+    def train_cell(cell):
+        raise ValueError("no room")
+
+    launch = Launch(
+        workdir=tmp_path,
+        jobs=make_jobs([cell("a")]),
+        train_cell=train_cell,
+        report=said.append,
+        warn=warned.append,
+    )
+    assert schema.build(LAUNCHERS["local"], {}).launch(launch) == ["a"]
+    assert said == []
+    assert warned == [f"a failed (attempt {number}): no room" for number in (1, 2)]
+
+
+def sweep_in_time(folder, *, overhead, speed_of_depth, depths, lengths):
+    """(seconds left by `Pace`, seconds that are left) after every cell of a sweep.
+
+    A cell takes `overhead` seconds, and its FLOPs at the speed of its depth.
+    """
+    cells = [
+        SweepCell(
+            name=f"d{depth}-{length}", num_steps=1, new_flops=length * depth**3,
+            depth=depth,
+        )
+        for depth in depths
+        for length in lengths
+    ]  # fmt: skip
+    seconds = [overhead + c.new_flops / speed_of_depth(c.depth) for c in cells]
+    pace, found = Pace(folder), []
+    for number, (done, spent) in enumerate(zip(cells, seconds, strict=True), 1):
+        run = {"depth": done.depth, "train_flops_per_sample": float(done.depth**3)}
+        (folder / done.name).mkdir(parents=True)
+        run_folder.update_run(folder / done.name, **run)
+        speed = speed_of_depth(done.depth) / done.depth**3
+        line = {"step": 1, "samples": 1, "perf/samples_per_second": speed}
+        (folder / done.name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        pace.add(done, seconds=spent)
+        found.append((pace.seconds_left(cells[number:]), sum(seconds[number:])))
+    return found
+
+
+@pytest.mark.parametrize("overhead", [0.0, 5.0, 60.0])
+def test_the_time_left_is_honest_or_not_given(tmp_path, overhead):
+    """Small models come first, and by FLOPs alone they are eight times too slow."""
+    found = sweep_in_time(
+        tmp_path,
+        overhead=overhead,
+        speed_of_depth=lambda depth: depth**0.6,  # measured in notebooks/study
+        depths=(1, 2, 3, 4, 5, 6),
+        lengths=(10, 20, 40),
+    )
+    given = [number for number, (guess, _) in enumerate(found) if guess is not None]
+    assert given == list(range(6, 18)), "from the first cell of depth 3 on"
+    for guess, truth in found[6:-1]:
+        assert truth / 1.6 < guess < 1.6 * truth
+    for guess, truth in found[15:]:  # all depths measured
+        assert guess == pytest.approx(truth)
+    assert found[-1] == (0, 0)
+
+
+def test_no_time_is_given_before_one_is_known(tmp_path):
+    pace = Pace(tmp_path)
+    rest = [SweepCell(name="b", num_steps=1, new_flops=1.0, depth=1)]
+    assert pace.seconds_left(rest) is None
+    pace.add(cell("a"), seconds=1.0)
+    assert pace.seconds_left(rest) is None  # no speed was measured
+
+
+def test_the_line_of_a_sweep_counts_cells(tmp_path, capsys):
+    launch(tmp_path, lambda name: True, names=("a", "b"))
+    line = capsys.readouterr().err.split("\r")[-1]
+    assert "sweep: 2/2 cells" in line
+    assert "FLOP" not in line
+    assert "ends about" not in line
 
 
 def test_a_request_to_stop_stops_the_sweep(tmp_path):

@@ -23,12 +23,18 @@ class Launch:
         are trained in order; jobs need nothing of each other.
       train_cell: trains a cell to its end in this process, as its command line would.
       report: receives a line for each event.
+      warn: receives a line for each cell that failed; `report` if absent.
     """
 
     workdir: Path
     jobs: Sequence[Job]
     train_cell: Callable[[SweepCell], None]
     report: Callable[[str], None]
+    warn: Callable[[str], None] | None = None
+
+    def __post_init__(self):
+        if self.warn is None:
+            object.__setattr__(self, "warn", self.report)
 
     def unfinished_jobs(self) -> list[Job]:
         """The jobs without the cells that are finished; those left empty are out."""

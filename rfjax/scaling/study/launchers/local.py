@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +20,7 @@ from tqdm import tqdm
 from rfjax import run_folder, stopping
 from rfjax.scaling.study.launchers.base import Launch
 from rfjax.scaling.study.manifest import SweepCell
+from rfjax.scaling.study.pace import Pace
 from rfjax.scaling.study.sweep import write_table
 
 
@@ -38,29 +41,37 @@ class LocalLauncher:
         """
         cells = [cell for job in launch.jobs for cell in job]
         failed = []
+        pace = Pace(launch.workdir)
         with stopping.handling() as stop, _progress(cells) as bar:
 
-            def report(line: str) -> None:
-                """Reports a line without tearing the progress bar."""
-                with bar.external_write_mode():
-                    launch.report(line)
+            def apart(say: Callable[[str], None]) -> Callable[[str], None]:
+                """Says a line without tearing the progress bar."""
 
+                def say_apart(line: str) -> None:
+                    with bar.external_write_mode():
+                        say(line)
+
+                return say_apart
+
+            report, warn = apart(launch.report), apart(launch.warn)
             for number, cell in enumerate(cells, start=1):
                 title = f"cell {number}/{len(cells)} {cell.name}"
-                bar.set_description(f"sweep, cell {number}/{len(cells)}")
                 if cell.is_finished(launch.workdir):
-                    # Not this call's work, so it must not count for its speed.
-                    bar.total -= cell.new_flops
-                    bar.refresh()
                     report(f"{title}: finished before")
+                    bar.update()
                     continue
+                start = time.monotonic()
                 try:
-                    if _try_twice(cell, launch.train_cell, report):
+                    if _try_twice(cell, launch.train_cell, warn):
                         report(f"{title}: {_outcome(launch.workdir / cell.name)}")
+                        pace.add(cell, seconds=time.monotonic() - start)
                     else:
                         failed.append(cell.name)
-                    bar.update(cell.new_flops)
                     write_table(launch.workdir)
+                    bar.set_postfix_str(
+                        _spell_end(pace.seconds_left(cells[number:])), refresh=False
+                    )
+                    bar.update()
                     if number < len(cells):
                         stop.raise_if_requested()
                 except stopping.Stopped as stopped:
@@ -73,27 +84,36 @@ class LocalLauncher:
 
 def _progress(cells: Sequence[SweepCell]) -> tqdm:
     """One line for the whole sweep, above that of the cell under way."""
+    # The end is a time of day: the line stands still for as long as a cell trains.
     return tqdm(
-        total=sum(cell.new_flops for cell in cells),
+        total=len(cells),
         desc="sweep",
-        unit="FLOP",
-        unit_scale=True,
-        smoothing=0,  # the ETA follows the mean speed: cells differ a hundredfold
+        bar_format="{desc}: {n_fmt}/{total_fmt} cells |{bar}| in {elapsed}{postfix}",
         dynamic_ncols=True,
     )
+
+
+def _spell_end(seconds_left: float | None) -> str:
+    """When the sweep ends, in words; nothing as long as it is not known."""
+    if not seconds_left:
+        return ""
+    now = datetime.datetime.now()
+    end = now + datetime.timedelta(seconds=seconds_left)
+    day = "" if end.date() == now.date() else "%a %d %b "
+    return f"ends about {end.strftime(day + '%H:%M')}"
 
 
 def _outcome(folder: Path) -> str:
     """The loss that a cell ended with, in words."""
     lines = run_folder.read_metrics(folder)
     losses = [line["val_ema/loss"] for line in lines if "val_ema/loss" in line]
-    return f"val_ema/loss {losses[-1]:.4f}" if losses else "finished"
+    return f"val_ema/loss {losses[-1]:.5g}" if losses else "finished"
 
 
 def _try_twice(
     cell: SweepCell,
     train_cell: Callable[[SweepCell], None],
-    report: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> bool:
     """Whether a cell was trained; False if train_cell raised twice."""
     for attempt in (1, 2):
@@ -102,5 +122,5 @@ def _try_twice(
             return True
         except Exception as error:  # one bad cell must not end the night's sweep
             stopping.raise_again()
-            report(f"{cell.name} failed (attempt {attempt}): {error}")
+            warn(f"{cell.name} failed (attempt {attempt}): {error}")
     return False
