@@ -14,11 +14,13 @@ collector       removing old ones, and what killed processes left
 literal_path    folders whose names look like patterns
 handler         orbax's handler of the state, with checksums
 quiet           what libraries print of an error that is raised anyway
+lazy_arrays     states that are saved array by array
 verify          files against their checksums
 restore         parameters alone, in any layout
 manager         saving and resuming, as the training loop does
 """
 
+from rfjax.checkpoint.lazy_arrays import LazyArray
 from rfjax.checkpoint.manager import CheckpointConfig, Checkpoints
 from rfjax.checkpoint.pins import pinned, pinned_for_all
 from rfjax.checkpoint.restore import (
@@ -47,6 +49,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointRemoved",
     "Checkpoints",
+    "LazyArray",
     "StoredParams",
     "check_folder",
     "check_step",

@@ -11,6 +11,8 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from rfjax.checkpoint import lazy_arrays
+
 
 class StateHandler(ocp.StandardCheckpointHandler):
     """Orbax's handler, which also hashes each file before the checkpoint is complete.
@@ -36,7 +38,13 @@ class StateHandler(ocp.StandardCheckpointHandler):
         self, directory: Any, *args: Any, **kwargs: Any
     ) -> list[ocp.future.Future]:
         """Starts the save; the last future completes when the files are hashed."""
-        futures = await super().async_save(directory, *args, **kwargs)
+        item = kwargs["args"].item
+        if lazy_arrays.is_lazy(item):
+            futures = await lazy_arrays.handler().async_save(
+                directory, args=ocp.args.PyTreeSave(item)
+            )
+        else:
+            futures = await super().async_save(directory, *args, **kwargs)
         folder = Path(getattr(directory, "path", directory))
         self.step_folder = folder.parent
         written = ocp.future.ChainedFuture(futures, cb=lambda: self._hash_files(folder))

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 from cyclopts import Parameter
-from jax.sharding import Mesh
 
 from rfjax import checkpoint, checksums, run_folder, whole_files
+from rfjax.checkpoint import LazyArray
 from rfjax.commands.flags import RunFields, TorchLayout
 from rfjax.commands.job import (
     describe_run,
@@ -32,7 +32,7 @@ from rfjax.export.load import (
     open_weights,
 )
 from rfjax.models import DEFAULT_KIND, make_model
-from rfjax.parallel.sharding import state_shardings
+from rfjax.parallel.sharding import parameter_path
 from rfjax.train.optimizer import make_optimizer
 from rfjax.train.state import TrainState, init_state
 from rfjax.value_types import LocalPath, checked
@@ -106,7 +106,7 @@ def import_weights(
     config = from_config_dict(
         {**fields, "model": model_fields, "sample": sample_fields}
     )
-    mesh = make_mesh_for(config)
+    make_mesh_for(config)  # checks it
     manifest = read_manifest(config)
     checkpoint.check_folder(workdir, last_step=0)
     with whole_files.new_folder(workdir) as folder:
@@ -123,7 +123,7 @@ def import_weights(
             positions = folder / run_folder.POSITION_FILE
             np.save(positions, weights.positions)
             checksums.write(folder, checksums.compute(folder, [positions]))
-        state = _imported_state(config, weights.read_params(), mesh=mesh)
+        state = _imported_state(config, weights)
         checkpoints = checkpoint.Checkpoints(folder, config=config.checkpoint)
         checkpoints.save(0, state, data_position=make_stream(config).get_state())
         checkpoints.close()
@@ -148,17 +148,30 @@ def _scheduler_warnings(weights: Weights, config: Config) -> tuple[str, ...]:
     return tuple(f"{text}." for text in others)
 
 
-def _imported_state(config: Config, params: Any, *, mesh: Mesh) -> TrainState:
-    """A fresh state around given parameters, laid out as in training."""
+def _imported_state(config: Config, weights: Weights) -> TrainState:
+    """A fresh state around imported weights, as arrays that are read when written."""
     model = make_model(config.model)
-    init = functools.partial(
-        init_state,
-        init_params=lambda params: params,
-        optimizer=make_optimizer(config.optimizer, model=model),
+    abstract = jax.eval_shape(
+        functools.partial(
+            init_state,
+            init_params=lambda params: params,
+            optimizer=make_optimizer(config.optimizer, model=model),
+        ),
+        model.abstract_params(),
     )
-    shapes = jax.eval_shape(init, params)
-    shardings = state_shardings(
-        shapes, params=shapes.params, dims=model.dims, mesh=mesh
+
+    def zeros(leaf: jax.ShapeDtypeStruct) -> LazyArray:
+        """What an optimizer that has seen no step remembers."""
+        return LazyArray(
+            leaf.shape, leaf.dtype, lambda: np.zeros(leaf.shape, leaf.dtype)
+        )
+
+    def read(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> LazyArray:
+        """A parameter."""
+        name = parameter_path(path)
+        return LazyArray(leaf.shape, leaf.dtype, lambda: weights.read_leaf(name))
+
+    params = jax.tree_util.tree_map_with_path(read, abstract.params)
+    return dataclasses.replace(
+        jax.tree.map(zeros, abstract), params=params, ema_params=params
     )
-    params = jax.device_put(params, shardings.params)
-    return jax.jit(init, out_shardings=shardings)(params)

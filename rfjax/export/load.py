@@ -8,6 +8,7 @@ may only agree. Only safetensors are read; no code in a file is ever run.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from rfjax.export import (
 )
 from rfjax.export.stored_weights import TensorFiles
 from rfjax.models import BACKBONES, DEFAULT_KIND, BackboneConfig, Model, make_model
-from rfjax.models.torch_format import TorchFormat
+from rfjax.models.torch_format import TorchFormat, TorchTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,37 @@ class Weights:
         Raises:
           UserError: weights that are not finite.
         """
-        return _read_params(self._files, self.model, self._layout)
+        leaves = {path: self.read_leaf(path) for path in self.model.shapes()}
+        return traverse_util.unflatten_dict(leaves, sep="/")
+
+    def read_leaf(self, path: str) -> np.ndarray:
+        """Reads one parameter in float32, stacked over its blocks.
+
+        Args:
+          path: "/"-joined, a key of `model.shapes()`.
+
+        Raises:
+          UserError: weights that are not finite.
+        """
+        parts = [tensor for tensor in self._tensors if path in tensor.paths]
+        leaf = np.empty(self.model.shapes()[path], np.float32)
+        values = self._files.read(tensor.name for tensor in parts)
+        for tensor, value in zip(parts, values, strict=True):
+            if not np.isfinite(value).all():
+                raise UserError(
+                    f"weights must be finite, got NaN or infinity in {tensor.name}; "
+                    "choose another file."
+                )
+            part = tensor.to_leaves(value)[tensor.paths.index(path)]
+            leaf[... if tensor.block is None else tensor.block] = part
+        return leaf
+
+    @functools.cached_property
+    def _tensors(self) -> list[TorchTensor]:
+        """What the files hold of parameters."""
+        return self.model.torch.tensors(
+            self.config, self.model.shapes(), layout=self._layout
+        )
 
 
 def open_weights(
@@ -222,23 +253,3 @@ def _check_claims(
             f"config.json of {source} must agree with the weights: {'; '.join(wrong)}; "
             "take both from the same model."
         )
-
-
-def _read_params(files: TensorFiles, model: Model, layout: str) -> dict[str, Any]:
-    """Fills the parameter tree tensor by tensor."""
-    shapes = model.shapes()
-    params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
-    tensors = model.torch.tensors(model.config, shapes, layout=layout)
-    values = files.read(tensor.name for tensor in tensors)
-    for tensor, value in zip(tensors, values, strict=True):
-        if not np.isfinite(value).all():
-            raise UserError(
-                f"weights must be finite, got NaN or infinity in {tensor.name}; choose "
-                "another file."
-            )
-        for path, leaf in zip(tensor.paths, tensor.to_leaves(value), strict=True):
-            target = (
-                params[path] if tensor.block is None else params[path][tensor.block]
-            )
-            target[...] = leaf
-    return traverse_util.unflatten_dict(params, sep="/")

@@ -12,10 +12,13 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from rfjax import checkpoint, commands, run_folder
+from rfjax.commands.job import make_job_here
 from rfjax.config import config_to_dict, load_config
 from rfjax.export import load, save
 from rfjax.main import run as command_line
 from rfjax.models import make_model
+from rfjax.train.optimizer import make_optimizer
+from rfjax.train.state import init_state
 from rfjax.types import Conditioning
 
 MODEL = "diffusion_pytorch_model.safetensors"
@@ -178,6 +181,24 @@ def test_schedulers_that_do_not_fit(weights, tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         commands.import_weights(pipeline, fields=FIELDS, workdir=workdir)
     assert not workdir.exists()
+
+
+def test_the_optimizer_is_fresh(weights, tmp_path):
+    """The stored state is the one that training makes of these parameters."""
+    source, leaves = weights
+    workdir = tmp_path / "run"
+    config = commands.import_weights(source, fields=FIELDS, workdir=workdir).config
+    job, _ = make_job_here(config)
+    checkpoints = checkpoint.Checkpoints(workdir, config=config.checkpoint)
+    found, position = checkpoints.restore_newest(job.abstract_state)
+    checkpoints.close()
+    assert position == job.stream.get_state()
+    expected = init_state(
+        jax.random.key(0),
+        init_params=lambda _: traverse_util.unflatten_dict(leaves, sep="/"),
+        optimizer=make_optimizer(config.optimizer, model=make_model(config.model)),
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.slow
