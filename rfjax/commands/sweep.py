@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -125,15 +126,6 @@ def sweep(
     if dry_run:
         return Swept()
 
-    def train_cell(cell: SweepCell) -> None:
-        """As its command line would, in this process."""
-        train(
-            load_config(workdir / cell.name),
-            workdir=workdir / cell.name,
-            branch_from=workdir / cell.trunk if cell.trunk else None,
-            report=lambda line: None,
-        )
-
     with run_folder.exclusive(workdir):
         write_cells(
             sweep_cells,
@@ -146,7 +138,7 @@ def sweep(
             Launch(
                 workdir=workdir,
                 jobs=make_jobs(chosen),
-                train_cell=train_cell,
+                train_cell=functools.partial(_train_cell, workdir),
                 report=report,
                 warn=warn,
             )
@@ -157,6 +149,16 @@ def sweep(
             "same command again"
         )
     return Swept(failed)
+
+
+def _train_cell(workdir: Path, cell: SweepCell) -> None:
+    """Trains a cell as its command line would, in this process."""
+    train(
+        load_config(workdir / cell.name),
+        workdir=workdir / cell.name,
+        branch_from=workdir / cell.trunk if cell.trunk else None,
+        report=lambda line: None,
+    )
 
 
 def _check_sections(fields: Mapping[str, Any]) -> None:
