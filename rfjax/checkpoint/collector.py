@@ -85,9 +85,15 @@ def remove_leftovers(workdir: Path) -> None:
 
 
 def make_durable(workdir: Path) -> None:
-    """Waits until all checkpoints are on the disk under their names."""
+    """Waits until the newest checkpoint is on the disk under its name.
+
+    The rest of its files was there before it took the name.
+    """
     for step in finished_steps(workdir)[-1:]:
-        disk.sync_tree(workdir / FOLDER / str(step))
+        folder = workdir / FOLDER / str(step)
+        for path in (*(folder / name for name in WRITTEN_LAST), folder):
+            if path.exists():
+                disk.sync(path)
     disk.sync(workdir / FOLDER)
 
 
