@@ -38,7 +38,13 @@ NO_WRITES = {
 
 
 class UserError(ValueError):
-    """Wrong input: its message names the field, the rule, the value and the remedy."""
+    """Wrong input: its message names the field, the rule, the value and the remedy.
+
+    Attributes:
+      exit_status: of the command that it ends.
+    """
+
+    exit_status = 1
 
 
 class MissingFileError(UserError, FileNotFoundError):

@@ -75,7 +75,7 @@ def _call(name: str, args: Sequence[str], stop: stopping.StopSignals) -> int:
     except UserError as error:
         # Input that cannot be used: what and why, without a traceback.
         print(f"rfjax {name}: {error}", file=sys.stderr)
-        return getattr(error, "exit_status", 1)
+        return error.exit_status
     except stopping.Stopped as stopped:
         stop.closed = True
         with contextlib.suppress(OSError):  # the terminal may be gone

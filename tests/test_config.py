@@ -203,6 +203,7 @@ def test_fields_that_may_change_when_a_run_resumes_are_known():
         "data.path",
         "mesh.",
         "train.log_every_steps",
+        "train.max_loss_ratio",
         "checkpoint.",
         "validation.",
         "evaluators",

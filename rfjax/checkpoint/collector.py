@@ -18,13 +18,14 @@ from absl import logging
 
 from rfjax import checksums, disk, partial_files
 from rfjax.checkpoint.pins import unless_pinned
-from rfjax.checkpoint.steps import FOLDER, finished_steps
+from rfjax.checkpoint.steps import FOLDER, KEPT_FILE, finished_steps
 
 # Files that orbax writes or alters after the checksums: none of them holds a value.
 WRITTEN_LAST = (
     "_CHECKPOINT_METADATA",
     "commit_success.txt",
     checksums.FILE,
+    KEPT_FILE,
 )
 
 _UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp")
@@ -42,7 +43,8 @@ def remove_old(workdir: Path, *, keep: Collection[int]) -> None:
     try:
         for step in finished_steps(workdir):
             path = folder / str(step)
-            if step in keep or _holds_foreign_files(path):
+            is_kept = step in keep or (path / KEPT_FILE).exists()
+            if is_kept or _holds_foreign_files(path):
                 continue
             with unless_pinned(path) as is_free:
                 if is_free:
@@ -50,6 +52,13 @@ def remove_old(workdir: Path, *, keep: Collection[int]) -> None:
         _remove_renamed(folder)
     except OSError as error:
         logging.warning("old checkpoints stay in %s: %s", folder, error)
+
+
+def mark_kept(workdir: Path, steps: Collection[int]) -> None:
+    """Lets checkpoints stay for good, whatever later calls are told to keep."""
+    for step in finished_steps(workdir):
+        if step in steps:
+            (workdir / FOLDER / str(step) / KEPT_FILE).touch()
 
 
 def _remove_renamed(folder: Path) -> None:

@@ -20,7 +20,7 @@ from rfjax.checkpoint.handler import StateHandler, StateRestore, StateSave
 from rfjax.checkpoint.literal_path import LiteralPath
 from rfjax.checkpoint.quiet import keep_quiet
 from rfjax.checkpoint.restore import readable
-from rfjax.checkpoint.steps import FOLDER, finished_steps, newest_step
+from rfjax.checkpoint.steps import FOLDER, KEPT_FILE, finished_steps, newest_step
 from rfjax.checkpoint.verify import check_step
 from rfjax.errors import needing_room
 from rfjax.parallel import processes
@@ -37,7 +37,8 @@ class CheckpointConfig:
       every_steps: optimizer steps between saves; the last step is always saved.
       keep: number of newest checkpoints that stay on disk; so does one that is being
         read, as long as it is.
-      keep_steps: further steps that are saved and kept for good.
+      keep_steps: further steps that are saved and kept for good, also when the run
+        resumes without them: until the file `kept` in the checkpoint is removed.
     """
 
     every_steps: PositiveInt = 1000
@@ -66,10 +67,12 @@ class Checkpoints:
         self._config = config
         self._saving: int | None = None
         self._is_unsettled = False
+        self._unproven: int | None = None
         self._state_bytes = 0
         self._remover = futures.ThreadPoolExecutor(max_workers=1)
         if processes.is_first():
             collector.remove_leftovers(self.workdir)
+            collector.mark_kept(self.workdir, config.keep_steps)
         self._state_handler = StateHandler(self._hash_own_files)
         keep_quiet()
         with needing_room(FOLDER, self.workdir):
@@ -87,8 +90,22 @@ class Checkpoints:
                 ),
             )
 
-    def save(self, step: int, state: Any, *, data_position: Mapping[str, int]) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        data_position: Mapping[str, int],
+        is_proven: bool = True,
+    ) -> None:
         """Starts a save; returns as soon as the arrays are copied off the device.
+
+        Args:
+          step: of the state.
+          state: dataclass of pytrees of arrays.
+          data_position: in the data stream.
+          is_proven: whether the state is known to be good. If not, no older checkpoint
+            is removed for it before `prove`, and it may be disowned.
 
         Raises:
           StorageError: the disk has no room for it, or had none for the one before.
@@ -96,6 +113,7 @@ class Checkpoints:
         if step in finished_steps(self.workdir):
             return
         self._settle()
+        self._unproven = None if is_proven else step
         self._saving = step
         self._is_unsettled = True
         self._state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -107,6 +125,37 @@ class Checkpoints:
                     data=ocp.args.JsonSave(dict(data_position)),
                 ),
             )
+
+    def prove(self, step: int) -> None:
+        """Says that states up to a step are good: the loss after them was."""
+        if self._unproven is not None and self._unproven <= step:
+            self._unproven = None
+            if not self._is_unsettled:
+                self._remove_old()
+
+    def disown(self, step: int | None) -> bool:
+        """Removes the checkpoint of a step that turned out to be ruined.
+
+        Only one of this process that nothing has proven to be good; call `close` first.
+
+        Returns:
+          Whether there was such a checkpoint.
+        """
+        if step is None or step != self._unproven:
+            return False
+        if processes.is_first():
+            others = {*finished_steps(self.workdir)} - {step}
+            collector.remove_old(self.workdir, keep=others)
+        return True
+
+    def newest_without(self, step: int | None) -> int | None:
+        """The newest checkpoint that would be left after `disown`."""
+        steps = {*finished_steps(self.workdir)}
+        if self._saving is not None:
+            steps.add(self._saving)
+        if step is not None and step == self._unproven:
+            steps.discard(step)
+        return max(steps, default=None)
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -207,6 +256,11 @@ class Checkpoints:
             if processes.is_first():
                 collector.make_durable(self.workdir)
         self._is_unsettled = False
+        if self._unproven is None:
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Starts the removal of all but the newest checkpoints."""
         if processes.is_first():
             newest = finished_steps(self.workdir)[-self._config.keep :]
             keep = {*newest, *self._config.keep_steps}
@@ -229,6 +283,8 @@ class Checkpoints:
         """Writes one list of all files, in the first process when all have written."""
         start = time.perf_counter()
         folder = self._state_handler.step_folder
+        if self._saving in self._config.keep_steps:
+            (folder / KEPT_FILE).touch()
         with self._state_handler.noting_failure():
             checksums.join_parts(folder, leave_out=collector.WRITTEN_LAST)
             disk.sync_tree(folder)  # before it takes the name of a step

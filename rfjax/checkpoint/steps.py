@@ -13,6 +13,9 @@ from rfjax.errors import UserError
 
 FOLDER = "checkpoints"
 
+# An empty file in a checkpoint that stays for good; without it, it may be removed.
+KEPT_FILE = "kept"
+
 _STEP = re.compile("0|[1-9][0-9]*")
 
 
@@ -119,6 +122,7 @@ def inherit(workdir: Path | str, *, source: Path | str, step: int) -> None:
             Path(source) / FOLDER / str(step),
             partial,
             copy_function=_link,
+            ignore=shutil.ignore_patterns(KEPT_FILE),  # there, not here
             dirs_exist_ok=True,
         )
 

@@ -21,7 +21,9 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from rfjax import __version__, run_folder, whole_files
 from rfjax.config import Config, config_to_dict, load_config
 from rfjax.data import TrainStream
+from rfjax.data.implausible import describe_bad_rows
 from rfjax.data.manifest import Manifest
+from rfjax.data.pipeline import name_of_record
 from rfjax.errors import MissingFileError, UserError
 from rfjax.evaluation import Evaluator, Subject, validation
 from rfjax.flow import formulations
@@ -226,7 +228,23 @@ def make_job(
         evaluators=evaluators,
         metric_writers=config.metric_writers,
         flops_per_sample=flops_per_sample(config, manifest),
+        bad_validation=functools.partial(_describe_bad_validation, config),
     )
+
+
+def _describe_bad_validation(config: Config) -> str | None:
+    """What is wrong with the held-out examples of a run; None if nothing is."""
+    records = config.data.records("validation")
+    batches = config.data.validation_batches(
+        batch_size=1, num_samples=config.validation.num_samples
+    )
+    for batch, _ in batches:
+        bad = describe_bad_rows(
+            batch, name_of=lambda index: name_of_record(records, index)
+        )
+        if bad is not None:
+            return f"validation {bad}"
+    return None
 
 
 def make_init_state(

@@ -10,7 +10,7 @@ batches.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import grain
@@ -75,12 +75,21 @@ class TrainStream:
     Attributes:
       manifest: what the records are.
       spec: a Batch of `jax.ShapeDtypeStruct`, in the shapes `__next__` returns.
+      name_of: position -> the record there, in words.
     """
 
-    def __init__(self, iterator: Any, *, manifest: Manifest, spec: Batch):
+    def __init__(
+        self,
+        iterator: Any,
+        *,
+        manifest: Manifest,
+        spec: Batch,
+        name_of: Callable[[int], str],
+    ):
         self._iterator = iterator
         self.manifest = manifest
         self.spec = spec
+        self.name_of = name_of
 
     def __iter__(self) -> TrainStream:
         return self
@@ -150,13 +159,15 @@ def train_stream(
             sample_index=position,
         )
 
-    dataset = (
-        grain.MapDataset.source(records)
-        .seed(shuffle_seed % 2**32)
-        .shuffle()  # again in each repetition
-        .repeat(None)
-        .map_with_index(prepare)
+    def in_order_of_stream(source: grain.MapDataset) -> grain.MapDataset:
+        """Records, or their numbers, by position in the stream."""
+        # Shuffled again in each repetition.
+        return source.seed(shuffle_seed % 2**32).shuffle().repeat(None)
+
+    dataset = in_order_of_stream(grain.MapDataset.source(records)).map_with_index(
+        prepare
     )
+    numbers = in_order_of_stream(grain.MapDataset.range(len(records)))
     elastic = grain_experimental.ElasticIterator(
         dataset,
         global_batch_size,
@@ -173,7 +184,15 @@ def train_stream(
         iter(elastic),
         manifest=manifest,
         spec=_make_spec(manifest, reading, local_batch_size),
+        name_of=lambda position: name_of_record(records, int(numbers[position])),
     )
+
+
+def name_of_record(records: Records, index: int) -> str:
+    """A record in words, with its file if it is in one."""
+    if hasattr(records, "name_of"):
+        return records.name_of(index)
+    return f"record {index}"
 
 
 def validation_batches(

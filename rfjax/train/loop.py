@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from absl import logging
@@ -19,14 +19,19 @@ from tqdm import tqdm
 from rfjax import checkpoint, run_folder, schema, stopping
 from rfjax.checkpoint import CheckpointConfig, Checkpoints
 from rfjax.data import TrainStream
-from rfjax.errors import UserError
+from rfjax.data.implausible import describe_bad_rows
 from rfjax.parallel import processes
 from rfjax.parallel.mesh import put_batch
+from rfjax.train.divergence import TrainingDiverged, Watch
 from rfjax.train.metric_writers import AllWriters, MetricWriterConfig
 from rfjax.train.state import TrainState
 from rfjax.train.step import TrainStep
 from rfjax.types import Evaluator
-from rfjax.value_types import PositiveInt, check_fields
+from rfjax.value_types import Bounds, PositiveInt, check_fields
+
+LossRatio = Annotated[
+    float, Bounds(1, open_low=True, remedy="choose for example 100")
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,19 +43,19 @@ class TrainConfig:
       global_batch_size: examples per step, over all devices and hosts.
       micro_batches: equal parts that a batch is worked through in, to save memory.
       log_every_steps: steps between lines of metrics.
+      max_loss_ratio: a loss above this many times its lowest running median, and 4
+        times this number at least, ends the run as diverged. To predict nothing costs
+        4 at most, whatever the objective.
     """
 
     num_steps: PositiveInt
     global_batch_size: PositiveInt = 256
     micro_batches: PositiveInt = 1
     log_every_steps: PositiveInt = schema.changeable(50)
+    max_loss_ratio: LossRatio = schema.changeable(100.0)
 
     def __post_init__(self):
         check_fields(self, section="train")
-
-
-class TrainingDiverged(UserError):
-    """The loss is no longer a number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,7 @@ class Job:
       evaluators: what is measured now and then, of raw and EMA weights.
       metric_writers: where metrics go, beside metrics.jsonl.
       flops_per_sample: model FLOPs of forward and backward for one example.
+      bad_validation: () -> what is wrong with the held-out examples, None if nothing.
     """
 
     config: TrainConfig
@@ -82,6 +88,7 @@ class Job:
     evaluators: Sequence[Evaluator]
     metric_writers: Sequence[MetricWriterConfig]
     flops_per_sample: int
+    bad_validation: Callable[[], str | None] = lambda: None
 
     def evaluators_at(self, step: int) -> list[Evaluator]:
         """Those that measure the state after this many steps."""
@@ -103,7 +110,8 @@ def run(job: Job, *, workdir: Path) -> TrainState:
 
     Raises:
       Stopped: when a signal asked to stop; the steps done are saved.
-      TrainingDiverged: when the loss is not finite; the last good checkpoint stays.
+      TrainingDiverged: something is not finite, or the loss blew up; what is ruined is
+        not saved, and the last good checkpoint stays.
       CheckpointError: when the newest checkpoint cannot be read.
     """
     with stopping.handling() as stop:
@@ -141,8 +149,10 @@ def _run(job: Job, workdir: Path, stop: stopping.StopSignals) -> TrainState:
                 checkpoints.close()  # a save that fails here is a run that failed
             status = "finished"
             return state
-        except TrainingDiverged:
+        except TrainingDiverged as error:
             status = "diverged"
+            if checkpoints.disown(error.ruined_step):
+                record.update(saved_step=checkpoint.newest_step(workdir))
             raise
         except stopping.Stopped:
             status = "stopped"
@@ -176,7 +186,8 @@ def _train(
         evaluator.compile(state.params)
     if stop.unsaved:  # several processes, none of which was interrupted so far
         check_in()
-    log = IntervalLog(job, first_step=step, write=record.write_metrics)
+    watch = make_watch(job, checkpoints, earlier_losses=record.losses())
+    log = IntervalLog(job, first_step=step, write=record.write_metrics, watch=watch)
     if owed:
         log.evaluate(owed, state, step, check_in)
     while step < job.config.num_steps:
@@ -189,6 +200,7 @@ def _train(
         stop.unsaved = True
         # Looks at the step before this one, so the device always has work.
         log.add(step, metrics, bar=bar)
+        checkpoints.prove(watch.proven_step)
         record.note_saved(checkpoints.newly_saved())
 
         stopped = ballot.answer(question, now=stop.requested is not None)
@@ -201,13 +213,47 @@ def _train(
                 stopped = True
         if stopped or step == job.config.num_steps or job.checkpoint.is_due(step):
             log.flush()
-            checkpoints.save(step, state, data_position=job.stream.get_state())
+            watch.check_state(step, state)
+            checkpoints.prove(watch.proven_step)
+            checkpoints.save(
+                step,
+                state,
+                data_position=job.stream.get_state(),
+                is_proven=step == job.config.num_steps,  # its evaluation was good
+            )
             record.step = step
             # The save before this one is complete, or this one would still wait.
             record.note_saved(checkpoint.newest_step(checkpoints.workdir))
         if stopped:
             raise stopping.Stopped(stop.requested or signal.SIGTERM)
     return state
+
+
+def make_watch(
+    job: Job, checkpoints: Checkpoints, *, earlier_losses: Sequence[float]
+) -> Watch:
+    """What looks for divergence of a run that starts or resumes."""
+
+    def bad_examples(step: int | None) -> str | None:
+        """What is wrong with the batch of a step; reads it again, as the last one."""
+        if step is None:
+            bad = job.bad_validation()
+        else:
+            position = (step - 1) * job.config.global_batch_size
+            job.stream.set_state({"global_next_index": position})
+            bad = describe_bad_rows(next(job.stream), name_of=job.stream.name_of)
+        if processes.any_of_them(bad is not None):
+            # Each process names what it found among its own rows.
+            return bad or "another process found the examples and names them"
+        return None
+
+    return Watch(
+        max_loss_ratio=job.config.max_loss_ratio,
+        earlier_losses=earlier_losses,
+        mesh=job.mesh,
+        bad_examples=bad_examples,
+        saved_step=checkpoints.newest_without,
+    )
 
 
 def start_state(job: Job, checkpoints: Checkpoints) -> TrainState:
@@ -259,6 +305,15 @@ class _Record:
         """(step, metrics) -> None, or None if this process writes nothing."""
         return None if self._writer is None else self._writer.write
 
+    def losses(self) -> list[float]:
+        """The training losses of a run that resumes, as far as they were written."""
+        lines = run_folder.read_metrics(self._workdir)
+        return [
+            line["train/loss"]
+            for line in lines
+            if "train/loss" in line and line["step"] <= self.step
+        ]
+
     def update(self, **fields: Any) -> None:
         """Sets fields of run.json."""
         if processes.is_first() or processes.first_is_gone():
@@ -297,8 +352,10 @@ class IntervalLog:
         *,
         first_step: int,
         write: Callable[[int, Mapping[str, float]], None] | None,
+        watch: Watch,
     ):
         self._job = job
+        self._watch = watch
         self._write = write
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._last_logged = first_step
@@ -322,7 +379,7 @@ class IntervalLog:
         """Writes one line for the pending steps; returns their mean loss.
 
         Raises:
-          TrainingDiverged: if a loss is not finite.
+          TrainingDiverged: a loss or gradient is not finite, or the loss blew up.
         """
         if not self._pending:
             return math.nan
@@ -358,14 +415,12 @@ class IntervalLog:
         self._last_logged = steps[-1]
         self._interval_start, self._paused_seconds = now, 0.0
         self._waited_seconds = 0.0
-        losses = [float(m["loss"]) for m in fetched]
-        for step, loss in zip(steps, losses, strict=True):
-            if not math.isfinite(loss):
-                raise TrainingDiverged(
-                    f"the training loss must stay finite, got {loss} at step {step}; "
-                    "lower optimizer.learning_rate or optimizer.clip_norm, or set "
-                    "model.qk_norm=True, and start in a new --workdir."
-                )
+        for step, values in zip(steps, fetched, strict=True):
+            self._watch.check_step(
+                step,
+                loss=float(values["loss"]),
+                grad_norm=float(values["grad_norm"]),
+            )
         return means["train/loss"]
 
     def evaluate(
@@ -375,7 +430,11 @@ class IntervalLog:
         step: int,
         check_in: Callable[[], None],
     ) -> None:
-        """Runs evaluators and writes their metrics, outside the training time."""
+        """Runs evaluators and writes their metrics, outside the training time.
+
+        Raises:
+          TrainingDiverged: a result is not finite, or a loss blew up.
+        """
         start = time.perf_counter()
         metrics = {
             f"{evaluator.name}{weights}/{name}": value
@@ -386,6 +445,7 @@ class IntervalLog:
         if self._write is not None:
             samples = step * self._job.config.global_batch_size
             self._write(step, {"samples": samples, **metrics})
+        self._watch.check_evaluation(step, metrics)
         self._paused_seconds += time.perf_counter() - start
 
 

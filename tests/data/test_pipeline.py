@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rfjax.data import ShardsConfig
+from rfjax.data import ShardsConfig, SyntheticConfig
 from rfjax.evaluation import captions
 
 NUM_TRAIN = 37
@@ -399,3 +399,14 @@ def test_reading_never_imports_tensorflow_or_torch(tiny_root, tmp_path):
     # Control: the last line of the script did fail.
     assert result.returncode != 0
     assert "imported" in result.stderr
+
+
+def test_a_position_of_the_stream_knows_its_record():
+    config = SyntheticConfig(num_train=13, caption_dropout=0.0)
+    records = config.records("train")
+    stream = config.train_stream(global_batch_size=8, seed=3)
+    for _ in range(5):  # three passes over the records
+        batch = next(stream)
+        for latents, position in zip(batch.latents, batch.sample_index, strict=True):
+            number = int(stream.name_of(int(position)).removeprefix("record "))
+            np.testing.assert_array_equal(latents, records[number]["latents"])

@@ -486,7 +486,7 @@ def test_an_unfinished_save_is_named(uninterrupted, tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path):
-    from rfjax.train.loop import TrainingDiverged
+    from rfjax.train.divergence import TrainingDiverged
 
     message = r"must stay finite, got .* at step .*lower optimizer\.learning_rate"
     with pytest.raises(TrainingDiverged, match=message):

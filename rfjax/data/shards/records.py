@@ -65,15 +65,18 @@ class RecordSource(Sequence):
         except (OSError, MemoryError):  # of the machine, not of the record
             raise
         except Exception as error:  # the reader raises several kinds, decoding others
-            shard = bisect.bisect_right(self._ends, index)
-            path, count = self._shards[shard]
             reason = " ".join(str(error).split())[:160]
             raise UserError(
-                f"record {index - self._ends[shard] + count} of data file {path} is "
-                f"damaged ({type(error).__name__}: {reason}); `rfjax verify` looks at "
-                "every file. Copy it again, or make the data set again with `rfjax "
-                "encode`."
+                f"{self.name_of(index)} is damaged ({type(error).__name__}: {reason}); "
+                "`rfjax verify` looks at every file. Copy it again, or make the data "
+                "set again with `rfjax encode`."
             ) from error
+
+    def name_of(self, index: int) -> str:
+        """The record in words: its number in its shard, and the path of that."""
+        shard = bisect.bisect_right(self._ends, index)
+        path, count = self._shards[shard]
+        return f"record {index - self._ends[shard] + count} of data file {path}"
 
     def _decode(self, record: bytes) -> dict[str, np.ndarray | bytes]:
         values = {}

@@ -18,6 +18,7 @@ from rfjax import commands, main, run_folder, schema, stopping, whole_files
 from rfjax.scaling.study.launchers import LAUNCHERS, Launch, make_jobs
 from rfjax.scaling.study.manifest import SweepCell
 from rfjax.scaling.study.pace import Pace
+from rfjax.train.divergence import TrainingDiverged
 
 NUM_STEPS = 5
 RUN = {  # what every run.json says
@@ -208,6 +209,17 @@ def test_the_line_of_a_sweep_counts_cells(tmp_path, capsys):
     assert "sweep: 2/2 cells" in line
     assert "FLOP" not in line
     assert "ends about" not in line
+
+
+def test_a_cell_that_diverges_is_tried_once_and_does_not_end_the_sweep(tmp_path):
+    def behaviour(name):
+        if name == "b":
+            raise TrainingDiverged("train/loss must stay finite")
+        return True
+
+    failed, calls, lines = launch(tmp_path, behaviour)
+    assert (failed, calls) == (["b"], ["a", "b", "c"])
+    assert "b diverged, the others go on: train/loss must stay finite" in lines
 
 
 def test_a_request_to_stop_stops_the_sweep(tmp_path):

@@ -2,7 +2,8 @@
 """Trains the cells of a sweep in this process, one after the other.
 
 Stopped or killed at any moment, it resumes where it was: finished cells are skipped, a
-cell under way resumes from its checkpoint, and one that failed is tried once more.
+cell under way resumes from its checkpoint, and one that failed is tried once more. One
+that diverged is not: `fit` leaves it out, and says so.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rfjax.scaling.study.launchers.base import Launch
 from rfjax.scaling.study.manifest import SweepCell
 from rfjax.scaling.study.pace import Pace
 from rfjax.scaling.study.sweep import write_table
+from rfjax.train.divergence import TrainingDiverged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class LocalLauncher:
         """Trains every cell that is not finished, and keeps runs.csv up to date.
 
         Returns:
-          Names of the cells that failed twice.
+          Names of the cells that diverged, or failed twice.
 
         Raises:
           Stopped: a signal asked to stop; the current cell is saved.
@@ -115,11 +117,14 @@ def _try_twice(
     train_cell: Callable[[SweepCell], None],
     warn: Callable[[str], None],
 ) -> bool:
-    """Whether a cell was trained; False if train_cell raised twice."""
+    """Whether a cell was trained; False if it diverged or train_cell raised twice."""
     for attempt in (1, 2):
         try:
             train_cell(cell)
             return True
+        except TrainingDiverged as error:  # it would again
+            report(f"{cell.name} diverged, the others go on: {error}")
+            return False
         except Exception as error:  # one bad cell must not end the night's sweep
             stopping.raise_again()
             warn(f"{cell.name} failed (attempt {attempt}): {error}")
