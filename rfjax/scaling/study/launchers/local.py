@@ -123,7 +123,7 @@ def _try_twice(
             train_cell(cell)
             return True
         except TrainingDiverged as error:  # it would again
-            report(f"{cell.name} diverged, the others go on: {error}")
+            warn(f"{cell.name} diverged, the others go on: {error}")
             return False
         except Exception as error:  # one bad cell must not end the night's sweep
             stopping.raise_again()
