@@ -106,12 +106,17 @@ def refusal_of_disk(error: BaseException | None) -> int | None:
 
 def describe_refusal(error: Exception) -> str | None:
     """What the system refused, and for which file; None if the error is another."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED"):
+        return (
+            f"the memory must hold what is computed, got: {text}; choose a smaller "
+            "model, batch_size or global_batch_size, or split it with mesh.fsdp."
+        )
     number = refusal_of_disk(error)
     name = getattr(error, "filename", None)
     if number is not None and isinstance(name, str):
         return _describe(number, Path(name).name, folder=Path(name).parent)
     if number is not None:
-        text = " ".join(str(error).split())[:300]
         return (
             f"{text}; {(NO_ROOM | NO_WRITES)[number]}, and run the same command again."
         )

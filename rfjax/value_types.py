@@ -184,14 +184,16 @@ class Input(Local):
     """A local path of what a run reads; in a config.json it starts at its folder."""
 
 
-_INT32 = Bounds(high=2**31, open_high=True, remedy="choose a smaller number")
-_INT64 = Bounds(high=2**63, open_high=True, remedy="choose a smaller number")
+_SMALLER = "choose a smaller number"
+_INT32 = Bounds(high=2**31, open_high=True, remedy=_SMALLER)
+_INT64 = Bounds(high=2**63, open_high=True, remedy=_SMALLER)
 
 Seed = Annotated[
     int, Bounds(0, 2**32, open_high=True, remedy="choose for example 0")
 ]  # fmt: skip
 PositiveInt = Annotated[int, Bounds(1), _INT32]
 NaturalInt = Annotated[int, Bounds(0, remedy="choose for example 0"), _INT32]
+Size = Annotated[int, Bounds(1), Bounds(high=2**20, remedy=_SMALLER)]  # of a dim
 ThreadCount = Annotated[int, Bounds(0, 1024, remedy="choose for example 16")]
 LargeCount = Annotated[int, Bounds(1), _INT64]  # samples, FLOPs, bytes
 PositiveFloat = Annotated[float, Bounds(0, open_low=True)]

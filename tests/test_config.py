@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from rfjax import commands, schema
+from rfjax.commands.job import make_mesh_for
+from rfjax.commands.memory import check_memory
 from rfjax.config import config_to_dict, from_config_dict, load_config
 from rfjax.config_files import apply_overrides, load_config_file
 
@@ -210,3 +212,20 @@ def test_fields_that_may_change_when_a_run_resumes_are_known():
         "sample.",
         "metric_writers",
     )
+
+
+def test_what_no_device_can_hold_is_refused_before_it_is_compiled():
+    """XLA aborted at depth 100,000, and a huge batch filled the memory."""
+    check_memory(load("debug"), mesh=make_mesh_for(load("debug")))  # control
+    for override, message in (
+        (
+            "model.depth=300",
+            r"depth must leave room .*got 300: \d+\.\d TB on each",
+        ),
+        ("train.global_batch_size=2147483640", r"must leave room for a batch.*got 214"),
+    ):
+        config = load("debug", f"--config.{override}")
+        with pytest.raises(ValueError, match=message):
+            check_memory(config, mesh=make_mesh_for(config))
+    with pytest.raises(ValueError, match=r"depth must be at most 1024, got 1000"):
+        load("debug", "--config.model.depth=100000")

@@ -22,6 +22,7 @@ from rfjax.commands.job import (
     make_stream,
     read_manifest,
 )
+from rfjax.commands.memory import check_memory
 from rfjax.config import Config, config_to_dict, from_config_dict
 from rfjax.errors import UserError
 from rfjax.export import scheduler
@@ -106,8 +107,8 @@ def import_weights(
     config = from_config_dict(
         {**fields, "model": model_fields, "sample": sample_fields}
     )
-    make_mesh_for(config)  # checks it
     manifest = read_manifest(config)
+    check_memory(config, mesh=make_mesh_for(config))
     checkpoint.check_folder(workdir, last_step=0)
     with whole_files.new_folder(workdir) as folder:
         run_folder.claim(folder, config_to_dict(config, folder=workdir))

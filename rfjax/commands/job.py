@@ -19,6 +19,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from rfjax import __version__, run_folder, whole_files
+from rfjax.commands.memory import check_memory
 from rfjax.config import Config, config_to_dict, load_config
 from rfjax.data import TrainStream
 from rfjax.data.implausible import describe_bad_rows
@@ -262,6 +263,7 @@ def make_job_here(config: Config) -> tuple[loop.Job, Manifest]:
     """`make_job` on all visible devices, and what its data is."""
     mesh = make_mesh_for(config)
     manifest = read_manifest(config)
+    check_memory(config, mesh=mesh)
     stream = make_stream(config, mesh=mesh)
     return make_job(config, mesh=mesh, stream=stream, manifest=manifest), manifest
 

@@ -18,6 +18,7 @@ from rfjax.commands.job import (
     make_mesh_for,
     read_manifest,
 )
+from rfjax.commands.memory import check_memory
 from rfjax.commands.train import train
 from rfjax.config import Config, config_to_dict, from_config_dict, load_config
 from rfjax.config_files import SweepConfig
@@ -114,7 +115,7 @@ def sweep(
     chosen = choose_cells(sweep_cells, cells)
     if chosen_launcher.runs_here:
         for config in resolved.values():
-            make_mesh_for(config)
+            check_memory(config, mesh=make_mesh_for(config))
     pilot = budget.read_pilot(forecast.pilot) if forecast.pilot is not None else None
     if pilot is not None:
         budget.check_edges(costs, pilot=pilot, budgets=grid.flop_budgets)

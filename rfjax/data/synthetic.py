@@ -10,6 +10,7 @@ are the ones of `rfjax.data.pipeline`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +22,11 @@ from rfjax.data.base import Dataset
 from rfjax.data.manifest import NO_CODEC, EncoderSpec, LatentSpec, Manifest, TextSpec
 from rfjax.data.pipeline import Reading
 from rfjax.errors import UserError
-from rfjax.value_types import PositiveInt, Seed, ThreadCount
+from rfjax.value_types import PositiveInt, Seed, Size, ThreadCount
 
 # Share of the variance that the class explains; the rest is an example's own.
 _CLASS_VARIANCE = 0.9
+_MOST_NUMBERS = 2**27  # of the patterns of all classes; 1 GB while they are made
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,10 +45,10 @@ class SyntheticConfig(Dataset):
       prefetch_batches: see `Reading`.
     """
 
-    latent_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (8, 8, 16)
-    context_shape: tuple[PositiveInt, PositiveInt] = (12, 32)
-    pooled_dim: PositiveInt = 32
-    num_classes: PositiveInt = 8
+    latent_shape: tuple[Size, Size, Size] = (8, 8, 16)
+    context_shape: tuple[Size, Size] = (12, 32)
+    pooled_dim: Size = 32
+    num_classes: Size = 8
     num_train: PositiveInt = 4096
     num_validation: PositiveInt = 64
     data_seed: Seed = 0
@@ -62,6 +64,15 @@ class SyntheticConfig(Dataset):
                     f"data.{name} must be {rank} numbers, got {shape}; the defaults "
                     "show which."
                 )
+
+        largest = max(math.prod(self.latent_shape), math.prod(self.context_shape))
+        if self.num_classes * largest > _MOST_NUMBERS:
+            raise UserError(
+                f"data.num_classes must be at most {_MOST_NUMBERS // largest:,} for "
+                f"latents {list(self.latent_shape)} and context "
+                f"{list(self.context_shape)}, whose patterns are kept in memory, got "
+                f"{self.num_classes}; choose fewer or smaller ones."
+            )
 
     def manifest(self) -> Manifest:
         """Returns the manifest that such a data set would have on disk."""

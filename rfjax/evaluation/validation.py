@@ -62,8 +62,10 @@ class ValidationConfig:
         Raises:
           UserError: the validation split is missing or too small.
         """
-        # Rounded up to what the mesh divides: the number does not depend on it.
-        batch_size = self.batch_size
+        # At most all of them, rounded up to what the mesh divides: the number does not
+        # depend on it.
+        records = subject.data.manifest().splits.get("validation", 1)
+        batch_size = min(self.batch_size, self.num_samples or records)
         batch_size += -batch_size % num_batch_shards(subject.mesh)
         index, count = reading_share(subject.mesh)
         batches = functools.partial(

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from rfjax.value_types import Bounds
+
+ImageSize = Annotated[int, Bounds(1, 8192)]  # pixels of a side
 
 
 @dataclasses.dataclass(frozen=True)

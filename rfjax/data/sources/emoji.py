@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from rfjax.data.sources.base import Example
+from rfjax.data.sources.base import Example, ImageSize
 from rfjax.data.sources.emoji_groups import EMOJI_GROUPS
 from rfjax.data.sources.held_out import is_held_out
 from rfjax.data.sources.openmoji import (
@@ -38,7 +38,7 @@ class EmojiConfig:
     """
 
     groups: tuple[Annotated[str, OneOf(EMOJI_GROUPS)], ...] = ("animals",)
-    image_size: PositiveInt = 32
+    image_size: ImageSize = 32
     background: Annotated[str, OneOf(COLOURS)] = "white"
     validation_fraction: OpenFraction = 0.1
     max_emoji: PositiveInt | None = None

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rfjax.data.sources.base import Example
+from rfjax.data.sources.base import Example, ImageSize
 from rfjax.data.sources.held_out import is_held_out
 from rfjax.data.sources.openmoji import (
     COLOURS,
@@ -61,7 +61,7 @@ class ScenesConfig:
     """
 
     objects: tuple[str, ...] = tuple(SCENE_OBJECTS)
-    image_size: PositiveInt = 32
+    image_size: ImageSize = 32
     min_object_size: PositiveInt = 13
     max_object_size: PositiveInt = 15
     single_fraction: Fraction = 0.2

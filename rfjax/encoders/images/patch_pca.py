@@ -23,12 +23,13 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from rfjax import whole_files
 from rfjax.errors import UserError
-from rfjax.value_types import Fraction, PositiveInt, check_fields
+from rfjax.value_types import Bounds, Fraction, PositiveInt, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PatchPCAConfig:
         over the split.
     """
 
-    patch_size: PositiveInt = 4
+    patch_size: Annotated[int, Bounds(1, 64)] = 4
     channels: PositiveInt = 16
     whitening: Fraction = 0.5
     num_images: PositiveInt = 2048

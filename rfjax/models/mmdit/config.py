@@ -12,13 +12,18 @@ from rfjax.models.attention import IMPLEMENTATIONS
 from rfjax.models.base import HEAD_DIM, check_sizes
 from rfjax.models.numerics import COMPUTE_DTYPES, REMAT_POLICIES
 from rfjax.value_types import (
+    Bounds,
     InputPath,
     NaturalInt,
     OneOf,
     PositiveFloat,
     PositiveInt,
+    Size,
     check_fields,
 )
+
+_WIDTH = "the width is 64 times the depth, and 38 are 8 billion parameters"
+GridSize = Annotated[int, Bounds(1, 4096)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,15 +51,15 @@ class MMDiTConfig:
         any depth; unrolling all saves a tenth of the step on a CPU but compiles slowly.
     """
 
-    depth: PositiveInt
-    patch_size: PositiveInt = 2
-    latent_channels: PositiveInt = 16
-    context_dim: PositiveInt = 4096
-    pooled_dim: PositiveInt = 2048
+    depth: Annotated[int, Bounds(1), Bounds(high=1024, remedy=_WIDTH)]
+    patch_size: Annotated[int, Bounds(1, 64)] = 2
+    latent_channels: Size = 16
+    context_dim: Size = 4096
+    pooled_dim: Size = 2048
     qk_norm: bool = False
     dual_attention_blocks: NaturalInt = 0
-    grid_tokens: PositiveInt = 16
-    max_grid_tokens: PositiveInt = 192
+    grid_tokens: GridSize = 16
+    max_grid_tokens: GridSize = 192
     position_scale: PositiveFloat = 1.0
     position_file: InputPath | None = None
     compute_dtype: Annotated[str, OneOf(COMPUTE_DTYPES)] = "bfloat16"
