@@ -32,18 +32,18 @@ _UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp")
 _BEING_REMOVED = re.compile(r"\.\d+\.removed-[0-9a-f]{8}")
 
 
-def remove_old(workdir: Path, *, keep: Collection[int]) -> None:
-    """Removes the checkpoints of a run except for some steps.
+def remove_old(workdir: Path, *, steps: Collection[int]) -> None:
+    """Removes checkpoints of a run, unless they are read or hold files of others.
 
     Args:
       workdir: run folder, in which no other process trains.
-      keep: steps that stay.
+      steps: of the checkpoints.
     """
     folder = workdir / FOLDER
     try:
-        for step in finished_steps(workdir):
+        for step in steps:
             path = folder / str(step)
-            is_kept = step in keep or (path / KEPT_FILE).exists()
+            is_kept = not path.is_dir() or (path / KEPT_FILE).exists()
             if is_kept or _holds_foreign_files(path):
                 continue
             with unless_pinned(path) as is_free:

@@ -144,8 +144,7 @@ class Checkpoints:
         if step is None or step != self._unproven:
             return False
         if processes.is_first():
-            others = {*finished_steps(self.workdir)} - {step}
-            collector.remove_old(self.workdir, keep=others)
+            collector.remove_old(self.workdir, steps=[step])
         return True
 
     def newest_without(self, step: int | None) -> int | None:
@@ -262,9 +261,10 @@ class Checkpoints:
     def _remove_old(self) -> None:
         """Starts the removal of all but the newest checkpoints."""
         if processes.is_first():
-            newest = finished_steps(self.workdir)[-self._config.keep :]
-            keep = {*newest, *self._config.keep_steps}
-            self._remover.submit(collector.remove_old, self.workdir, keep=keep)
+            # Named now: when they are removed, newer ones may have come.
+            steps = finished_steps(self.workdir)[: -self._config.keep]
+            old = [step for step in steps if step not in self._config.keep_steps]
+            self._remover.submit(collector.remove_old, self.workdir, steps=old)
 
     def _hash_own_files(self, state_folder: Path) -> None:
         """Hashes the files that this process wrote, as soon as they are written."""

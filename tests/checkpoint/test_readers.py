@@ -4,6 +4,7 @@
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from rfjax import checkpoint, commands
-from rfjax.checkpoint import pins
+from rfjax.checkpoint import collector, pins
 from rfjax.train.state import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,28 @@ def test_what_is_read_stays_until_it_is_read(tmp_path):
     save(tmp_path, 4)
     assert checkpoint.finished_steps(tmp_path) == [4]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+
+
+def test_a_slow_removal_takes_nothing_that_has_come_since(tmp_path, monkeypatch):
+    """As of large checkpoints on a network disk."""
+    is_saved = threading.Event()
+
+    def remove_late(workdir, *, steps):
+        is_saved.wait(timeout=60)
+        remove_old(workdir, steps=steps)
+
+    remove_old = collector.remove_old
+    monkeypatch.setattr(collector, "remove_old", remove_late)
+    config = checkpoint.CheckpointConfig(keep=1)
+    checkpoints = checkpoint.Checkpoints(tmp_path, config=config)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state_at(step), data_position={"step": step})
+    while 3 not in checkpoint.finished_steps(tmp_path):
+        time.sleep(0.01)
+    assert checkpoint.finished_steps(tmp_path) == [1, 2, 3]
+    is_saved.set()
+    checkpoints.close()
+    assert checkpoint.finished_steps(tmp_path) == [3]
 
 
 def test_a_killed_reader_holds_nothing(tmp_path):
