@@ -36,7 +36,15 @@ def _read_columns(_: type, tokens: Sequence[Any]) -> dict[str, str]:
         raise UserError(
             f"--columns must be as in params=N,samples=D, got {tokens[0].value!r}."
         )
+    _check_once([name for name, _, _ in pairs], flag="--columns")
     return {name: value for name, _, value in pairs}
+
+
+def _check_once(names: Sequence[str], *, flag: str) -> None:
+    """Raises UserError for a name that is given twice: only one could count."""
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"{flag} must name {twice[0]} once, got it twice; leave one.")
 
 
 def _read_budgets(_: type, tokens: Sequence[Any]) -> list[float]:
@@ -53,6 +61,7 @@ def _read_models(_: type, tokens: Sequence[Any]) -> list[dict[str, float]]:
                 f"--forecast must name a model by {', '.join(MODEL_FIELDS)}, as in "
                 f"depth=12,samples=1e6, got {token.value!r}."
             )
+        _check_once([name for name, _, _ in pairs], flag="--forecast")
         models.append(
             {n: flag_text.number(v, name=f"--forecast={n}") for n, _, v in pairs}
         )

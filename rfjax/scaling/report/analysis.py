@@ -167,10 +167,11 @@ def _fit(table: pd.DataFrame, fitted: pd.DataFrame, *, loss: str, **how: Any) ->
     try:
         return fit_law(fitted, loss=loss, **how)
     except CannotFit as error:
-        if len(fitted) == len(table):
-            raise
-        rows = quality.count_rows(table, fitted, with_remedies=True)
-        raise CannotFit(f"{rows}. {error}" if len(fitted) else f"{rows}.") from error
+        parts = [str(error), *_mixed_input(fitted, law=how["law"])]
+        if len(fitted) < len(table):
+            rows = quality.count_rows(table, fitted, with_remedies=True)
+            parts = [f"{rows}.", *parts] if len(fitted) else [f"{rows}."]
+        raise CannotFit(" ".join(parts)) from error
 
 
 def forecast(
@@ -228,17 +229,22 @@ def _isoflops(
 
 def _notes(table: pd.DataFrame, *, law: str, size_measure: str) -> list[str]:
     """What the fitted rows have that the law, or the optima, cannot take account of."""
-    notes = []
-    left_out = {"size": "samples", "samples": "params"}.get(law)
-    if left_out in table and (values := table[left_out].nunique()) > 1:
-        notes.append(
-            f"The law leaves out {left_out}, which takes {values} values in these "
-            "rows: its effect counts as noise. Choose rows of one value by --where."
-        )
+    notes = _mixed_input(table, law=law)
     if law == "chinchilla" and "depth" in table:
         if reason := why_no_depths(table, size_measure=size_measure):
             notes.append(f"Optima are given without a depth: {reason}.")
     return notes
+
+
+def _mixed_input(table: pd.DataFrame, *, law: str) -> list[str]:
+    """A note if rows differ in the input that a law of one input leaves out."""
+    left_out = {"size": "samples", "samples": "params"}.get(law)
+    if left_out not in table or (values := table[left_out].nunique()) <= 1:
+        return []
+    return [
+        f"The law leaves out {left_out}, which takes {values} values in these rows: "
+        "its effect counts as noise. Choose rows of one value by --where."
+    ]
 
 
 def _warn_beyond(models: Sequence[Optimum | Forecast]) -> list[str]:

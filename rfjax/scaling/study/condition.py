@@ -145,6 +145,10 @@ class _Rows:
                 sides = [node.left, *node.comparators]
                 parts = map(self._comparison, node.ops, sides, sides[1:])
                 return functools.reduce(operator.and_, parts)
+            case (
+                ast.BinOp(op=ast.BitAnd() | ast.BitOr()) | ast.UnaryOp(op=ast.Invert())
+            ):
+                raise _Refused("conditions are joined by and, or, not, not by & | ~")
         raise _Refused(f"{self._spell(node)} is not part of a condition")
 
     def _column(self, name: str) -> pd.Series:

@@ -121,6 +121,11 @@ def load_table(
             f"table {path.name} has no column {', '.join(missing)}; it has "
             f"{', '.join(table.columns)}. Name them as in params=N,samples=D,loss=L."
         )
+    if twice := [t for t in columns.values() if list(columns.values()).count(t) > 1]:
+        raise UserError(
+            f"--columns must give each column one name, got several for {twice[0]}; "
+            "copy the column in the CSV if both are meant."
+        )
     table = table.rename(columns={theirs: ours for ours, theirs in columns.items()})
     repeated = sorted(table.columns[table.columns.duplicated()])
     if repeated:

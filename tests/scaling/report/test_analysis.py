@@ -73,6 +73,11 @@ def thousands(column):
             "^8 of 40 rows usable: 32 'loss is not a finite .* A and alpha are not id",
         ),
         (
+            lambda t: t.assign(loss=1.8 + 482 / t["params"] ** 0.35),
+            "samples",
+            "The law leaves out params, which takes 5 values in these rows",
+        ),
+        (
             lambda t: t.assign(loss="diverged"),
             "size",
             "^0 of 40 rows usable: 40 'loss is not a finite number' .*another by --lo",

@@ -127,6 +127,8 @@ def test_a_csv_that_cannot_be_read_is_refused(tmp_path):
     path = write_csv(tmp_path, pd.DataFrame({"N": [1.0], "loss": [2.0]}))
     with pytest.raises(ValueError, match="no column D; it has N, loss"):
         runs.load_table(path, columns={"params": "N", "samples": "D"})
+    with pytest.raises(ValueError, match="one name, got several for N"):
+        runs.load_table(path, columns={"params": "N", "samples": "N"})
     with pytest.raises(ValueError, match="several columns for loss"):
         runs.load_table(path, columns={"loss": "N"})
 
