@@ -31,6 +31,7 @@ from rfjax.errors import UserError, needing_room
 
 # In the folder of every new file system of some kinds.
 _OF_THE_SYSTEM = ("lost+found",)
+_LONGEST_PATH = 3000  # bytes; the system's limit is 4096, and folders get files
 _OPEN_FILES = re.compile(r"/proc/(\d+)(/task/\d+)?/fd")
 
 
@@ -159,6 +160,7 @@ def check_writable(
     if path is None:
         return
     path = Path(path)
+    _check_names(path, field=field)
     if str(path) == "-":
         raise UserError(
             f"{field} must be a file, got '-'; write /dev/stdout for standard output."
@@ -320,6 +322,7 @@ def _listed(names: Collection[str]) -> str:
 
 def _folder_at(path: Path | str, *, field: str) -> Path:
     """Where a folder is to be, behind links; nobody else may be writing it."""
+    _check_names(path, field=field)
     check_not_around(path, field=field)
     target = _followed(path)
     if os.path.lexists(target) and not target.is_dir():
@@ -353,6 +356,21 @@ def _check_holds_only(
         )
 
 
+def _check_names(path: Path | str, *, field: str) -> None:
+    """Raises UserError if a path is too long for unfinished files beside it."""
+    target = _followed(path)
+    limits = [("a path", str(target), _LONGEST_PATH)]
+    for each in (target, *target.parents):
+        if not os.path.lexists(each):
+            limits.append(("names", each.name, partial_files.LONGEST_NAME))
+    for what, name, limit in limits:
+        if (size := len(os.fsencode(name))) > limit:
+            raise UserError(
+                f"{field} must have {what} of at most {limit} bytes, got "
+                f"{name[:20]}... of {size}; shorten it."
+            )
+
+
 def _check_can_make(target: Path, path: Path, *, field: str) -> None:
     """Raises UserError unless a file or folder can be made at `target`.
 
@@ -366,12 +384,6 @@ def _check_can_make(target: Path, path: Path, *, field: str) -> None:
         above = above.parent
     if not above.is_dir():
         raise UserError(f"{field} must be in a folder, got {path}: {above} is none.")
-    for name in target.relative_to(above).parts:
-        if len(os.fsencode(name)) > partial_files.LONGEST_NAME:
-            raise UserError(
-                f"{field} must have names of at most {partial_files.LONGEST_NAME} "
-                f"bytes, got {name[:20]}... of {len(os.fsencode(name))}; shorten it."
-            )
     try:
         # Permissions, read-only disks and /proc each have their own rules: try it.
         with partial_files.new_file(above / (target.name or "new")):

@@ -234,6 +234,8 @@ def test_a_report_on_a_mount_point_is_replaced_in_place(tmp_path, mount):
             "must be where files can be made, got /proc/self/new/f",
         ),
         ("readonly/new/file", "must be where files can be made.*Read-only file sys"),
+        ("x" * 300, "must have names of at most 220 bytes, got x+... of 300; short"),
+        ("x/" * 2000, "must have a path of at most 3000 bytes"),
         ("x" * 240, "must have names of at most 220 bytes, got xxx"),
         (
             "new/" + "\N{SNOWMAN}" * 80 + "/file",
