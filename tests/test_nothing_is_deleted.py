@@ -200,28 +200,47 @@ def test_parts_of_a_list_are_joined(tmp_path, theirs):
     assert list(checksums.read(step)) == ["notes.txt"]
 
 
-def test_a_checkpoint_with_notes_in_it_stays(tmp_path, theirs):
-    """Old checkpoints are removed, but not with other files in them."""
+def save_one(folder, step, **config):
+    """A checkpoint of one number, by a process of its own."""
     import jax.numpy as jnp
 
     from rfjax.train.state import TrainState
 
-    def save(checkpoints, step):
-        params = {"w": jnp.ones(3)}
-        state = TrainState(
-            step=jnp.int32(step), params=params, ema_params=params, opt_state={}
-        )
-        checkpoints.save(step, state, data_position={"global_next_index": 0})
-        checkpoints.close()
+    checkpoints = checkpoint.Checkpoints(
+        folder, config=checkpoint.CheckpointConfig(keep=1, **config)
+    )
+    params = {"w": jnp.ones(3)}
+    state = TrainState(
+        step=jnp.int32(step), params=params, ema_params=params, opt_state={}
+    )
+    checkpoints.save(step, state, data_position={"global_next_index": 0})
+    checkpoints.close()
 
-    config = checkpoint.CheckpointConfig(keep=1)
-    save(checkpoint.Checkpoints(tmp_path, config=config), 1)
-    save(checkpoint.Checkpoints(tmp_path, config=config), 2)
+
+def test_requested_checkpoints_stay_when_nobody_requests_them_any_more(tmp_path):
+    save_one(tmp_path, 1, keep_steps=(1, 5))
+    save_one(tmp_path, 2)
+    save_one(tmp_path, 3, keep_steps=(2,))  # late, but 2 is still there
+    save_one(tmp_path, 4)
+    assert checkpoint.finished_steps(tmp_path) == [1, 2, 4]
+    assert checkpoint.find_damage(tmp_path, 1) == []
+    checkpoint.inherit(tmp_path / "branch", source=tmp_path, step=1)
+    (tmp_path / "checkpoints" / "1" / "kept").unlink()
+    save_one(tmp_path, 5)
+    save_one(tmp_path / "branch", 2)
+    assert checkpoint.finished_steps(tmp_path) == [2, 5]
+    assert checkpoint.finished_steps(tmp_path / "branch") == [2], "a wish of the trunk"
+
+
+def test_a_checkpoint_with_notes_in_it_stays(tmp_path, theirs):
+    """Old checkpoints are removed, but not with other files in them."""
+    save_one(tmp_path, 1)
+    save_one(tmp_path, 2)
     assert checkpoint.finished_steps(tmp_path) == [2], "control: 1 was ours alone"
     theirs("checkpoints/2/state/notes.txt")
     theirs("checkpoints/notes.txt")
     theirs("checkpoints/1/thesis.tex")  # named like a step
-    save(checkpoint.Checkpoints(tmp_path, config=config), 3)
+    save_one(tmp_path, 3)
     assert checkpoint.finished_steps(tmp_path) == [1, 2, 3]
     # As older versions saved them: without a list, so only known names are ours.
     (tmp_path / "checkpoints" / "3" / "checksums.json").unlink()
@@ -234,7 +253,7 @@ def test_a_checkpoint_with_notes_in_it_stays(tmp_path, theirs):
     # What killed saves and removals leave, which is ours.
     for name in ("2.orbax-checkpoint-tmp/state", ".9.removed-0123abcd/state"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    save(checkpoint.Checkpoints(tmp_path, config=config), 4)
+    save_one(tmp_path, 4)
     assert checkpoint.finished_steps(tmp_path) == [1, 2, 3, 4]
     (kept,) = tmp_path.glob("checkpoints/4.orbax*kept*/thesis.tex")
     assert kept.read_text() == "years of work"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,9 +113,7 @@ def sweep(
         _as_listed(cell, cost) for cell, cost in zip(grid_cells, costs, strict=True)
     ]
     chosen = choose_cells(sweep_cells, cells)
-    if chosen_launcher.runs_here:
-        for config in resolved.values():
-            check_memory(config, mesh=make_mesh_for(config))
+    _check_cells(resolved.values(), launcher=chosen_launcher)
     pilot = budget.read_pilot(forecast.pilot) if forecast.pilot is not None else None
     if pilot is not None:
         budget.check_edges(costs, pilot=pilot, budgets=grid.flop_budgets)
@@ -160,6 +158,14 @@ def _train_cell(workdir: Path, cell: SweepCell) -> None:
         branch_from=workdir / cell.trunk if cell.trunk else None,
         report=lambda line: None,
     )
+
+
+def _check_cells(configs: Iterable[Config], *, launcher: Launcher) -> None:
+    """Raises UserError if a cell could not be trained."""
+    for config in configs:
+        config.ema.check_steps(config.train.num_steps)
+        if launcher.runs_here:
+            check_memory(config, mesh=make_mesh_for(config))
 
 
 def _check_sections(fields: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from clu import parameter_overview
+import jax
 
 from rfjax import checkpoint, run_folder, schema, stopping
 from rfjax.commands.flags import Report, RunConfig
@@ -39,7 +39,7 @@ def train(
         the same config. A run that has no checkpoint yet starts from that step of it,
         or from the newest before its own cooldown, or from scratch if there is none
         that early; the result is bit-identical to training from scratch.
-      report: receives the parameter table and a line for each event.
+      report: receives a line about the model, and one for each event.
 
     Raises:
       Stopped: a signal asked to stop; what was trained is saved.
@@ -52,6 +52,7 @@ def train(
     workdir = Path(workdir)
     check_agreement(config, branch_from=str(branch_from))
     checkpoint.check_folder(workdir, last_step=config.train.num_steps)
+    config.ema.check_steps(config.train.num_steps)
     job, manifest = make_job_here(config)
     if branch_from is not None:
         trunk, trunk_step = _parse_branch(branch_from)
@@ -83,9 +84,9 @@ def train(
                 report(_branch(workdir, config, source=trunk, step=trunk_step))
 
         processes.on_first(claim_folder)
-        report(parameter_overview.get_parameter_overview(
-            job.abstract_state.params, include_stats=False
-        ))  # fmt: skip
+        report(_summary(job, config))
+        for text in config.ema.shortcomings(config.train.num_steps):
+            report(f"warning: {text}.")
         steps = checkpoint.finished_steps(workdir)
         if steps:
             report(f"resuming at step {steps[-1]} of {config.train.num_steps}")
@@ -99,6 +100,18 @@ def train(
                 )
             raise
     report(f"finished {config.train.num_steps} steps in {workdir}")
+
+
+def _summary(job: loop.Job, config: Config) -> str:
+    """What is trained on what, in one line."""
+    leaves = jax.tree.leaves(job.abstract_state.params)
+    axes = [f"{axis}={size}" for axis, size in job.mesh.shape.items() if size > 1]
+    return (
+        f"depth {config.model.depth}, {sum(leaf.size for leaf in leaves):,} parameters "
+        f"in {len(leaves)} arrays, on {job.mesh.size} {jax.devices()[0].device_kind} "
+        f"{'device' if job.mesh.size == 1 else 'devices'}"
+        f"{' (' + ', '.join(axes) + ')' if axes else ''}; `rfjax layout` lists them"
+    )
 
 
 def _parse_branch(branch_from: Path | str) -> tuple[Path, int | None]:

@@ -358,7 +358,7 @@ class IntervalLog:
         self._watch = watch
         self._write = write
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self._last_logged = first_step
+        self._first_step = self._last_logged = first_step
         self._started = self._interval_start = time.perf_counter()
         self._paused_seconds = self._waited_seconds = 0.0
 
@@ -373,7 +373,7 @@ class IntervalLog:
             if self._pending[-1][0] % self._job.config.log_every_steps == 0:
                 bar.set_postfix_str(f"loss {self.flush():.4f}")
         self._pending.append((step, metrics))
-        bar.update()
+        advance(bar, is_first=step == self._first_step + 1)
 
     def flush(self) -> float:
         """Writes one line for the pending steps; returns their mean loss.
@@ -460,3 +460,17 @@ def progress_bar(job: Job, step: int) -> tqdm:
         dynamic_ncols=True,
         disable=jax.process_index() != 0,
     )
+
+
+def advance(bar: tqdm, *, is_first: bool) -> None:
+    """Counts a step that was dispatched.
+
+    The time of the first goes to the compiler: it is left out of the rate, and until
+    the second there is neither rate nor ETA.
+    """
+    if not is_first:
+        bar.update()
+        return
+    bar.n = bar.initial = bar.last_print_n = bar.n + 1
+    bar.unpause()
+    bar.refresh()

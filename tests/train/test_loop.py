@@ -4,6 +4,7 @@
 import collections
 import contextlib
 import gc
+import io
 import json
 import os
 import re
@@ -18,11 +19,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from rfjax import checkpoint, commands, main, run_folder, stopping
 from rfjax.config import from_config_dict, load_config
 from rfjax.config_files import apply_overrides, load_config_file
 from rfjax.errors import StorageError
+from rfjax.train.loop import advance
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -586,6 +589,10 @@ def test_half_written_metrics_are_cut_off(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        (
+            "ema.every_steps=25",
+            r"ema\.every_steps must be at most train\.num_steps = 24",
+        ),
         ("mesh.fsdp=3", r"needs a multiple of 3 devices, 8 are visible"),
         ("train.global_batch_size=9", r"global_batch_size must be a multiple of"),
         (
@@ -603,3 +610,26 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         train(tmp_path / "run", f"--config.{override}")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_start_is_summed_up_in_a_line(uninterrupted):
+    lines = train(uninterrupted, "--config.checkpoint.keep=3")
+    summary = r"depth 1, [\d,]+ parameters in \d+ arrays, on 8 cpu devices \(data=8\)"
+    assert re.match(summary, lines[0])
+    assert len(lines) == 3
+
+
+def test_the_rate_begins_after_the_first_step():
+    """Which compiles, for minutes."""
+    text = io.StringIO()
+    bar = tqdm(total=99, initial=9, file=text, mininterval=0, ascii=True)
+    time.sleep(1)
+    advance(bar, is_first=True)
+    assert "10/99 [00:00<?, ?it/s]" in text.getvalue().split("\r")[-1]
+    for _ in range(5):
+        time.sleep(0.02)
+        advance(bar, is_first=False)
+    assert bar.n == 15
+    assert bar.format_dict["elapsed"] < 0.9
+    assert bar.format_dict["rate"] > 10
+    bar.close()

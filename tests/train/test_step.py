@@ -13,6 +13,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from rfjax.errors import UserError
 from rfjax.flow.formulations import parse
 from rfjax.parallel.mesh import MeshConfig, make_mesh, put_batch, replicated
 from rfjax.parallel.sharding import (
@@ -517,3 +518,23 @@ def test_any_optax_transformation_drops_in(tiny_model, random_batch, name):
         )
         before = after[0]
     assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+@pytest.mark.parametrize("fields", [{}, {"decay": 0.5}, {"warmup": False}])
+@pytest.mark.parametrize("every_steps", [1, 4])
+def test_the_share_of_the_initial_weights_is_known(fields, every_steps):
+    config, share = EmaConfig(every_steps=every_steps, **fields), {"p": 1.0}
+    for step in range(1, 11):
+        share = update_ema(share, {"p": 0.0}, step=jnp.int32(step), config=config)
+        assert config.initial_share(step) == pytest.approx(float(share["p"]), rel=1e-4)
+
+
+def test_an_average_that_does_not_follow_is_named():
+    with pytest.raises(UserError, match=r"at most train\.num_steps = 99, got 100"):
+        EmaConfig().check_steps(99)
+    EmaConfig().check_steps(100)
+    assert EmaConfig(every_steps=1).shortcomings(100) == []
+    (missed,) = EmaConfig(every_steps=100).shortcomings(350)
+    assert missed.startswith("the last 50 of 350 steps never reach the moving average")
+    (slow,) = EmaConfig(decay=0.9999, every_steps=1, warmup=False).shortcomings(100)
+    assert slow.startswith("99.0% of the moving average will still be the initial weig")
