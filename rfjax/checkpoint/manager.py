@@ -131,7 +131,15 @@ class Checkpoints:
         if self._unproven is not None and self._unproven <= step:
             self._unproven = None
             if not self._is_unsettled:
-                self._remove_old()
+                self.remove_old()
+
+    def remove_old(self) -> None:
+        """Starts the removal of all but the newest checkpoints, as every save does."""
+        if processes.is_first():
+            # Named now: when they are removed, newer ones may have come.
+            steps = finished_steps(self.workdir)[: -self._config.keep]
+            old = [step for step in steps if step not in self._config.keep_steps]
+            self._remover.submit(collector.remove_old, self.workdir, steps=old)
 
     def disown(self, step: int | None) -> bool:
         """Removes the checkpoint of a step that turned out to be ruined.
@@ -256,15 +264,7 @@ class Checkpoints:
                 collector.make_durable(self.workdir)
         self._is_unsettled = False
         if self._unproven is None:
-            self._remove_old()
-
-    def _remove_old(self) -> None:
-        """Starts the removal of all but the newest checkpoints."""
-        if processes.is_first():
-            # Named now: when they are removed, newer ones may have come.
-            steps = finished_steps(self.workdir)[: -self._config.keep]
-            old = [step for step in steps if step not in self._config.keep_steps]
-            self._remover.submit(collector.remove_old, self.workdir, steps=old)
+            self.remove_old()
 
     def _hash_own_files(self, state_folder: Path) -> None:
         """Hashes the files that this process wrote, as soon as they are written."""

@@ -271,6 +271,8 @@ def start_state(job: Job, checkpoints: Checkpoints) -> TrainState:
             f"it holds step {int(state.step)} and data position {dict(data_position)}, "
             f"which must be {step} and {expected}",
         )
+    if step == job.config.num_steps:
+        checkpoints.remove_old()  # a kill may have come between the last save and this
     job.stream.set_state(data_position)
     logging.info("resuming at step %d", step)
     return state

@@ -266,6 +266,15 @@ def test_a_finished_run_is_left_alone(uninterrupted):
     assert (uninterrupted / "metrics.jsonl").read_text() == before
 
 
+def test_a_run_killed_after_its_last_save_still_removes_the_others(
+    uninterrupted, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    train(workdir, "--config.checkpoint.keep=1")  # as if both were there by a kill
+    assert checkpoint.finished_steps(workdir) == [24]
+
+
 def test_evaluate_repeats_the_last_validation(uninterrupted):
     metrics = commands.evaluate(uninterrupted).metrics
     logged = [
