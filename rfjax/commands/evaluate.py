@@ -32,8 +32,8 @@ class Evaluation:
     """The validation losses of a checkpoint.
 
     Attributes:
-      metrics: {"protocol", "step", "val/loss", "val/loss_t0", .., "val_ema/loss", ..},
-        and those of the run's other evaluators.
+      metrics: {"protocol", "step", "val/loss", "val/loss_t0", ..,
+        "val/num_samples", "val_ema/loss", ..}, and those of the run's other evaluators.
       picture: file with the run's curves and these losses, if one was drawn.
     """
 
@@ -43,7 +43,8 @@ class Evaluation:
     def __str__(self) -> str:
         metrics = self.metrics
         lines = [
-            f"{metrics['protocol']}, step {metrics['step']}",
+            f"{metrics['protocol']}, step {metrics['step']}, "
+            f"{metrics['val/num_samples']:,} examples",
             f"{'t':>5}  {'raw':>8}  {'ema':>8}",
         ]
         for level in range(NUM_LEVELS):

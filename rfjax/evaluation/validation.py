@@ -5,7 +5,8 @@ Held-out examples; t = k / 8 for k = 0 .. 7; the noise of each pair (example, k)
 fixed forever; everything in float32. The loss is the mean over k = 1 .. 7 of the
 mean over samples; k = 0, where the target cannot be known, is reported but not
 averaged. The number depends only on the parameters and the examples: not on batch
-size, devices, hosts or the step.
+size, devices, hosts or the step. How many examples there were is measured with it,
+because losses over different numbers of them cannot be compared.
 
 Source of the levels: Esser et al. 2024, arXiv:2403.03206, sections 5.3.3 and B.3.
 """
@@ -113,7 +114,7 @@ class Validation:
           check_in: called before each batch; what it raises ends the validation.
 
         Returns:
-          {"loss", "loss_t0", .., "loss_t7"}.
+          {"loss", "loss_t0", .., "loss_t7", "num_samples"}.
         """
         per_sample = []
         for host_batch in self.batches():
@@ -122,9 +123,14 @@ class Validation:
             losses, valid = jax.device_get(self.level_losses(params, batch, valid))
             per_sample.append(losses[valid])
         # float64, so that the split into batches leaves no trace in the sum.
-        level_means = np.concatenate(per_sample).mean(axis=0, dtype=np.float64)
+        losses = np.concatenate(per_sample)
+        level_means = losses.mean(axis=0, dtype=np.float64)
         metrics = {f"loss_t{k}": float(level_means[k]) for k in range(NUM_LEVELS)}
-        return {"loss": float(level_means[1:].mean()), **metrics}
+        return {
+            "loss": float(level_means[1:].mean()),
+            **metrics,
+            "num_samples": len(losses),
+        }
 
     def compile(self, params: Mapping) -> None:
         """Compiles ahead of the first call, by evaluating one batch."""

@@ -256,11 +256,13 @@ def _newest(
 
 
 def _validation_text(run: Run, line: Mapping[str, Any] | None, name: str) -> str:
-    """The validation loss with its step and protocol."""
+    """The validation loss with its step, protocol and number of examples."""
     if line is None:
         return "not measured"
     protocol = run.record.get("validation_protocol", "unknown")
-    return f"{line[name]:.4f} at step {line['step']} (protocol {protocol})"
+    count = line.get(f"{name.rpartition('/')[0]}/num_samples")
+    examples = "" if count is None else f", {count:,} examples"
+    return f"{line[name]:.4f} at step {line['step']} (protocol {protocol}{examples})"
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> list[str]:

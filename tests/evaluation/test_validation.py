@@ -41,7 +41,8 @@ def test_loss_does_not_depend_on_batches_devices_or_compute_dtype(
     network, batch = tiny_model(), random_batch(21)
     params = random_params(network)
     whole = validate(network, params, batch, batch_size=24)
-    assert set(whole) == {"loss", *(f"loss_t{k}" for k in range(8))}
+    assert set(whole) == {"loss", *(f"loss_t{k}" for k in range(8)), "num_samples"}
+    assert whole["num_samples"] == 21, "not the three rows that fill the batch"
     for other in (
         validate(network, params, batch, batch_size=4),
         validate(network, params, batch, batch_size=8, devices=8),

@@ -28,7 +28,10 @@ def make_table(law, sizes, samples, *, noise=0.0, seed=0):
     return pd.DataFrame({"params": size, "samples": number, "loss": loss})
 
 
-def write_run(folder, *, depth, samples, loss, status="finished", points=3, **fields):
+def write_run(
+    folder, *, depth, samples, loss, status="finished", points=3, validated_on=64,
+    **fields,
+):  # fmt: skip
     """A run folder as the training loop writes it."""
     folder.mkdir(parents=True)
     params = 50_000 * depth**3
@@ -55,8 +58,15 @@ def write_run(folder, *, depth, samples, loss, status="finished", points=3, **fi
         lines.append({**common, "train/loss": 1.0, "perf/seconds": 60 * part})
         value = loss(params, seen) if callable(loss) else loss
         levels = {f"val_ema/loss_t{k}": value * (1 + k / 10) for k in range(8)}
+        count = {} if validated_on is None else {"val/num_samples": validated_on}
         lines.append(
-            {**common, "val/loss": 1.1 * value, "val_ema/loss": value, **levels}
+            {
+                **common,
+                "val/loss": 1.1 * value,
+                "val_ema/loss": value,
+                **levels,
+                **count,
+            }
         )
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text)

@@ -100,6 +100,7 @@ def test_a_run_leaves_what_it_should(uninterrupted):
     assert {"val_ema/loss", "val/loss_t0", "val_ema/loss_t7"} <= set(validations[0])
     assert validations[-1]["val/loss"] < validations[0]["val/loss"]
     assert validations[-1]["samples"] == 24 * 8
+    assert {line["val_ema/num_samples"] for line in validations} == {8}
 
 
 def run_cli(workdir, *overrides, **options):

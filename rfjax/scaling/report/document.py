@@ -14,7 +14,7 @@ from rfjax.scaling.laws.frontier import isoflop_exponent
 from rfjax.scaling.laws.intervals import Interval
 from rfjax.scaling.laws.optimum import allocation_exponent
 from rfjax.scaling.report.analysis import Study
-from rfjax.scaling.study.quality import count_rows, excluded_rows
+from rfjax.scaling.study.quality import as_text, count_rows, excluded_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +49,7 @@ def describe(study: Study) -> dict[str, Any]:
         "data": _distinct(study.fitted, "data"),
         "data_hashes": _distinct(study.fitted, "data_hash"),
         "validation_protocols": _distinct(study.fitted, "validation_protocol"),
+        "validation_samples": _distinct(study.fitted, "validation_samples"),
         "rfjax_version": rfjax.__version__,
         "excluded": [
             {"row": int(index), "run": str(row.get("run", "")), "reason": row["reason"]}
@@ -93,7 +94,7 @@ def _distinct(table: pd.DataFrame, column: str) -> list[str]:
     """The values of a column, sorted; empty if the table lacks it."""
     if column not in table:
         return []
-    return sorted(str(value) for value in table[column].dropna().unique())
+    return sorted(as_text(value) for value in table[column].dropna().unique())
 
 
 def _compute_optimal(study: Study) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from rfjax.scaling.laws.points import require_columns
 from rfjax.scaling.study.condition import rows_that_meet
 
 # What rows must have in common for their losses to be comparable.
-COMPARABLE = ("validation_protocol", "data", "data_hash")
+COMPARABLE = ("validation_protocol", "validation_samples", "data", "data_hash")
 # Rows that differ in one of these are different cells of a study, whatever the law.
 NUMBERS = ("depth", "params", "params_without_adaln", "samples", "train_flops")
 IDENTITY = (*NUMBERS, "seed")
@@ -131,27 +132,45 @@ def count_rows(
 def check_comparable(table: pd.DataFrame) -> None:
     """Refuses rows whose losses were not measured alike.
 
-    Raises: UserError naming the values and one run of each.
+    Raises: UserError naming the values, the most frequent first, and their runs.
     """
     for column in COMPARABLE:
         if column not in table:
             continue
-        values = _as_text(table[column], missing="unknown")
+        values = table[column].map(as_text)
         if values.nunique() > 1:
             names = table["run"] if "run" in table else table.index.astype(str)
-            examples = ", ".join(
-                f"{value} ({(values == value).sum()} rows, such as run "
-                f"{names[values == value].iloc[0]})"
-                for value in sorted(values.unique())
+            found = ", ".join(
+                f"{value} ({(values == value).sum()} rows: "
+                f"{_some(names[values == value])})"
+                for value in values.value_counts().index
             )
             raise UserError(
-                f"the rows mix several values of {column}: {examples}; their losses "
-                "cannot be compared, fit each separately."
+                f"the rows mix several values of {column}: {found}; their losses "
+                "cannot be compared, fit each separately, as with "
+                f'--where="{column} == {_literal(table[column])}".'
             )
 
 
-def _as_text(column: pd.Series, *, missing: str) -> pd.Series:
-    return column.astype(object).where(column.notna(), missing).astype(str)
+def as_text(value: Any) -> str:
+    """A value of a table in words: 64, though its column is one of floats."""
+    if pd.isna(value):
+        return "unknown"
+    number = pd.to_numeric(value, errors="coerce")
+    return f"{number:.12g}" if pd.notna(number) else str(value)
+
+
+def _literal(column: pd.Series) -> str:
+    """The most frequent value of a column, as a condition writes it."""
+    value = column.mode().iloc[0]
+    text = as_text(value)
+    return f"'{text}'" if isinstance(value, str) else text
+
+
+def _some(names: pd.Series) -> str:
+    """Up to three different names."""
+    names = list(dict.fromkeys(names.astype(str)))
+    return ", ".join(names[:3]) + (", ..." if names[3:] else "")
 
 
 def _mark(

@@ -38,6 +38,7 @@ COLUMNS = {
     "data": "name of the data set",
     "data_hash": "its content",
     "validation_protocol": "how the loss was measured",
+    "validation_samples": "on how many held-out samples",
     "config_hash": "of the resolved config",
     "code_version": "of the code that trained",
     "status": "running, finished, stopped, diverged or failed",
@@ -174,6 +175,9 @@ def _rows_of_run(run_folder: Path) -> list[dict]:
             for name, value in line.items()
             if "/" in name and not name.startswith(("train/", "perf/"))
         }
+        # The same for the moving average.
+        validation_samples = metrics.pop("val/num_samples", None)
+        metrics.pop("val_ema/num_samples", None)
         if not metrics:
             continue
         if "samples" not in line:
@@ -190,6 +194,7 @@ def _rows_of_run(run_folder: Path) -> list[dict]:
                 "step": line["step"],
                 "samples": samples,
                 "tokens": samples * tokens_per_sample,
+                "validation_samples": validation_samples,
                 "train_flops": samples * run["train_flops_per_sample"],
                 "wall_seconds": line["wall_seconds"],
                 "cooldown_end": bool(line.get("cooldown_end", False)),

@@ -53,6 +53,40 @@ def test_losses_that_were_not_measured_alike_are_refused(
         quality.fitted_rows(table)
 
 
+def test_losses_over_different_numbers_of_examples_are_refused(tmp_path, new_run):
+    new_run(tmp_path / "a", depth=1, samples=100, loss=0.5)
+    new_run(tmp_path / "b", depth=2, samples=100, loss=0.4)
+    new_run(tmp_path / "few", depth=3, samples=100, loss=0.3, validated_on=2)
+    table = usable(runs.load_runs(tmp_path))
+    assert table["validation_samples"].tolist() == [64] * 6 + [2] * 3
+    message = (
+        r"several values of validation_samples: 64 \(2 rows: a, b\), 2 \(1 rows: few\);"
+        r".* as with --where=\"validation_samples == 64\"\."
+    )
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    for each in (table, usable(runs.load_table(tmp_path / "runs.csv"))):
+        with pytest.raises(ValueError, match=message):
+            quality.fitted_rows(each)
+        alike = quality.mark_unusable(
+            each, loss=LOSS, inputs=("params",), where="validation_samples == 64"
+        )
+        assert quality.fitted_rows(alike)["run"].tolist() == ["a", "b"]
+
+
+def test_a_run_that_changes_its_number_of_examples_is_not_one_curve(tmp_path, new_run):
+    new_run(tmp_path / "a", depth=1, samples=100, loss=0.5)
+    path = tmp_path / "a" / "metrics.jsonl"
+    first = path.read_text().replace('"val/num_samples": 64', '"val/num_samples": 8', 1)
+    path.write_text(first)
+    table = usable(runs.load_runs(tmp_path))
+    assert len(quality.fitted_rows(table)) == 1  # control: the last row alone
+    with pytest.raises(ValueError, match=r"64 \(2 rows: a\), 8 \(1 rows: a\)"):
+        quality.fitted_rows(table, mid_run=True)
+    new_run(tmp_path / "old", depth=2, samples=100, loss=0.4, validated_on=None)
+    with pytest.raises(ValueError, match=r"64 \(1 rows: a\), unknown \(1 rows: old\)"):
+        quality.fitted_rows(usable(runs.load_runs(tmp_path)))
+
+
 def test_a_cell_trained_twice_is_never_averaged(tmp_path, new_run):
     new_run(tmp_path / "a", depth=1, samples=100, loss=0.5, points=1)
     new_run(tmp_path / "copy", depth=1, samples=100, loss=0.5, points=1)
