@@ -274,7 +274,7 @@ def new_folder(
       UserError: the folder holds anything else, or came to hold what a new file would
         replace; it stays as it is.
       StorageError: the disk is full, limited or broken.
-      OSError: files were put there that was absent before; they stay.
+      OSError: files were put into a folder that was absent before; they stay.
     """
     target = _folder_at(path, field=field)
     _check_holds_only(target, replaces, path, field=field)
