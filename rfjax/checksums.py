@@ -140,3 +140,8 @@ def _hash(path: Path) -> str:
 
 def _hash_of_list(files: Mapping[str, list]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(files, sort_keys=True).encode())
+
+
+def digest(text: str) -> str:
+    """A short name of a text: 12 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -8,13 +8,19 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from rfjax import main, run_folder
+from rfjax import checkpoint, main, run_folder
 from rfjax.commands.job import load_trained
 from rfjax.config import config_to_dict, load_config
+from rfjax.evaluation import captions
+from rfjax.evaluation.sample import sample_latents
+from rfjax.flow.formulations import parse
+from rfjax.models import make_model
+from rfjax.parallel.mesh import MeshConfig, make_mesh
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,17 +130,49 @@ def test_a_prompt_that_is_too_long(folder, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_export_loads_in_diffusers(folder):
-    from diffusers import SD3Transformer2DModel
-
+def test_the_code_of_the_model_card_draws_what_rfjax_draws(
+    folder, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
     rfjax("export", f"--workdir={folder}/run", f"--out={folder}/export")
-    model = SD3Transformer2DModel.from_pretrained(
-        folder / "export", subfolder="transformer"
-    )
+    config = load_config(folder / "run")
+    card = (folder / "export" / "README.md").read_text()
+    assert str(folder) not in card
+    assert card.count("creativecommons.org/licenses/by-sa/4.0/") == 1
+    names = {}
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(code.replace("FOLDER", str(folder / "export")), names)
     record = json.loads((folder / "run" / "run.json").read_text())
+    model = names["transformer"]
     buffers = sum(tensor.numel() for tensor in model.buffers())
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
     assert stored - buffers == record["params"]
+
+    # The same from rfjax: caption, noise, and the sampler that the run is set to.
+    noise = names["torch"].randn(
+        1, 16, 8, 8, generator=names["torch"].Generator().manual_seed(0)
+    )
+    (caption,), text = captions.stored_captions(config.data, "train", count=1)
+    network = make_model(config.model)
+    latents = sample_latents(
+        network,
+        checkpoint.restore_params(
+            folder / "run", network.abstract_params(), weights="ema"
+        ),
+        noise.numpy().transpose(0, 2, 3, 1),
+        text,
+        unconditional=captions.empty_caption(config.data),
+        formulation=parse(config.objective),
+        config=config.sample,
+        mesh=make_mesh(MeshConfig(), devices=jax.devices()[:1]),
+    )
+    drawn = pixels(tmp_path / "picture.png").astype(int)
+    assert names["text"]["captions"][0] == caption
+    difference = np.abs(drawn - config.data.codec().decode(latents)[0])
+    assert difference.max() <= 8  # the networks differ in the order of their sums
+    assert difference.mean() < 1
+    assert np.abs(drawn - drawn[::-1]).mean() > 5  # control: not of one colour
 
 
 def test_other_data_under_the_same_path_is_refused(folder, tmp_path, capsys):

@@ -34,7 +34,7 @@ FLAGS = {
     "bench step": "config rounds peer json",
     "bench checkpoint": "config folder rounds json",
     "bench data": "data rounds json",
-    "export": "workdir out format weights dtype step pipeline",
+    "export": "workdir out format weights dtype step pipeline license",
     "import": "config from format workdir",
     "completion": "shell",
 }
@@ -252,6 +252,7 @@ DATA_SET = f"--config={ROOT}/configs/data/emoji.py"
         (["verify"], 1, r"give either --data=DIR or --workdir=DIR"),
         (["verify", "--workdir=w"], 1, r"--workdir=w holds no config\.json"),
         (["export", "--workdir=w", "--out=o"], 1, r"workdir w holds no config\.json"),
+        (["export", "--workdir=w", "--out=o", "--license= "], 1, r"--license must not"),
         (["import", DEBUG, "--workdir=w", "--from=f"], 1, r"f does not exist; give a"),
         (["fit", "--out=o"], 1, r"exactly one of runs .* and table"),
         (["fit", "--out=o", "--runs=w"], 1, r"runs folder w does not exist"),

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rfjax import checkpoint, checksums, run_folder, whole_files
+from rfjax.checksums import digest
 from rfjax.commands.flags import FIGURES, JsonFile, RunData, Step
 from rfjax.commands.job import (
     abstract_params_on,
     check_agreement,
-    digest,
     load_trained,
     make_evaluators,
     make_reading_mesh,

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from cyclopts import Parameter
+
 from rfjax.commands.flags import Step, TorchLayout, Weights
+from rfjax.export.card import UNKNOWN_LICENCE
 from rfjax.export.save import ExportReport, export_run
 from rfjax.export.tensor_file import DTYPES
-from rfjax.value_types import LocalPath, OneOf, checked
+from rfjax.value_types import LocalPath, OneOf, Text, checked
 
 
 @checked
@@ -21,6 +24,7 @@ def export(
     dtype: Annotated[str, OneOf(DTYPES)] = "float32",
     step: Step = None,
     pipeline: LocalPath | None = None,
+    licence: Annotated[Text, Parameter(name="--license")] = UNKNOWN_LICENCE,
 ) -> ExportReport:
     """Writes the weights of a checkpoint as PyTorch files with a model card.
 
@@ -33,6 +37,8 @@ def export(
       step: checkpoint to read; the newest if absent.
       pipeline: folder whose vae, text_encoder* and tokenizer* to add, so that `out` is
         a whole pipeline; for diffusers only.
+      licence: of the weights, for the model card: an identifier of the Hugging Face
+        Hub, such as apache-2.0.
 
     Raises:
       UserError: an unknown choice, a folder that is not empty, or weights or a pipeline
@@ -50,4 +56,5 @@ def export(
         dtype=dtype,
         step=step,
         pipeline=pipeline,
+        licence=licence,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from rfjax import __version__, run_folder, whole_files
+from rfjax.checksums import digest
 from rfjax.commands.memory import check_memory
 from rfjax.config import Config, config_to_dict, load_config
 from rfjax.data import TrainStream
@@ -349,8 +349,3 @@ def with_sharding(shapes: Any, shardings: Any) -> Any:
         shapes,
         shardings,
     )
-
-
-def digest(text: str) -> str:
-    """A short name of a text: 12 hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

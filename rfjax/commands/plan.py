@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from rfjax import whole_files
+from rfjax.checksums import digest
 from rfjax.commands.flags import FIGURES, JsonFile, Report, RunConfig
 from rfjax.commands.job import (
-    digest,
     make_init_state,
     make_job,
     make_stream,

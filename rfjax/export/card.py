@@ -10,15 +10,17 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from flax import traverse_util
 
 from rfjax import input_paths, run_folder, schema, whole_files
+from rfjax.checksums import digest
 from rfjax.data import DATASETS, Dataset
 from rfjax.data.manifest import Manifest
 from rfjax.errors import MissingFileError, UserError
+from rfjax.export.local_names import without_folders
 from rfjax.flow import formulations
 from rfjax.flow.path import RECTIFIED_FLOW
 from rfjax.models import (
@@ -30,6 +32,9 @@ from rfjax.models import (
 )
 
 LONGEST_VALUE = 300  # characters of one value in the card
+UNKNOWN_LICENCE = "other"  # as the Hugging Face Hub calls one that is not in its list
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")  # [owner/]name
 
 # What Markdown, HTML, tables, formulas or automatic links are made of; underscores
 # inside words are not.
@@ -86,6 +91,19 @@ class Run:
         return self.record.get("imported_configs", {})
 
     @property
+    def base_model(self) -> str | None:
+        """What the run was imported from: a name on the Hub, or of a folder or file."""
+        source = self.record.get("imported_from")
+        if not isinstance(source, str):
+            return None
+        path = PurePath(source)
+        for part in path.parts:
+            if cached := re.fullmatch(r"models--(.+?)--(.+)", part):  # of the Hub
+                return f"{cached[1]}/{cached[2]}"
+        is_part = path.name == "transformer" and path.parent.name
+        return path.parent.name if is_part else path.name
+
+    @property
     def predicts_velocity(self) -> bool:
         """Whether the network predicts what flow-matching schedulers integrate."""
         formulation = formulations.parse(self.config["objective"])
@@ -135,19 +153,21 @@ def read_run(workdir: Path) -> Run:
     record = run_folder.read_run(workdir)
     metrics = tuple(run_folder.read_metrics(workdir))
     try:
+        model = make_model(
+            schema.build_kind(
+                BACKBONES, config["model"], name="model", default=DEFAULT_KIND
+            )
+        )
         data = schema.build_kind(DATASETS, config["data"], name="data")
+        data, manifest = _find_data(data, record)
         run = Run(
             name=workdir.resolve().name,
             config=config,
             record=record,
             metrics=metrics,
-            model=make_model(
-                schema.build_kind(
-                    BACKBONES, config["model"], name="model", default=DEFAULT_KIND
-                )
-            ),
+            model=model,
             data=data,
-            manifest=_manifest_of(data),
+            manifest=manifest,
         )
         _ = run.shift, run.scheduler, run.warnings  # checks fields that are used later
     except (KeyError, TypeError, ValueError) as error:
@@ -158,11 +178,26 @@ def read_run(workdir: Path) -> Run:
     return run
 
 
-def _manifest_of(data: Dataset) -> Manifest | None:
-    try:
-        return data.manifest()
-    except MissingFileError:  # weights leave without their data, too
-        return None
+def _find_data(
+    data: Dataset, record: Mapping[str, Any]
+) -> tuple[Dataset, Manifest | None]:
+    """The data set that a run was trained on, and its manifest if it is still there.
+
+    It is where the config says, else where it was in training. Weights leave without it
+    as well, so other data in its place is as good as none.
+    """
+    places = [data]
+    if isinstance(record.get("data_path"), str) and hasattr(data, "path"):
+        places.append(dataclasses.replace(data, path=record["data_path"]))
+    for place in places:
+        try:
+            manifest = place.manifest()
+        except MissingFileError:
+            continue
+        found = digest(manifest.to_json())
+        if found == record.get("data_hash", found):
+            return place, manifest
+    return data, None
 
 
 def model_card(
@@ -172,7 +207,8 @@ def model_card(
     weights: str,
     dtype: str,
     step: int,
-    loading: str | None = None,
+    code: str | None = None,
+    licence: str = UNKNOWN_LICENCE,
 ) -> str:
     """README.md for exported weights.
 
@@ -182,7 +218,8 @@ def model_card(
       weights: "ema" or "raw".
       dtype: of the exported weights.
       step: of the exported checkpoint.
-      loading: Python code that loads the export, by default that of the layout.
+      code: Python code that loads the export, by default that of the layout.
+      licence: of the weights, an identifier of the Hugging Face Hub.
     """
     rows = _facts(
         run, weights=weights, stored_as=f"{dtype}, {layout} layout", step=step
@@ -192,11 +229,7 @@ def model_card(
     warnings = [f"> **Warning:** {warning}\n" for warning in run.warnings]
     return "\n".join(
         [
-            "---",
-            f"library_name: {'diffusers' if layout == 'diffusers' else 'safetensors'}",
-            "pipeline_tag: text-to-image",
-            f"tags: [rfjax, rectified-flow, {torch.tag}]",
-            "---",
+            *_front_matter(run, layout=layout, licence=licence),
             "",
             f"# {escape(run.name)}: {torch.title} of depth {run.model.config.depth}",
             "",
@@ -205,10 +238,10 @@ def model_card(
             *warnings,
             *_table("", rows),
             "",
-            "## Loading",
+            "## Use",
             "",
             "```python",
-            loading or torch.loading[layout],
+            code or torch.loading[layout],
             "```",
             "",
             "The network takes normalised latents [B, C, H, W], timesteps 1000 t in "
@@ -216,12 +249,62 @@ def model_card(
             "the data set stores them, and returns noise - latents for a run of the "
             "rectified flow.",
             "",
+            "## Licence of the data",
+            "",
+            _licence_of_data(run),
+            "",
             "## Configuration",
             "",
             *_table("field", flat),
             "",
         ]
     )
+
+
+def _front_matter(run: Run, *, layout: str, licence: str) -> list[str]:
+    """The lines that the Hugging Face Hub reads: YAML between two rules.
+
+    Source: https://huggingface.co/docs/hub/model-cards, whose names these are.
+    """
+    lines = ["---", f"license: {licence}"]
+    if licence == UNKNOWN_LICENCE:
+        lines.append("license_name: not-chosen")
+    library = "diffusers" if layout == "diffusers" else "safetensors"
+    lines += [f"library_name: {library}", "pipeline_tag: text-to-image", "tags:"]
+    lines += [f"- {tag}" for tag in ("rfjax", "rectified-flow", run.model.torch.tag)]
+    if run.base_model is not None and HUB_NAME.fullmatch(run.base_model):
+        lines.append(f"base_model: {run.base_model}")
+    if run.manifest is not None:
+        lines += ["datasets:", f"- {run.manifest.name}"]
+    return [*lines, "---"]
+
+
+def _data_facts(run: Run) -> dict[str, Any]:
+    """What latents and text states the network takes, as the data set has them."""
+    if run.manifest is None:
+        return {"latents and text": "not recorded: the data set was not there"}
+    manifest = run.manifest
+    latent, scale, shift = manifest.latent, 1, 0
+    if latent.codec_scale is not None:
+        scale, shift = latent.codec_scale, latent.codec_shift or 0
+    facts = {
+        "codec": latent.codec,
+        "latent shape": "height {}, width {}, {} channels".format(*latent.shape),
+        "latent scale": f"{scale:g}, already applied: latents have variance 1",
+        "latent shift": f"{shift:g}, already applied: latents have mean 0",
+    }
+    for encoder in manifest.text.encoders:
+        facts[f"text encoder {encoder.name}"] = (
+            f"{encoder.kind}, {encoder.length} tokens, context {encoder.context_dim}, "
+            f"pooled {encoder.pooled_dim}, {manifest.text.layout}"
+        )
+    return facts
+
+
+def _licence_of_data(run: Run) -> str:
+    """The whole notice, which goes wherever the data goes."""
+    notice = run.manifest.licence if run.manifest is not None else ""
+    return escape(notice, longest=None) if notice else "Not recorded."
 
 
 def _facts(run: Run, *, weights: str, stored_as: str, step: int) -> dict[str, Any]:
@@ -236,13 +319,15 @@ def _facts(run: Run, *, weights: str, stored_as: str, step: int) -> dict[str, An
         "step": step,
         "samples seen": samples["samples"] if samples else "not recorded",
         "data set": run.record.get("data", "not recorded"),
+        **_data_facts(run),
         "validation loss": _validation_text(run, validation, loss),
         "objective": run.config["objective"],
         "shift in training": run.config["shift"],
         "solver in sampling": run.config["sample"]["solver"],
-        "grid in sampling": run.config["sample"].get("grid"),
+        "grid in sampling": run.config["sample"].get("grid") or "by the objective",
         "shift in sampling": run.dynamic_shift or run.shift,
         "guidance scale in sampling": run.config["sample"]["guidance_scale"],
+        "base model": run.base_model or "none",
         "written by": f"rfjax {run.record.get('code_version', '')}",
     }
 
@@ -271,10 +356,16 @@ def _table(title: str, rows: Mapping[str, Any]) -> list[str]:
     return [f"| {title} | |", "|---|---|", *body]
 
 
-def escape(value: Any) -> str:
-    """One line of text that Markdown shows literally: no markup, HTML, cell or link."""
+def escape(value: Any, *, longest: int | None = LONGEST_VALUE) -> str:
+    """One line of text that Markdown shows literally: no markup, HTML, cell or link.
+
+    Args:
+      value: text, or what is written as JSON; says nothing of where files lie.
+      longest: characters after which it is cut; None: never.
+    """
+    value = without_folders(value)
     text = value if isinstance(value, str) else json.dumps(value)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    if len(text) > LONGEST_VALUE:
-        text = text[: LONGEST_VALUE - 3] + "..."
+    if longest is not None and len(text) > longest:
+        text = text[: longest - 3] + "..."
     return ACTIVE.sub(lambda match: f"&#{ord(match[0])};", text)

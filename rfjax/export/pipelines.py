@@ -17,6 +17,7 @@ from rfjax import whole_files
 from rfjax.errors import MissingFileError, UserError
 from rfjax.export import data_identity, foreign_files
 from rfjax.export.card import Run
+from rfjax.export.local_names import without_folders
 
 # Folder of a part -> (library, class), as StableDiffusion3Pipeline wants them.
 PARTS = {
@@ -120,6 +121,8 @@ def copy_parts(
     """
     for part in parts:
         shutil.copytree(source / part, folder / part)
+        for path in (folder / part).glob("*config.json"):
+            _forget_folders(path)
     there = {part: PARTS[part] for part in parts} | {
         "transformer": ("diffusers", "SD3Transformer2DModel"),
         "scheduler": ("diffusers", scheduler),
@@ -129,6 +132,18 @@ def copy_parts(
     (folder / "model_index.json").write_text(
         json.dumps(index, indent=2) + "\n", "utf-8"
     )
+
+
+def _forget_folders(path: Path) -> None:
+    """Cuts where a part once lay on some machine out of a copied config."""
+    config = whole_files.read_json(path)
+    where = {
+        name: without_folders(config[name])
+        for name in ("_name_or_path", "name_or_path", "tokenizer_file")
+        if name in config
+    }
+    if any(config[name] != value for name, value in where.items()):
+        path.write_text(json.dumps(config | where, indent=2) + "\n", "utf-8")
 
 
 def loading_code(parts: Sequence[str]) -> str:

@@ -10,8 +10,8 @@ stacked leaf (one weight of all blocks) and no model is ever built.
     OUT/transformer/diffusion_pytorch_model.safetensors (several and an index if big)
     OUT/scheduler/scheduler_config.json
 
-With the folder of a pipeline also its autoencoder and text encoders, and
-OUT/model_index.json.
+With the data set of the run also OUT/codec.npz and OUT/text_states.npz; with the folder
+of a pipeline its autoencoder and text encoders, and OUT/model_index.json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ from flax import traverse_util
 
 from rfjax import checkpoint, whole_files
 from rfjax.errors import UserError
-from rfjax.export import card, checks, pipelines, scheduler, tensor_file
+from rfjax.export import (
+    card,
+    checks,
+    picture_files,
+    pipelines,
+    scheduler,
+    snippet,
+    tensor_file,
+)
+from rfjax.export.local_names import without_folders
 from rfjax.export.rounding import Rounding, cast
 from rfjax.models import Model
 
@@ -76,6 +85,7 @@ def export_run(
     dtype: str = "float32",
     step: int | None = None,
     pipeline: Path | str | None = None,
+    licence: str = card.UNKNOWN_LICENCE,
 ) -> ExportReport:
     """Writes the weights of a run as PyTorch files with a model card.
 
@@ -88,6 +98,7 @@ def export_run(
       step: which checkpoint; the newest by default.
       pipeline: folder with vae/, text_encoder*/ and tokenizer*/, to be copied so that
         `out` is a whole pipeline; only for the diffusers format.
+      licence: of the weights, an identifier of the Hugging Face Hub for the card.
 
     Raises:
       UserError: an unknown choice, a folder `out` that is not empty, a checkpoint that
@@ -100,10 +111,21 @@ def export_run(
     whole_files.check_free(out, field="out")
     run = card.read_run(Path(workdir))
     checks.check_choice("format", layout, run.model.torch.layouts)
+    if not card.LICENCE.fullmatch(licence):
+        raise UserError(
+            "license must be an identifier of the Hugging Face Hub, such as apache-2.0 "
+            f"or cc-by-sa-4.0, got {licence!r}; leave it out to choose later."
+        )
     choices = {"layout": layout, "weights": weights, "dtype": dtype}
     with checkpoint.pinned_for_all(workdir, step) as step:
         return _export_step(
-            run, workdir, out=out, pipeline=pipeline, step=step, **choices
+            run,
+            workdir,
+            out=out,
+            pipeline=pipeline,
+            step=step,
+            licence=licence,
+            **choices,
         )
 
 
@@ -117,53 +139,69 @@ def _export_step(
     dtype: str,
     step: int,
     pipeline: Path | str | None,
+    licence: str,
 ) -> ExportReport:
     """`export_run` of a checkpoint that stays there meanwhile."""
     read_leaf = _checkpoint_reader(workdir, run.model, weights=weights, step=step)
-    choices = {"layout": layout, "weights": weights, "dtype": dtype, "step": step}
     if pipeline is not None:
         if layout != "diffusers":
             raise UserError(
                 f"format must be diffusers to write a pipeline, got {layout!r}."
             )
         parts = pipelines.find_parts(Path(pipeline), run)
-        choices["loading"] = pipelines.loading_code(parts)
     size = sum(
         tensor_file.num_bytes(shape, dtype=dtype)
         for shape in file_shapes(run.model, layout=layout).values()
     )
+    solver = scheduler.content_for(run).get("_class_name", scheduler.EULER)
     with whole_files.new_folder(out, num_bytes=size) as folder:
-        if layout == "diffusers":
-            rounding = write_diffusers(
-                read_leaf,
-                run.model,
-                folder / "transformer",
-                dtype=dtype,
-                imported=run.imported_configs.get("transformer", {}),
-            )
-            solver = scheduler.content_for(run)
-            if run.predicts_velocity:
-                (folder / "scheduler").mkdir()
-                _write_json(folder / "scheduler" / scheduler.FILE, solver)
-            if pipeline is not None:
-                name = solver.get("_class_name", scheduler.EULER)
-                pipelines.copy_parts(Path(pipeline), folder, parts, scheduler=name)
-        else:
-            path = folder / "model.safetensors"
-            rounding = write_single_file(
-                read_leaf, run.model, path, layout=layout, dtype=dtype
-            )
-        (folder / "README.md").write_text(card.model_card(run, **choices), "utf-8")
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        report = ExportReport(
-            out=Path(out),
-            files=tuple(str(path.relative_to(folder)) for path in files),
+        rounding = _write_weights(folder, run, read_leaf, layout=layout, dtype=dtype)
+        if pipeline is not None:
+            pipelines.copy_parts(Path(pipeline), folder, parts, scheduler=solver)
+        decoding = picture_files.write(folder, run)
+        text = card.model_card(
+            run,
+            layout=layout,
+            weights=weights,
+            dtype=dtype,
             step=step,
-            num_params=run.model.num_params,
-            num_bytes=sum(path.stat().st_size for path in files),
-            warnings=run.warnings + rounding.warnings,
+            licence=licence,
+            code=snippet.card_code(
+                run, layout=layout, scheduler=solver, decoding=decoding
+            )
+            if pipeline is None
+            else pipelines.loading_code(parts),
         )
-    return report
+        (folder / "README.md").write_text(text, "utf-8")
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    return ExportReport(
+        out=Path(out),
+        files=tuple(sizes),
+        step=step,
+        num_params=run.model.num_params,
+        num_bytes=sum(sizes.values()),
+        warnings=run.warnings + rounding.warnings,
+    )
+
+
+def _write_weights(
+    folder: Path, run: card.Run, read_leaf: ReadLeaf, *, layout: str, dtype: str
+) -> Rounding:
+    """Writes the weights, and the scheduler of those that diffusers can sample with."""
+    if layout != "diffusers":
+        path = folder / "model.safetensors"
+        return write_single_file(read_leaf, run.model, path, layout=layout, dtype=dtype)
+    if run.predicts_velocity:
+        (folder / "scheduler").mkdir()
+        _write_json(folder / "scheduler" / scheduler.FILE, scheduler.content_for(run))
+    return write_diffusers(
+        read_leaf,
+        run.model,
+        folder / "transformer",
+        dtype=dtype,
+        imported=run.imported_configs.get("transformer", {}),
+    )
 
 
 def _checkpoint_reader(
@@ -288,4 +326,4 @@ def _split(
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    path.write_text(json.dumps(without_folders(value), indent=2) + "\n", "utf-8")

@@ -118,7 +118,8 @@ class TorchFormat(Protocol):
       title: what the model is, for the title of a model card, as "an MMDiT".
       tag: of the architecture, for a model card.
       architecture: a sentence about it, with its source.
-      loading: layout -> Python code that loads an export from "FOLDER".
+      loading: layout -> Python code that loads an export from "FOLDER"; that of
+        "diffusers" calls it `transformer`.
     """
 
     layouts: tuple[str, ...]

@@ -3,6 +3,7 @@ import html
 import json
 
 import pytest
+import yaml
 
 from rfjax.export import card
 from rfjax.models import make_model
@@ -31,6 +32,10 @@ def test_what_the_card_says(make_config, make_run):
         "| data set | emoji |",
         "| validation loss | 0.6250 at step 2 (protocol val_v1) |",
         "| objective | rf/lognorm(0.00,1.00) |",
+        "| codec | none |",
+        "| text encoder synthetic | synthetic, 12 tokens, context 32, pooled 32, padd",
+        "| solver in sampling | euler |",
+        "| base model | none |",
         "| model.qk_norm | true |",
     ):
         assert row in text
@@ -91,3 +96,70 @@ def test_hostile_data_set_name(make_config, make_run):
     text = card.model_card(card.read_run(workdir), **choices)
     assert "<b>" not in text
     assert "| data set | &#60;b&#62; &#124; x &#124; y &#124; |" in text
+
+
+def front_matter(text):
+    _, block, _ = text.split("---\n", 2)
+    return yaml.safe_load(block)
+
+
+def test_the_hub_reads_the_front_matter(make_config, make_run):
+    workdir = make_run(make_config())
+    fields = front_matter(read_card(workdir))
+    assert fields == {
+        "license": "other",
+        "license_name": "not-chosen",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["rfjax", "rectified-flow", "mmdit"],
+        "datasets": ["synthetic"],
+    }
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    data = huggingface_hub.ModelCard(read_card(workdir, layout="sd3")).data
+    assert (data.license, data.library_name) == ("other", "safetensors")
+    run = card.read_run(workdir)
+    choices = {"layout": "sd3", "weights": "ema", "dtype": "float32", "step": 4}
+    chosen = front_matter(card.model_card(run, **choices, licence="cc-by-sa-4.0"))
+    assert chosen["license"] == "cc-by-sa-4.0"
+    assert "license_name" not in chosen
+
+
+CACHED = "/home/ada/.cache/hub/models--stabilityai--sd3-medium/snapshots/a1/transformer"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (CACHED, "stabilityai/sd3-medium"),
+        ("/home/ada/export/emoji", "emoji"),
+        ("export/emoji/transformer", "emoji"),
+        ("sd3.safetensors", "sd3.safetensors"),
+        ("/home/ada/a: b", None),  # no name for the Hub
+    ],
+)
+def test_the_base_model_is_named(make_config, make_run, source, name):
+    workdir = make_run(make_config())
+    record = json.loads((workdir / "run.json").read_text())
+    (workdir / "run.json").write_text(json.dumps(record | {"imported_from": source}))
+    text = read_card(workdir)
+    assert front_matter(text).get("base_model") == name
+    assert f"| base model | {name or 'a: b'} |" in text
+    assert "ada" not in text
+
+
+def test_nothing_says_where_files_lie(make_config, make_run):
+    workdir = make_run(make_config(), data={"num_classes": 4})
+    fields = json.loads((workdir / "config.json").read_text())
+    fields["model"]["position_file"] = "/home/ada/runs/x/positions.npy"
+    fields["notes"] = {
+        "a": "~ada/x/secret.txt",
+        "b": "../../ada/kept",
+        "c": ["C:\\Users\\ada\\kept", {"d": "file:///home/ada/kept"}],
+        "e": "made by /home/ada/bin/tool from runs/emoji and https://x.org/ada1",
+    }
+    (workdir / "config.json").write_text(json.dumps(fields))
+    text = read_card(workdir)
+    assert "| model.position_file | positions.npy |" in text
+    assert "| notes.e | made by tool from runs/emoji and https://x.org/ada1 |" in text
+    assert "ada" not in text.replace("ada1", "")
+    assert text.count("kept") == 3

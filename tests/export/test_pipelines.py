@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from rfjax.checksums import digest
 from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
-from rfjax.export import save
+from rfjax.export import card, save
 
 pytestmark = [
     # Warnings of torch and diffusers about themselves.
@@ -211,3 +212,20 @@ def test_parts_that_cannot_be_compared(config, make_run, parts, tmp_path):
     (tmp_path / "data" / "rfjax.json").unlink()
     refused(run, tmp_path, parts, "compared with the data set of the run, which is not")
     assert save.export_run(run, out=tmp_path / "alone").files  # control
+
+
+def test_the_data_is_that_of_training(config, make_run, parts, tmp_path):
+    """Where the config says or where it was in training, and no other data."""
+    run = on_data(make_run(config), **SAME)
+    record = json.loads((run / "run.json").read_text())
+    found = card.read_run(run).manifest
+    (tmp_path / "data").rename(tmp_path / "moved")
+    record |= {
+        "data_path": str(tmp_path / "moved"),
+        "data_hash": digest(found.to_json()),
+    }
+    (run / "run.json").write_text(json.dumps(record))
+    assert card.read_run(run).manifest == found
+    (run / "run.json").write_text(json.dumps(record | {"data_hash": "0123456789ab"}))
+    assert card.read_run(run).manifest is None
+    refused(run, tmp_path, parts, "compared with the data set of the run, which is not")

@@ -19,7 +19,14 @@ class ImageCodec(Protocol):
     `encode`, undone by `decode` and kept in the file that `save` writes. If it has them
     as attributes `scaling_factor` and `shift_factor`, as the autoencoders of diffusers
     do, manifests keep them too, and exports compare them.
+
+    Attributes:
+      decoding: Python code for users of an export, with NumPy as `np` alone: turns
+        `latents`, as `decode` takes them, into `images`, as it returns them. It reads
+        what `save` wrote from "FOLDER/codec.npz".
     """
+
+    decoding: str
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """[B, H, W, 3] uint8 -> [B, h, w, C] float32 latents.

@@ -23,7 +23,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -137,6 +137,17 @@ class PatchPCAConfig:
             ) from error
 
 
+DECODING = """\
+codec = np.load("FOLDER/codec.npz")
+size = int(codec["patch_size"])
+patches = (latents / codec["gain"]) @ codec["basis"].T + codec["mean"]
+batch, rows, columns, _ = patches.shape
+pixels = patches.reshape(batch, rows, columns, size, size, 3)
+pixels = pixels.transpose(0, 1, 3, 2, 4, 5)
+pixels = pixels.reshape(batch, rows * size, columns * size, 3)
+images = np.clip(np.rint((pixels + 1) * 127.5), 0, 255).astype(np.uint8)"""
+
+
 @dataclasses.dataclass(frozen=True)
 class PatchPCA:
     """A fitted codec. Arrays are float32; P = patch_size * patch_size * 3.
@@ -146,7 +157,10 @@ class PatchPCA:
       mean: [P] average patch, pixels in [-1, 1].
       basis: [P, C] orthonormal columns, strongest component first.
       gain: [C] what each component is multiplied with.
+      decoding: see `ImageCodec`.
     """
+
+    decoding: ClassVar[str] = DECODING
 
     patch_size: int
     mean: np.ndarray

@@ -51,11 +51,10 @@ POSITION_TOLERANCE = {
 
 LOADING = {
     "diffusers": """\
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel
 
-transformer = SD3Transformer2DModel.from_pretrained("FOLDER", subfolder="transformer")
-scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
-    "FOLDER", subfolder="scheduler"
+transformer = SD3Transformer2DModel.from_pretrained(
+    "FOLDER", subfolder="transformer"
 )""",
     "sd3": """\
 from safetensors.torch import load_file
