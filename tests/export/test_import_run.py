@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from rfjax import checkpoint, commands, run_folder
 from rfjax.commands.job import make_job_here
 from rfjax.config import config_to_dict, load_config
-from rfjax.export import load, save
+from rfjax.export import load, save, scheduler
 from rfjax.main import run as command_line
 from rfjax.models import make_model
 from rfjax.train.optimizer import make_optimizer
@@ -101,61 +101,81 @@ DYNAMIC = {
 }
 
 
+@pytest.fixture
+def pipeline(weights, tmp_path):
+    """Makes a pipeline of the weights and a scheduler_config.json."""
+
+    def make(scheduler):
+        folder = tmp_path / "pipeline"
+        (folder / "scheduler").mkdir(parents=True)
+        weights[0].rename(folder / "transformer")
+        path = folder / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps(scheduler))
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize(
-    ("scheduler", "sample", "warning"),
+    ("scheduler", "sample"),
     [
-        (EULER, {"shift": 3.0, "solver": "euler"}, None),
-        (EULER | {"use_dynamic_shifting": True, **DYNAMIC},
-         {"shift": 1.0, "dynamic_shift": DYNAMIC}, None),
-        ({"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 2.0},
-         {"shift": 2.0, "solver": "heun"}, None),
-        (EULER | {"use_karras_sigmas": True, "shift_terminal": 0.02}, {"shift": 3.0},
-         "has shift_terminal = 0.02, use_karras_sigmas = True, which only PyTorch"),
-        (EULER | {"use_dynamic_shifting": True, "time_shift_type": "linear"},
-         {"shift": 1.0, "dynamic_shift": None}, "has time_shift_type = 'linear'"),
+        (EULER, {"shift": 3.0}),
+        (EULER | {"use_dynamic_shifting": True, **DYNAMIC}, {"dynamic_shift": DYNAMIC}),
     ],
-)  # fmt: skip
-def test_a_round_trip_gives_back_both_configs(
-    weights, tmp_path, scheduler, sample, warning
-):
+)
+def test_a_round_trip_gives_back_both_configs(pipeline, tmp_path, scheduler, sample):
     """Also what rfjax has no field for, as the default size of pictures."""
-    pipeline = tmp_path / "pipeline"
-    (pipeline / "scheduler").mkdir(parents=True)
-    weights[0].rename(pipeline / "transformer")
-    path, claims = pipeline / "transformer" / "config.json", {"sample_size": 96}
+    source = pipeline(scheduler)
+    path, claims = source / "transformer" / "config.json", {"sample_size": 96}
     claims |= {"out_channels": None, "_diffusers_version": "0.42.1"}
     network = json.loads(path.read_text()) | claims
     path.write_text(json.dumps(network | {"_name_or_path": "/home/me/sd3"}))
-    (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
 
-    for source in (pipeline, pipeline / "transformer" / MODEL, tmp_path / "out"):
-        workdir = tmp_path / f"run-{source.name}"
-        imported = commands.import_weights(source, fields=FIELDS, workdir=workdir)
+    for given in (source / "transformer" / MODEL, tmp_path / "out"):
+        workdir, out = tmp_path / f"run-{given.name}", tmp_path / "out"
+        imported = commands.import_weights(given, fields=FIELDS, workdir=workdir)
         found = config_to_dict(imported.config)["sample"]
         assert {name: found[name] for name in sample} == sample
-        assert (warning is None) == (not imported.warnings)
-        assert warning is None or warning in str(imported)
-        if not (out := tmp_path / "out").exists():
+        assert imported.warnings == ()
+        if not out.exists():
             save.export_run(workdir, out=out)
         assert json.loads((out / "transformer" / "config.json").read_text()) == network
-        found = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
-        assert found == scheduler
+        path = out / "scheduler" / "scheduler_config.json"
+        assert json.loads(path.read_text()) == scheduler
 
 
-def test_what_a_user_says_of_sampling_counts(weights, tmp_path):
-    pipeline = tmp_path / "pipeline"
-    (pipeline / "scheduler").mkdir(parents=True)
-    weights[0].rename(pipeline / "transformer")
-    file = pipeline / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps(EULER | {"use_dynamic_shifting": True}))
+@pytest.mark.parametrize(
+    ("content", "fields", "not_followed"),
+    [
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 2.0},
+         {"shift": 2.0, "solver": "heun"}, []),
+        (EULER | {"use_karras_sigmas": True, "shift_terminal": 0.02}, {"shift": 3.0},
+         ["shift_terminal = 0.02", "use_karras_sigmas = True"]),
+        (EULER | {"use_dynamic_shifting": True, "time_shift_type": "linear"}, {},
+         ["time_shift_type = 'linear'"]),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True,
+          "flow_shift": 5.0}, {"shift": 5.0}, ["_class_name = 'UniPCMultistepSch"]),
+        ({}, {}, []),
+    ],
+)  # fmt: skip
+def test_what_schedulers_say(content, fields, not_followed):
+    assert scheduler.sample_fields(content) == fields
+    found = scheduler.not_followed(content)
+    for text, start in zip(found, not_followed, strict=True):
+        assert text.startswith(start)
+
+
+def test_what_a_user_says_of_sampling_counts(pipeline, tmp_path):
+    source = pipeline(EULER | {"use_dynamic_shifting": True, "use_beta_sigmas": True})
     fields = FIELDS | {"sample": {"shift": 2.0}}
     workdir = tmp_path / "run"
-    imported = commands.import_weights(pipeline, fields=fields, workdir=workdir)
+    imported = commands.import_weights(source, fields=fields, workdir=workdir)
     assert (imported.config.sample.shift, imported.config.sample.dynamic_shift) == (
         2.0,
         None,
     )
     assert "warning: sample.dynamic_shift is None, the weights'" in str(imported)
+    assert "has use_beta_sigmas = True, which only PyTorch follows" in str(imported)
     save.export_run(workdir, out=tmp_path / "out")
     path = tmp_path / "out" / "scheduler" / "scheduler_config.json"
     found = json.loads(path.read_text())
@@ -172,14 +192,10 @@ def test_what_a_user_says_of_sampling_counts(weights, tmp_path):
         ([], "must hold a JSON object"),
     ],
 )
-def test_schedulers_that_do_not_fit(weights, tmp_path, content, message):
-    pipeline, workdir = tmp_path / "pipeline", tmp_path / "run"
-    (pipeline / "scheduler").mkdir(parents=True)
-    weights[0].rename(pipeline / "transformer")
-    path = pipeline / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(content))
+def test_schedulers_that_do_not_fit(pipeline, tmp_path, content, message):
+    source, workdir = pipeline(content), tmp_path / "run"
     with pytest.raises(ValueError, match=message):
-        commands.import_weights(pipeline, fields=FIELDS, workdir=workdir)
+        commands.import_weights(source, fields=FIELDS, workdir=workdir)
     assert not workdir.exists()
 
 
