@@ -52,7 +52,8 @@ def draw_curves(
     over_time.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     over_time.yaxis.set_major_formatter("{x:g}")
     over_time.yaxis.set_minor_formatter(ticker.NullFormatter())
-    over_time.legend(frameon=False)
+    if over_time.lines:  # a run that was imported has measured nothing yet
+        over_time.legend(frameon=False)
 
     levels = [k / NUM_LEVELS for k in range(NUM_LEVELS)]
     for prefix in ("val", "val_ema"):
