@@ -56,11 +56,12 @@ def pinned_for_all(workdir: Path | str, step: int | None = None) -> Iterator[int
 @contextlib.contextmanager
 def unless_pinned(folder: Path) -> Iterator[bool]:
     """Yields whether nobody reads a checkpoint; nobody starts to within the block."""
-    try:
-        with _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_there:
-            yield is_there
-    except BlockingIOError:
-        yield False
+    with contextlib.ExitStack() as stack:
+        try:
+            is_free = stack.enter_context(_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            is_free = False
+        yield is_free
 
 
 @contextlib.contextmanager
@@ -80,13 +81,16 @@ def _lock(folder: Path, operation: int) -> Iterator[bool]:
             fcntl.flock(descriptor, operation)
         except BlockingIOError:
             raise
-        except OSError:  # a file system without locks
-            yield True
-            return
-        try:
-            is_there = os.path.samestat(os.fstat(descriptor), os.stat(folder))
-        except FileNotFoundError:
-            is_there = False
-        yield is_there
+        except OSError:
+            pass  # a file system without locks
+        yield _is_at(folder, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_at(folder: Path, descriptor: int) -> bool:
+    """Whether an open folder still has its name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(folder))
+    except FileNotFoundError:
+        return False
