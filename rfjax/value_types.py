@@ -154,7 +154,8 @@ class Local:
         """The path, of the type it came in; see `Rule`."""
         text = Filled().check(str(value), name=name)
         if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", text):
-            url = f"{scheme[1]}://{text[scheme.end() :]}"  # pathlib drops a slash
+            slashes = "///" if scheme[1] == "file" else "//"  # pathlib drops some
+            url = f"{scheme[1]}:{slashes}{text[scheme.end() :]}"
             raise UserError(
                 f"{name} must be a path on this machine, got {url!r}; copy it here or "
                 "mount it, and name the local path."

@@ -23,7 +23,9 @@ from rfjax.errors import UserError
 from rfjax.value_types import Bounds, check_fields
 
 BATCH_AXES = ("slice", "data", "fsdp")
-AxisSize = Annotated[int, Bounds(1, besides=(-1, "to infer it"))]
+AxisSize = Annotated[
+    int, Bounds(1, besides=(-1, "to infer it")), Bounds(high=2**20, remedy="infer it")
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
