@@ -146,12 +146,31 @@ def _forget_folders(path: Path) -> None:
         path.write_text(json.dumps(config | where, indent=2) + "\n", "utf-8")
 
 
-def loading_code(parts: Sequence[str]) -> str:
-    """Python that loads the pipeline; parts that are absent must be named."""
+def loading_code(parts: Sequence[str], run: Run) -> str:
+    """Python that loads the pipeline and draws a picture as the run is set to.
+
+    Parts that are absent must be named; without all text encoders the pipeline takes
+    their states in place of a prompt.
+    """
+    sample = run.config["sample"]
+    prompt = '"a fox"'
+    if not set(PARTS) <= set(parts):
+        prompt = "prompt_embeds=context, pooled_prompt_embeds=pooled"
+        if sample["guidance_scale"] > 1:
+            prompt += (
+                ",\n    negative_prompt_embeds=empty_context, "
+                "negative_pooled_prompt_embeds=empty_pooled"
+            )
     absent = "".join(f"    {part}=None,\n" for part in PARTS if part not in parts)
     return f"""\
 from diffusers import StableDiffusion3Pipeline
 
 pipeline = StableDiffusion3Pipeline.from_pretrained(
     "FOLDER",
-{absent})"""
+{absent})
+image = pipeline(
+    {prompt},
+    num_inference_steps={sample["num_steps"]},
+    guidance_scale={sample["guidance_scale"]},
+).images[0]
+image.save("picture.png")"""

@@ -170,7 +170,7 @@ def _export_step(
                 run, layout=layout, scheduler=solver, decoding=decoding
             )
             if pipeline is None
-            else pipelines.loading_code(parts),
+            else pipelines.loading_code(parts, run),
         )
         (folder / "README.md").write_text(text, "utf-8")
         files = sorted(path for path in folder.rglob("*") if path.is_file())

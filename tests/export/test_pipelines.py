@@ -8,6 +8,7 @@ import pytest
 
 from rfjax.checksums import digest
 from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
+from rfjax.evaluation.sample import SampleConfig
 from rfjax.export import card, save
 
 pytestmark = [
@@ -45,11 +46,12 @@ def config(make_config):
     return make_config(qk_norm=True)
 
 
-def test_diffusers_runs_the_pipeline(config, make_run, parts, tmp_path):
+def test_diffusers_runs_the_pipeline(config, make_run, parts, tmp_path, monkeypatch):
     import torch
     from diffusers import StableDiffusion3Pipeline
 
-    report = save.export_run(make_run(config), out=tmp_path / "export", pipeline=parts)
+    run = make_run(config, sample=SampleConfig(num_steps=2))
+    report = save.export_run(run, out=tmp_path / "export", pipeline=parts)
     assert "model_index.json" in report.files
     assert "vae/config.json" in report.files
     code = (report.out / "README.md").read_text().split("```python\n")[1]
@@ -62,6 +64,11 @@ def test_diffusers_runs_the_pipeline(config, make_run, parts, tmp_path):
     rng = np.random.default_rng(0)
     context = torch.from_numpy(rng.standard_normal((1, 5, 20), np.float32))
     pooled = torch.from_numpy(rng.standard_normal((1, 12), np.float32))
+    # The code of the card, given the states that it asks for.
+    monkeypatch.chdir(tmp_path)
+    states = {"empty_context": context / 2, "empty_pooled": pooled / 2}
+    exec(code, {"context": context, "pooled": pooled, **states})
+    assert (tmp_path / "picture.png").is_file()
     images = pipeline(
         prompt_embeds=context,
         pooled_prompt_embeds=pooled,
