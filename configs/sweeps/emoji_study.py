@@ -7,12 +7,12 @@ r"""The depth study on emoji scenes: six depths, four budgets of data, on a lapt
     rfjax sweep  --config=configs/sweeps/emoji_study.py --workdir=runs/study
     rfjax fit    --runs=runs/study --out=reports/study
 
-Hardware: 1 CPU core. Duration: about an hour and a half. Expected: `notebooks/study` of
-this repository, read by `notebooks/depth_scaling.ipynb`. No scene is seen twice: the
-longest run reads half of the data. Depths 2 and 3 are trained with three seeds, for the
-noise. `emoji_study.py:5` stops at depth 5, to predict depth 6 before it is trained.
+Hardware: 1 CPU core. Duration: about an hour. Expected: `notebooks/study` of this
+repository, read by `notebooks/depth_scaling.ipynb`. No scene is seen twice: the longest
+run reads half of the data. Depths 2 and 3 are trained with three seeds, for the noise.
+`emoji_study.py:5` stops at depth 5, to predict depth 6 before it is trained.
 `emoji_study.py:rates` asks instead which learning rate is best at which depth, under
-both parameterisations (20 minutes). Expected: the best rate falls with depth under the
+both parameterisations (25 minutes). Expected: the best rate falls with depth under the
 standard one, and stays under muP. At depth 2, the base depth, both are the same run.
 """
 
