@@ -99,11 +99,15 @@ def read_pilot(path: Path | str) -> Pilot:
     return Pilot(document["size_measure"], values)
 
 
-def measured_speeds(workdir: Path) -> dict[int, float]:
+def measured_speeds(workdir: Path, *, min_intervals: int = 1) -> dict[int, float]:
     """Depth -> model FLOP/s of the runs in a sweep folder, the median over intervals.
 
-    Intervals in which a process starts include its compilation; the median ignores
-    them.
+    Intervals in which a process starts include its compilation; the median of three or
+    more ignores them.
+
+    Args:
+      workdir: sweep folder.
+      min_intervals: of a depth; with fewer it is left out.
     """
     speeds: dict[int, list[float]] = {}
     for path in sorted(Path(workdir).glob(f"*/{run_folder.RUN_FILE}")):
@@ -115,7 +119,11 @@ def measured_speeds(workdir: Path) -> dict[int, float]:
                 speeds.setdefault(run["depth"], []).append(
                     line["perf/samples_per_second"] * run["train_flops_per_sample"]
                 )
-    return {depth: float(np.median(values)) for depth, values in speeds.items()}
+    return {
+        depth: float(np.median(values))
+        for depth, values in speeds.items()
+        if len(values) >= min_intervals
+    }
 
 
 def predicted_seconds(

@@ -15,11 +15,14 @@ from rfjax.scaling.study.manifest import SweepCell
 _KNOWN_TO = 2
 
 
+_MIN_INTERVALS = 3  # of which one may include compilation
+
+
 class Pace:
     """Speeds by depth, and what a cell takes besides its steps.
 
-    Compilation, validation and saving take about as long in a short cell as in a long
-    one, so time does not go by FLOPs alone.
+    The first cell of a depth compiles, and every cell validates and saves, which takes
+    about as long in a short cell as in a long one: time does not go by FLOPs alone.
     """
 
     def __init__(self, workdir: Path):
@@ -27,28 +30,36 @@ class Pace:
         self._seconds: list[tuple[SweepCell, float]] = []
 
     def add(self, cell: SweepCell, *, seconds: float) -> None:
-        """Remembers what a cell took from its start to its end."""
+        """Remembers what a cell took here from its start to its end."""
         self._seconds.append((cell, seconds))
 
     def seconds_left(self, cells: Sequence[SweepCell]) -> float | None:
-        """Seconds that cells will take; None as long as a guess would be far off.
+        """Seconds that cells will take, in order; None as long as that is a wild guess.
 
-        That is before the first cell has finished here, and while there are models of
-        more than twice the depth of any that has trained in the sweep folder.
+        So it is before a cell that compiles and one that does not have finished here,
+        and while there are models of more than twice the depth of any whose speed is
+        known from the sweep folder.
         """
         try:
-            speeds = measured_speeds(self._workdir)
+            speeds = measured_speeds(self._workdir, min_intervals=_MIN_INTERVALS)
         except UserError:  # a damaged run is for whoever needs what is in it
             return None
-        if not self._seconds or not speeds:
+        depths = [cell.depth for cell in cells]
+        if not speeds or None in depths:  # not in lists of earlier versions
             return None
-        if any(cell.depth is None for cell in cells):  # listed by an earlier version
+        if max(depths, default=0) > _KNOWN_TO * max(speeds):
             return None
-        if max((cell.depth for cell in cells), default=0) > _KNOWN_TO * max(speeds):
-            return None
-        besides = [
-            max(0.0, seconds - predicted_seconds(cell, speeds=speeds))
-            for cell, seconds in self._seconds
-        ]
-        overhead = sum(besides) / len(besides)
-        return sum(predicted_seconds(cell, speeds=speeds) + overhead for cell in cells)
+        seen: set[int | None] = set()
+        besides: dict[bool, list[float]] = {True: [], False: []}  # by: compiles
+        for cell, seconds in self._seconds:
+            training = predicted_seconds(cell, speeds=speeds)
+            besides[cell.depth not in seen].append(max(0.0, seconds - training))
+            seen.add(cell.depth)
+        left = 0.0
+        for cell in cells:
+            known = besides[cell.depth not in seen]
+            if not known:
+                return None
+            left += predicted_seconds(cell, speeds=speeds) + sum(known) / len(known)
+            seen.add(cell.depth)
+        return left

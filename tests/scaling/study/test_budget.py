@@ -95,6 +95,7 @@ def test_speeds_are_read_from_runs(tmp_path):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text)
     assert budget.measured_speeds(tmp_path) == {2: 800.0}
+    assert budget.measured_speeds(tmp_path, min_intervals=4) == {}
     assert budget.measured_speeds(tmp_path / "none") == {}
 
 

@@ -152,7 +152,8 @@ def test_failures_are_warnings(tmp_path):
 def sweep_in_time(folder, *, overhead, speed_of_depth, depths, lengths):
     """(seconds left by `Pace`, seconds that are left) after every cell of a sweep.
 
-    A cell takes `overhead` seconds, and its FLOPs at the speed of its depth.
+    A cell takes `overhead` seconds, ten times that if it is the first of its depth, and
+    its FLOPs at the speed of its depth.
     """
     cells = [
         SweepCell(
@@ -162,15 +163,23 @@ def sweep_in_time(folder, *, overhead, speed_of_depth, depths, lengths):
         for depth in depths
         for length in lengths
     ]  # fmt: skip
-    seconds = [overhead + c.new_flops / speed_of_depth(c.depth) for c in cells]
+    seconds = [
+        overhead * (10 if c.name.endswith(f"-{lengths[0]}") else 1)
+        + c.new_flops / speed_of_depth(c.depth)
+        for c in cells
+    ]
     pace, found = Pace(folder), []
     for number, (done, spent) in enumerate(zip(cells, seconds, strict=True), 1):
         run = {"depth": done.depth, "train_flops_per_sample": float(done.depth**3)}
         (folder / done.name).mkdir(parents=True)
         run_folder.update_run(folder / done.name, **run)
         speed = speed_of_depth(done.depth) / done.depth**3
-        line = {"step": 1, "samples": 1, "perf/samples_per_second": speed}
-        (folder / done.name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        lines = [
+            {"step": step, "samples": step, "perf/samples_per_second": measured}
+            for step, measured in enumerate((speed / 50, speed, speed), 1)
+        ]  # the first interval includes compilation
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / done.name / "metrics.jsonl").write_text(text)
         pace.add(done, seconds=spent)
         found.append((pace.seconds_left(cells[number:]), sum(seconds[number:])))
     return found
@@ -201,6 +210,11 @@ def test_no_time_is_given_before_one_is_known(tmp_path):
     assert pace.seconds_left(rest) is None
     pace.add(cell("a"), seconds=1.0)
     assert pace.seconds_left(rest) is None  # no speed was measured
+    found = sweep_in_time(
+        tmp_path, overhead=1.0, speed_of_depth=float, depths=(1,), lengths=(10, 20, 40)
+    )
+    assert found[0][0] is None  # of a cell that need not compile nothing is known
+    assert found[1][0] == pytest.approx(found[1][1])
 
 
 def test_the_line_of_a_sweep_counts_cells(tmp_path, capsys):
