@@ -11,8 +11,8 @@ from rfjax.errors import UserError
 
 _CHOOSE = "choose the weights of Stable Diffusion 3 or 3.5."
 _QUANTISED = (
-    "weights quantised to integers; take those in float16, bfloat16 or float32 that "
-    "they were made from."
+    "quantised ones; take those in float16, bfloat16 or float32 that they were made "
+    "from."
 )
 
 # What occurs in the names of tensors -> what the file is, and the remedy. The first
@@ -27,10 +27,12 @@ KINDS = {
     r"weight_scale_inv|weight\._(data|scale))$": _QUANTISED,
     r"(^|\.)controlnet_": f"a ControlNet; {_CHOOSE}",
     r"(^|\.)(double_blocks|single_transformer_blocks|single_blocks)\.": (
-        f"of the FLUX architecture; {_CHOOSE}"
+        f"a FLUX model; {_CHOOSE}"
     ),
-    r"(^|\.)(joint_transformer_blocks|double_layers)\.": f"AuraFlow's; {_CHOOSE}",
-    r"(^|\.)(adaln_single|t_block)\.": f"of the PixArt architecture; {_CHOOSE}",
+    r"(^|\.)(joint_transformer_blocks|double_layers)\.": (
+        f"an AuraFlow model; {_CHOOSE}"
+    ),
+    r"(^|\.)(adaln_single|t_block)\.": f"a PixArt model; {_CHOOSE}",
     r"^(model\.diffusion_model\.|unet\.)?(input_blocks|down_blocks)\.": (
         f"a U-Net, as that of Stable Diffusion 1, 2 or XL; {_CHOOSE}"
     ),
