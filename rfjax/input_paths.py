@@ -31,7 +31,7 @@ def to_folder(cls: type, values: Mapping[str, Any], folder: Path) -> dict[str, A
 
     def moved(path: str) -> str:
         """The path, seen from the folder."""
-        if os.path.isabs(path):
+        if os.path.isabs(path) and not Path(path).resolve().is_relative_to(start):
             return path
         # A link to an input is kept, as it may be pointed elsewhere.
         given = (
