@@ -138,7 +138,8 @@ class Evaluator(Protocol):
           check_in: called between parts of the work; what it raises ends it.
 
         Returns:
-          Name of a metric -> value.
+          Name of a metric -> finite value; any other, or a blown-up `loss`, ends the
+          run as diverged.
         """
 
     def compile(self, params: Mapping[str, Any]) -> None:

@@ -283,9 +283,9 @@ class Checkpoints:
         """Writes one list of all files, in the first process when all have written."""
         start = time.perf_counter()
         folder = self._state_handler.step_folder
-        if self._saving in self._config.keep_steps:
-            (folder / KEPT_FILE).touch()
         with self._state_handler.noting_failure():
+            if self._saving in self._config.keep_steps:
+                (folder / KEPT_FILE).touch()
             checksums.join_parts(folder, leave_out=collector.WRITTEN_LAST)
             disk.sync_tree(folder)  # before it takes the name of a step
         self.hash_seconds += time.perf_counter() - start
