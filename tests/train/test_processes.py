@@ -194,3 +194,45 @@ def test_a_signal_to_any_stops_all_at_the_same_step(tmp_path, signalled):
     checkpoint.check_step(workdir, saved)
     parts = [path.name for path in workdir.glob("checkpoints/*/state/ocdbt*")]
     assert sorted(parts) == ["ocdbt.process_0", "ocdbt.process_1"]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize(
+    ("number", "how"),
+    [(signal.SIGKILL, "connection is closed"), (signal.SIGSTOP, "silent for 20 s")],
+)
+@pytest.mark.parametrize("when", ["compiling", "training", "saving", "evaluating"])
+def test_a_lost_process_ends_the_others(tmp_path, lost, number, how, when):
+    workdir = tmp_path / "run"
+    started = start_two_processes(
+        "train",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        *OVERRIDES,
+        "--config.train.num_steps=1000",
+        f"--config.checkpoint.every_steps={1 if when == 'saving' else 1000}",
+        f"--config.validation.every_steps={1 if when == 'evaluating' else 1000}",
+    )
+    try:
+        end = time.monotonic() + 400
+        while not (
+            run_folder.read_run(workdir).get("status") == "running"
+            and (when == "compiling" or len(run_folder.read_metrics(workdir)) > 2)
+        ):
+            assert all(process.poll() is None for process in started)
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        started[lost].send_signal(number)
+        signalled = time.monotonic()
+        _, errors = started[1 - lost].communicate(timeout=60)
+        assert time.monotonic() - signalled < 30
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert started[1 - lost].returncode == 75, errors
+    assert errors.splitlines()[-1].startswith(f"rfjax: process {lost} of 2 is gone (")
+    assert how in errors
+    assert "Traceback" not in errors
+    assert "Check failure" not in errors
+    assert run_folder.read_run(workdir)["status"] == "failed"
