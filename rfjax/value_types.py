@@ -196,6 +196,9 @@ PositiveInt = Annotated[int, Bounds(1), _INT32]
 NaturalInt = Annotated[int, Bounds(0, remedy="choose for example 0"), _INT32]
 Size = Annotated[int, Bounds(1), Bounds(high=2**20, remedy=_SMALLER)]  # of a dim
 ThreadCount = Annotated[int, Bounds(0, 1024, remedy="choose for example 16")]
+BatchCount = Annotated[
+    int, Bounds(1), Bounds(high=1024, remedy="choose for example 16")
+]
 LargeCount = Annotated[int, Bounds(1), _INT64]  # samples, FLOPs, bytes
 PositiveFloat = Annotated[float, Bounds(0, open_low=True)]
 NonNegativeFloat = Annotated[float, Bounds(0, remedy="choose for example 0")]

@@ -24,9 +24,9 @@ from rfjax.data.manifest import Manifest, only_encoder
 from rfjax.errors import UserError
 from rfjax.types import Batch, Conditioning
 from rfjax.value_types import (
+    BatchCount,
     Fraction,
     OneOf,
-    PositiveInt,
     Seed,
     ThreadCount,
     check_fields,
@@ -59,7 +59,7 @@ class Reading:
     latents_dtype: Annotated[str, OneOf(LATENT_DTYPES)] = "float32"
     shuffle_seed: Seed | None = None
     read_threads: ThreadCount = schema.changeable(16)
-    prefetch_batches: PositiveInt = schema.changeable(16)
+    prefetch_batches: BatchCount = schema.changeable(16)
 
     def __post_init__(self):
         check_fields(self, section="data")

@@ -22,7 +22,7 @@ from rfjax.data.base import Dataset
 from rfjax.data.manifest import NO_CODEC, EncoderSpec, LatentSpec, Manifest, TextSpec
 from rfjax.data.pipeline import Reading
 from rfjax.errors import UserError
-from rfjax.value_types import PositiveInt, Seed, Size, ThreadCount
+from rfjax.value_types import BatchCount, PositiveInt, Seed, Size, ThreadCount
 
 # Share of the variance that the class explains; the rest is an example's own.
 _CLASS_VARIANCE = 0.9
@@ -53,7 +53,7 @@ class SyntheticConfig(Dataset):
     num_validation: PositiveInt = 64
     data_seed: Seed = 0
     read_threads: ThreadCount = schema.changeable(1)
-    prefetch_batches: PositiveInt = schema.changeable(2)
+    prefetch_batches: BatchCount = schema.changeable(2)
 
     def __post_init__(self):
         super().__post_init__()
