@@ -110,17 +110,12 @@ def config_to_dict(
     return values if folder is None else input_paths.to_folder(Config, values, folder)
 
 
-def load_config(workdir: Path | str, *, data: Path | str | None = None) -> Config:
+def load_config(workdir: Path | str) -> Config:
     """The config of a run folder.
-
-    Args:
-      workdir: run folder.
-      data: folder of the data set, if it is not where the config says.
 
     Raises:
       MissingFileError: if the folder holds no run.
-      UserError: its config.json is not the config of a run of this version, or the run
-        reads no data from disk.
+      UserError: its config.json is not the config of a run of this version.
     """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
@@ -130,19 +125,9 @@ def load_config(workdir: Path | str, *, data: Path | str | None = None) -> Confi
         )
     fields = input_paths.from_folder(Config, whole_files.read_json(path), path.parent)
     try:
-        config = from_config_dict(fields)
+        return from_config_dict(fields)
     except UserError as error:
         raise UserError(
             f"{path} must be the config of a run of rfjax {__version__}: {error} "
             "Restore it from a copy, or read the run with the version that wrote it."
         ) from error
-    if data is None:
-        return config
-    if not hasattr(config.data, "path"):
-        raise UserError(
-            f"--data must be left out, got {data}: {workdir} was trained on data that "
-            "is not read from a folder."
-        )
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, path=str(data))
-    )

@@ -18,6 +18,7 @@ from rfjax.commands.job import load_trained
 from rfjax.config import config_to_dict, load_config
 from rfjax.evaluation import captions
 from rfjax.evaluation.sample import sample_latents
+from rfjax.export import card
 from rfjax.flow.formulations import parse
 from rfjax.models import make_model
 from rfjax.parallel.mesh import MeshConfig, make_mesh
@@ -238,4 +239,7 @@ def test_a_run_is_read_from_elsewhere_moved_and_read_only(
     before = sorted(run.rglob("*"))
     rfjax("evaluate", f"--workdir={run}", f"--data={data}", "--num-samples=2")
     assert "not drawn in a folder that is read-only" in capsys.readouterr().out
+    exported = card.read_run(run, data=str(data))
+    assert exported.manifest == load_trained(run, data=data).data.manifest()
+    assert card.read_run(run).manifest is None  # control
     assert sorted(run.rglob("*")) == before

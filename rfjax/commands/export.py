@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rfjax.commands.flags import Step, TorchLayout, Weights
+from rfjax.commands.flags import RunData, Step, TorchLayout, Weights
 from rfjax.export.card import UNKNOWN_LICENCE
 from rfjax.export.save import ExportReport, export_run
 from rfjax.export.tensor_file import DTYPES
@@ -24,6 +24,7 @@ def export(
     dtype: Annotated[str, OneOf(DTYPES)] = "float32",
     step: Step = None,
     pipeline: LocalPath | None = None,
+    data: RunData = None,
     licence: Annotated[Text, Parameter(name="--license")] = UNKNOWN_LICENCE,
 ) -> ExportReport:
     """Writes the weights of a checkpoint as PyTorch files with a model card.
@@ -37,6 +38,7 @@ def export(
       step: checkpoint to read; the newest if absent.
       pipeline: folder whose vae, text_encoder* and tokenizer* to add, so that `out` is
         a whole pipeline; for diffusers only.
+      data: folder of the data set, if it was moved; it gives the codec.
       licence: of the weights, for the model card: an identifier of the Hugging Face
         Hub, such as apache-2.0.
 
@@ -56,5 +58,6 @@ def export(
         dtype=dtype,
         step=step,
         pipeline=pipeline,
+        data=data,
         licence=licence,
     )

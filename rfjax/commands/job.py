@@ -21,11 +21,11 @@ from rfjax import __version__, run_folder, whole_files
 from rfjax.checksums import digest
 from rfjax.commands.memory import check_memory
 from rfjax.config import Config, config_to_dict, load_config
-from rfjax.data import TrainStream
+from rfjax.data import TrainStream, trained_on
 from rfjax.data.implausible import describe_bad_rows
 from rfjax.data.manifest import Manifest
 from rfjax.data.pipeline import name_of_record
-from rfjax.errors import MissingFileError, UserError
+from rfjax.errors import UserError
 from rfjax.evaluation import Evaluator, Subject, validation
 from rfjax.flow import formulations
 from rfjax.models import Model, make_model
@@ -45,40 +45,22 @@ from rfjax.train.step import make_train_step
 
 
 def load_trained(workdir: Path | str, *, data: Path | str | None = None) -> Config:
-    """The config of a run whose data is read again.
-
-    The data is where config.json says, else where it was in training; there it must be
-    the data that the run was trained on. Data that is named may be other data.
+    """The config of a run whose data is read again, which is there.
 
     Args:
       workdir: run folder.
-      data: folder of the data set, if it is neither here nor there.
+      data: folder of the data set, if it was moved, or is to be another.
 
     Raises:
       MissingFileError: `workdir` is not a run folder, or its data is not found.
-      UserError: the data found is not that of the run.
+      UserError: only other data is in its place.
     """
-    workdir = Path(workdir)
-    config = load_config(workdir, data=data)
-    run = run_folder.read_run(workdir)
-    try:
-        manifest = config.data.manifest()
-    except MissingFileError as error:
-        before = run.get("data_path")
-        if data is None and before is not None and Path(before).is_dir():
-            return load_trained(workdir, data=before)
-        raise MissingFileError(
-            f"{error} If it was moved, name it with --data=DIR."
-        ) from error
-    data_hash = digest(manifest.to_json())
-    if data in (None, run.get("data_path")) and data_hash != run.get(
-        "data_hash", data_hash
-    ):
-        raise UserError(
-            f"{workdir} was trained on data set {run['data_hash']}, and {data_hash} is "
-            "now in its place; name the folder to read with --data=DIR."
-        )
-    return config
+    config = load_config(workdir)
+    record = run_folder.read_run(Path(workdir))
+    found, _ = trained_on.find(
+        config.data, record, given=None if data is None else str(data)
+    )
+    return dataclasses.replace(config, data=found)
 
 
 def read_manifest(config: Config) -> Manifest:

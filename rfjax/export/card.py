@@ -16,8 +16,7 @@ from typing import Any
 from flax import traverse_util
 
 from rfjax import input_paths, run_folder, schema, whole_files
-from rfjax.checksums import digest
-from rfjax.data import DATASETS, Dataset
+from rfjax.data import DATASETS, Dataset, trained_on
 from rfjax.data.manifest import Manifest
 from rfjax.errors import MissingFileError, UserError
 from rfjax.export.local_names import without_folders
@@ -136,8 +135,12 @@ class _Inputs:
     data: Dataset = schema.one_of(DATASETS)
 
 
-def read_run(workdir: Path) -> Run:
+def read_run(workdir: Path, *, data: str | None = None) -> Run:
     """Reads a run folder.
+
+    Args:
+      workdir: run folder.
+      data: folder of its data set, if it was moved.
 
     Raises:
       MissingFileError: if it holds no config.json.
@@ -158,15 +161,15 @@ def read_run(workdir: Path) -> Run:
                 BACKBONES, config["model"], name="model", default=DEFAULT_KIND
             )
         )
-        data = schema.build_kind(DATASETS, config["data"], name="data")
-        data, manifest = _find_data(data, record)
+        section = schema.build_kind(DATASETS, config["data"], name="data")
+        found, manifest = _find_data(section, record, given=data)
         run = Run(
             name=workdir.resolve().name,
             config=config,
             record=record,
             metrics=metrics,
             model=model,
-            data=data,
+            data=found,
             manifest=manifest,
         )
         _ = run.shift, run.scheduler, run.warnings  # checks fields that are used later
@@ -179,25 +182,15 @@ def read_run(workdir: Path) -> Run:
 
 
 def _find_data(
-    data: Dataset, record: Mapping[str, Any]
+    data: Dataset, record: Mapping[str, Any], *, given: str | None
 ) -> tuple[Dataset, Manifest | None]:
-    """The data set that a run was trained on, and its manifest if it is still there.
-
-    It is where the config says, else where it was in training. Weights leave without it
-    as well, so other data in its place is as good as none.
-    """
-    places = [data]
-    if isinstance(record.get("data_path"), str) and hasattr(data, "path"):
-        places.append(dataclasses.replace(data, path=record["data_path"]))
-    for place in places:
-        try:
-            manifest = place.manifest()
-        except MissingFileError:
-            continue
-        found = digest(manifest.to_json())
-        if found == record.get("data_hash", found):
-            return place, manifest
-    return data, None
+    """The data set that a run was trained on, and its manifest if it is still there."""
+    try:
+        return trained_on.find(data, record, given=given)
+    except UserError:  # weights leave without it as well
+        if given is not None:
+            raise
+        return data, None
 
 
 def model_card(

@@ -85,6 +85,7 @@ def export_run(
     dtype: str = "float32",
     step: int | None = None,
     pipeline: Path | str | None = None,
+    data: Path | str | None = None,
     licence: str = card.UNKNOWN_LICENCE,
 ) -> ExportReport:
     """Writes the weights of a run as PyTorch files with a model card.
@@ -99,6 +100,7 @@ def export_run(
       pipeline: folder with vae/, text_encoder*/ and tokenizer*/, to be copied so that
         `out` is a whole pipeline; only for the diffusers format.
       licence: of the weights, an identifier of the Hugging Face Hub for the card.
+      data: folder of the data set, if it was moved.
 
     Raises:
       UserError: an unknown choice, a folder `out` that is not empty, a checkpoint that
@@ -109,7 +111,7 @@ def export_run(
     checks.check_choice("weights", weights, checkpoint.WEIGHTS)
     checks.check_choice("dtype", dtype, tensor_file.DTYPES)
     whole_files.check_free(out, field="out")
-    run = card.read_run(Path(workdir))
+    run = card.read_run(Path(workdir), data=None if data is None else str(data))
     checks.check_choice("format", layout, run.model.torch.layouts)
     if not card.LICENCE.fullmatch(licence):
         raise UserError(
