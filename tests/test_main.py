@@ -22,9 +22,9 @@ FLAGS = {
     "verify": "data workdir step picture",
     "config": "config",
     "train": "config workdir branch-from",
-    "evaluate": "workdir step num-samples json",
+    "evaluate": "workdir step num-samples data json picture",
     "sample": "workdir prompt sheet out step weights seed num-steps solver grid "
-    "guidance-scale",
+    "guidance-scale data",
     "plan": "config topology num-images json summary picture search limit",
     "layout": "config devices topology json picture",
     "sweep": "config workdir dry-run launcher cells",
@@ -34,7 +34,7 @@ FLAGS = {
     "bench step": "config rounds peer json",
     "bench checkpoint": "config folder rounds json",
     "bench data": "data rounds json",
-    "export": "workdir out format weights dtype step pipeline license",
+    "export": "workdir out format weights dtype step pipeline data license",
     "import": "config from format workdir",
     "completion": "shell",
 }
@@ -378,7 +378,7 @@ def test_a_file_where_a_folder_must_be(tmp_path, capsys):
     args = ["encode", DATA_SET, f"--out={out}", "--config.source.max_emoji=4"]
     assert main.run(args) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("rfjax encode: Not a directory: ")
+    assert last.startswith(f"rfjax encode: out must be in a folder, got {out}")
 
 
 def call_of(*args):

@@ -20,6 +20,7 @@ FILES = [
     ("bench data", "--json", ["--data=none"]),
     ("bench step", "--json", [RUN]),
     ("evaluate", "--json", ["--workdir=none"]),
+    ("evaluate", "--picture", ["--workdir=none"]),
     ("fit", "--json", ["--table=none", "--out=new"]),
     ("layout", "--json", [RUN]),
     ("layout", "--picture", [RUN]),

@@ -111,7 +111,10 @@ def test_fitting_is_deterministic(images):
     [
         ({"patch_size": 4, "channels": 49}, "at most .* = 48, got 49"),
         ({"patch_size": 4, "channels": 0}, "channels must be at least 1"),
-        ({"patch_size": 0, "channels": 4}, "patch_size must be at least 1, got 0"),
+        (
+            {"patch_size": 0, "channels": 4},
+            "patch_size must be between 1 and 64, got 0",
+        ),
         ({"patch_size": 3, "channels": 4}, "patch_size 3 must divide .* 16 x 16"),
         ({"patch_size": 4, "channels": 4, "whitening": 1.5}, "whitening .* got 1.5"),
     ],

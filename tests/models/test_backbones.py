@@ -90,6 +90,7 @@ def test_a_second_backbone_trains_and_validates(tmp_path, monkeypatch):
             "learning_rate": 0.01, "warmup_steps": 1, "parameterisation": "mup",
             "base_depth": 1,
         },
+        "ema": {"every_steps": 1},
         "train": {"num_steps": 30, "global_batch_size": 32},
         "checkpoint": {"every_steps": 30},
         "validation": {"num_samples": 32, "batch_size": 32},

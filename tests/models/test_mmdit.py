@@ -306,7 +306,7 @@ def test_second_attention_sees_no_text(tiny_model, random_params, random_batch):
     ("field", "value", "message"),
     [
         ("depth", 0, r"model\.depth must be at least 1, got 0"),
-        ("patch_size", 0, r"model\.patch_size must be at least 1"),
+        ("patch_size", 0, r"model\.patch_size must be between 1 and 64"),
         ("dual_attention_blocks", 2, r"dual_attention_blocks must .*less than .*got 2"),
         ("dual_attention_blocks", -1, r"dual_attention_blocks must be at least 0"),
         ("position_scale", 0.0, r"model\.position_scale must be positive"),

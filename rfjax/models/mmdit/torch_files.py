@@ -47,6 +47,8 @@ POSITION_TOLERANCE = {
     "float8_e4m3fn": 2.0**-4,
     "float8_e5m2": 2.0**-3,
 }
+# By which float32 tables of one scale differ, as their sines are computed elsewhere.
+POSITION_ROUNDING = 1e-6
 
 
 LOADING = {
@@ -261,10 +263,12 @@ def _find_positions(
         for scale in _simple_fractions(spacing)
         if (grid_tokens := round(1 + 2 * positions.mean() / scale)) >= 1
     ]
-    if candidates:
-        best = min(candidates, key=lambda candidate: distance(candidate, middle, 1))
-        if distance(best, table, side) <= POSITION_TOLERANCE[dtype]:
-            return best
+    distances = [distance(candidate, middle, 1) for candidate in candidates]
+    for candidate, found in zip(candidates, distances, strict=True):
+        # The simplest of those that only rounding tells apart.
+        if found <= min(distances) + POSITION_ROUNDING:
+            if distance(candidate, table, side) <= POSITION_TOLERANCE[dtype]:
+                return candidate
     return None
 
 
