@@ -18,6 +18,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
     + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    # Tests compile more than they compute; notebooks and the demo run optimised code.
+    + " --xla_backend_optimization_level=0"
 ).strip()
 
 import jax  # noqa: E402  (the environment must be set before JAX starts)

@@ -88,8 +88,14 @@ def test_all_get_the_values_of_all_in_order(three):
 def test_all_others_hear_of_one_that_is_gone(three, lost, how):
     victim, awake = three.pop(lost), threading.Event()
     if how == "closed":
-        for writer in list(victim._writers.values()):
-            victim._loop.call_soon_threadsafe(writer.close)
+
+        def die():
+            """As the kernel does for it: all at once, and nothing is said any more."""
+            victim._over = True
+            for writer in list(victim._writers.values()):
+                writer.close()
+
+        victim._loop.call_soon_threadsafe(die)
     else:  # as a process that is stopped
         victim._loop.call_soon_threadsafe(awake.wait)
     for each in three:

@@ -143,7 +143,7 @@ def interrupt(process, workdir, *numbers):
     [
         ([signal.SIGKILL], -signal.SIGKILL),
         ([signal.SIGTERM, signal.SIGTERM], 143),  # SLURM sends two
-        ([signal.SIGINT], 130),
+        pytest.param([signal.SIGINT], 130, marks=pytest.mark.slow),
         pytest.param([signal.SIGHUP], 129, marks=pytest.mark.slow),
         pytest.param([signal.SIGINT, signal.SIGINT], 130, marks=pytest.mark.slow),
     ],
@@ -561,6 +561,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(
     uninterrupted, small_disk
 ):
