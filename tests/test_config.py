@@ -55,6 +55,10 @@ def test_resolved_config_reads_back_equal(tmp_path):
         ("data.latent_shape=[1, 2]", r"data\.latent_shape must be a list of 3"),
         ("data.caption_dropout=2.0", r"caption_dropout must be between 0 and 1"),
         ("objective=rf/lognrm(0,1)", r"rf/lognorm"),
+        (
+            "objective=rf/lognorm(0,-1)",
+            r"objective rf/lognorm\(0,-1\): lognorm standard",
+        ),
         ("data={'kind':'shards','path':'gs://b/x'}", r"data\.path must be a path on t"),
         ("shift=0.0", r"shift must be positive, got 0\.0"),
         ("seed=-1", r"seed must be in \[0, 2\^32\), got -1"),

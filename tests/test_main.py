@@ -270,6 +270,11 @@ DATA_SET = f"--config={ROOT}/configs/data/emoji.py"
         ),
         (["coordinates", DEBUG, "--out=o", "--depths=1;2"], 1, r"in 1,2,4, got '1;2'"),
         (["coordinates", DEBUG, "--out=o", "--depths=2"], 1, r"two different positive"),
+        (
+            ["coordinates", DEBUG, "--out=o", "--depths=1,999"],
+            1,
+            r"model.depth must leav",
+        ),
         (["coordinates", DEBUG, "--out=o", "--steps=2"], 1, r"steps must be at least"),
         (["--workdir=w", "evaluate"], 2, r"the command comes first, got '--workdir=w'"),
         (

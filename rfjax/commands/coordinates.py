@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 from cyclopts import Parameter
 
 from rfjax import whole_files
@@ -18,8 +19,10 @@ from rfjax.commands.job import (
     make_stream,
     read_manifest,
 )
+from rfjax.commands.memory import check_memory
 from rfjax.errors import UserError
 from rfjax.flow import formulations
+from rfjax.parallel.mesh import MeshConfig, make_mesh
 from rfjax.scaling.transfer.coordinates import check_coordinates, fit_slopes
 from rfjax.train.parameterisation import PARAMETERISATIONS
 from rfjax.value_types import Bounds, LocalPath, OneOf, PositiveInt, checked
@@ -95,6 +98,11 @@ def coordinates(
     from rfjax.scaling.transfer import coordinate_figure
 
     read_manifest(config)
+    largest = dataclasses.replace(config.model, depth=max(depths))
+    check_memory(
+        dataclasses.replace(config, model=largest),
+        mesh=make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
+    )
     picture = Path(out) / PICTURE_FILE
     for file in (Path(out) / COORDINATES_FILE, picture):
         whole_files.check_writable(file, field="--out")

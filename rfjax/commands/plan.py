@@ -21,6 +21,7 @@ from rfjax.commands.job import (
     with_sharding,
 )
 from rfjax.config import Config
+from rfjax.errors import UserError
 from rfjax.models import make_model
 from rfjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from rfjax.plan import report as plan_report
@@ -83,6 +84,8 @@ def plan(
     whole_files.check_writable(json_file, field="--json")
     whole_files.check_writable(summary, field="--summary")
     whole_files.check_writable(picture, field="--picture", suffixes=FIGURES)
+    if json_file is not None and str(json_file) == str(summary):
+        raise UserError(f"--json and --summary must differ, got {summary}; rename one.")
     if search:
         return Search(
             search_plans(

@@ -154,7 +154,10 @@ def parse(name: str) -> Formulation:
         return REGISTRY[name]
     for pattern, make in _FAMILIES.items():
         if match := re.fullmatch(pattern, name):
-            return make(name, *map(float, match.groups()))
+            try:
+                return make(name, *map(float, match.groups()))
+            except UserError as error:
+                raise UserError(f"objective {name}: {error}") from error
     nearest = difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.0)
     raise UserError(
         f"objective must be one of the {len(REGISTRY)} names of the paper, or "
