@@ -40,7 +40,7 @@ nitpick_ignore_regex = [
     (
         "py:.*",
         r"(jax|jaxlib|flax|optax|orbax|ocp|numpy|np|jnp|pd|pandas|matplotlib|Figure|tqdm|"
-        r"torch|cyclopts|grain|tensorflow_datasets|PIL|collections|pathlib|types|typing|contextlib|enum|abc|os)"
+        r"torch|cyclopts|grain|tensorflow_datasets|PIL|collections|pathlib|types|typing|contextlib|enum|abc|os|re)"
         r"(\..*)?",
     ),
 ]
