@@ -34,6 +34,7 @@ FIELDS = {
         "num_validation": 8,
     },
     "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
+    "ema": {"every_steps": 1},
     "train": {"num_steps": 2, "global_batch_size": 8, "log_every_steps": 1},
     "validation": {"batch_size": 8, "num_samples": 8},
     "checkpoint": {"every_steps": 1},

@@ -568,10 +568,12 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(
     workdir = small_disk / "run"
     process = run_cli(workdir)
     wait_for(lambda: checkpoint.finished_steps(workdir), process)
+    process.send_signal(signal.SIGSTOP)  # or it might finish before the disk is full
     filler = small_disk / "theirs"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
+    process.send_signal(signal.SIGCONT)
     start = time.monotonic()
     _, errors = process.communicate(timeout=240)
     assert time.monotonic() - start < 20, "no thread waits for another"
