@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rfjax import disk, whole_files
+from rfjax import checksums, disk, whole_files
 from rfjax.errors import StorageError, UserError
 
 CONFIG_FILE = "config.json"
@@ -73,8 +72,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """A short name of a resolved config: 12 hexadecimal digits."""
-    text = json.dumps(config, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return checksums.digest(json.dumps(config, sort_keys=True))
 
 
 def is_started(workdir: Path, *, checkpoints: Path) -> bool:

@@ -30,6 +30,7 @@ def restore_params(
     *,
     weights: str = "ema",
     step: int | None = None,
+    check: bool = True,
 ) -> Any:
     """Reads one set of parameters from a checkpoint, and nothing else.
 
@@ -38,21 +39,27 @@ def restore_params(
       abstract_params: ShapeDtypeStructs, with shardings or for a single device.
       weights: "ema" or "raw".
       step: which checkpoint; the newest by default.
+      check: whether to compare its files with their checksums; False for the second of
+        two sets that are read while it is `pinned`.
 
     Raises:
       CheckpointError: if it is missing, unfinished, damaged or unreadable.
     """
     with pinned_for_all(workdir, step) as step:
-        return open_params(workdir, weights=weights, step=step).read(abstract_params)
+        stored = open_params(workdir, weights=weights, step=step, check=check)
+        return stored.read(abstract_params)
 
 
-def open_params(workdir: Path | str, *, weights: str, step: int) -> StoredParams:
+def open_params(
+    workdir: Path | str, *, weights: str, step: int, check: bool = True
+) -> StoredParams:
     """Checks a checkpoint, and reads the metadata of one set of its parameters.
 
     Args:
       workdir: run folder.
       weights: "ema" or "raw".
       step: which checkpoint; it stays there while the caller holds it `pinned`.
+      check: whether to compare its files with their checksums.
 
     Raises:
       CheckpointError: if it is missing, unfinished, damaged or unreadable.
@@ -60,7 +67,8 @@ def open_params(workdir: Path | str, *, weights: str, step: int) -> StoredParams
     if weights not in WEIGHTS:
         raise UserError(f"weights must be 'ema' or 'raw', got {weights!r}.")
     workdir = Path(workdir)
-    check_step(workdir, step)
+    if check:
+        check_step(workdir, step)
     with readable(workdir, step):
         tree = ocp.PyTreeCheckpointHandler().metadata(_state(workdir, step)).tree
         shapes = _flat_shapes(tree[WEIGHTS[weights]])

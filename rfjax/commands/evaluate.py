@@ -117,6 +117,7 @@ def evaluate(
                 abstract_params_on(model, mesh=mesh),
                 weights=weights,
                 step=step,
+                check=weights == "raw",  # the first of the two
             )
             metrics |= {
                 f"{evaluator.name}{suffix}/{name}": value
