@@ -100,12 +100,11 @@ def _check_sizes(source: Path, parts: Sequence[str], run: Run) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} must be a JSON file: {error}; download it again."
-        ) from error
+    if not path.is_file():
+        raise MissingFileError(
+            f"{path} must be a JSON file, got none; download it again."
+        )
+    return whole_files.read_json(path)
 
 
 def copy_parts(
