@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
                 "channels": 16,
                 "whitening": 0.5,
             },
-            "text_encoder": {"kind": "minilm", "length": 12},
+            "text_encoders": [{"kind": "minilm", "length": 12}],
             "text_layout": "padded",
             "batch_size": 64,
             "records_per_shard": 1024,

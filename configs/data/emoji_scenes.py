@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
                 "channels": 16,
                 "whitening": 0.5,
             },
-            "text_encoder": {"kind": "minilm", "length": 20},
+            "text_encoders": [{"kind": "minilm", "length": 20}],
             "text_layout": "padded",
             "batch_size": 256,
             "records_per_shard": 2048,

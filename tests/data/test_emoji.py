@@ -50,10 +50,8 @@ def test_unknown_emoji():
 
 def test_a_fox_is_orange_on_white():
     source = EmojiConfig(image_size=32).make()
-    names = {
-        source.example("train", i).caption: i for i in range(source.splits["train"])
-    }
-    image = source.example("train", names["fox"]).image
+    names = {source.entry(i).captions: i for i in range(len(source))}
+    image = source.picture(names[("fox",)])
     assert image.shape == (32, 32, 3)
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image[0, 0], [255, 255, 255])
@@ -94,20 +92,25 @@ def test_missing_package_names_the_remedy(monkeypatch):
 # -- Source emoji ------------------------------------------------------------------
 
 
-def test_splits_are_disjoint_and_chosen_by_name():
-    source = EmojiConfig().make()
-    captions = {
-        split: [source.example(split, i).caption for i in range(count)]
-        for split, count in source.splits.items()
+def captions_by_split(config):
+    source = config.make()
+    entries = [source.entry(index) for index in range(len(source))]
+    return {
+        split: {e.captions[0] for e in entries if e.split == split}
+        for split in ("train", "validation")
     }
-    assert source.splits == {"train": 143, "validation": 17}
-    assert not set(captions["train"]) & set(captions["validation"])
+
+
+def test_splits_are_disjoint_and_chosen_by_name():
+    captions = captions_by_split(EmojiConfig())
+    assert {s: len(names) for s, names in captions.items()} == {
+        "train": 143,
+        "validation": 17,
+    }
+    assert not captions["train"] & captions["validation"]
     # A name stays in its split when other groups join.
-    more = EmojiConfig(groups=("food", "animals")).make()
-    held_out = [
-        more.example("validation", i).caption for i in range(more.splits["validation"])
-    ]
-    assert set(captions["validation"]) < set(held_out)
+    more = captions_by_split(EmojiConfig(groups=("food", "animals")))
+    assert captions["validation"] < more["validation"]
 
 
 @pytest.mark.parametrize(
@@ -143,9 +146,10 @@ SMALL = ScenesConfig(
 def scenes():
     """All examples of a small data set, parsed from their captions."""
     source = SMALL.make()
+    numbers = {"train": range(300), "validation": range(300, len(source))}
     return {
-        split: [source.example(split, i) for i in range(count)]
-        for split, count in source.splits.items()
+        split: [(source.entry(i), source.picture(i)) for i in part]
+        for split, part in numbers.items()
     }
 
 
@@ -200,19 +204,20 @@ def test_other_captions_are_refused(caption):
 
 
 def test_examples_are_functions_of_seed_and_index(scenes):
-    again = SMALL.make().example("train", 123)
-    np.testing.assert_array_equal(again.image, scenes["train"][123].image)
-    assert again.caption == scenes["train"][123].caption
-    other = ScenesConfig(seed=1).make().example("train", 123)
-    assert not np.array_equal(other.image, again.image)
-    assert len({example.image.tobytes() for example in scenes["train"]}) > 295
+    again = SMALL.make()
+    entry, picture = scenes["train"][123]
+    np.testing.assert_array_equal(again.picture(123), picture)
+    assert again.entry(123) == entry
+    other = ScenesConfig(seed=1).make().picture(123)
+    assert not np.array_equal(other, picture)
+    assert len({picture.tobytes() for _, picture in scenes["train"]}) > 295
 
 
 def test_held_out_combinations_are_never_trained_on(scenes):
     seen, held_out = (
         {
-            combination(emoji_scenes.parse_scene_caption(e.caption))
-            for e in scenes[split]
+            combination(emoji_scenes.parse_scene_caption(*entry.captions))
+            for entry, _ in scenes[split]
         }
         for split in ("train", "validation")
     )
@@ -220,7 +225,7 @@ def test_held_out_combinations_are_never_trained_on(scenes):
     assert len(held_out) > 20
     # Every object and colour of validation is known from training.
     parsed = {
-        split: [emoji_scenes.parse_scene_caption(e.caption) for e in examples]
+        split: [emoji_scenes.parse_scene_caption(*e.captions) for e, _ in examples]
         for split, examples in scenes.items()
     }
     for of in (lambda s: set(s.objects), lambda s: {s.background, s.relation}):
@@ -247,11 +252,11 @@ def test_mirrored_captions_are_one_combination():
 
 
 def test_boxes_hold_the_objects_and_obey_the_relation(scenes):
-    for example in scenes["train"] + scenes["validation"]:
-        scene = emoji_scenes.parse_scene_caption(example.caption)
-        boxes = example.annotation["boxes"]
+    for entry, picture in scenes["train"] + scenes["validation"]:
+        scene = emoji_scenes.parse_scene_caption(*entry.captions)
+        boxes = entry.annotation["boxes"]
         background = np.array(openmoji.COLOURS[scene.background])
-        drawn = np.abs(example.image.astype(int) - background).max(axis=-1) > 40
+        drawn = np.abs(picture.astype(int) - background).max(axis=-1) > 40
         inside = np.zeros_like(drawn)
         for top, left, bottom, right in boxes:
             assert 0 <= top < bottom <= 32
@@ -301,4 +306,4 @@ def test_bad_scene_options(options, message):
 def test_nothing_held_out_to_find():
     source = ScenesConfig(objects=("🦊", "🐙"), held_out_fraction=1e-9).make()
     with pytest.raises(ValueError, match="no held-out combination was found"):
-        source.example("validation", 0)
+        source.entry(len(source) - 1)

@@ -327,11 +327,3 @@ def test_unknown_codec(copy):
     edit_manifest(copy, lambda fields: fields["latent"].update(codec="magic"))
     with pytest.raises(ValueError, match=r"one of \['patch_pca'\] .* got 'magic'"):
         shards.read_codec(copy)
-
-
-def test_several_encoders_are_refused(tiny):
-    manifest = tiny.manifest()
-    text = dataclasses.replace(manifest.text, encoders=manifest.text.encoders * 2)
-    manifest = dataclasses.replace(manifest, text=text)
-    with pytest.raises(ValueError, match="must hold one encoder, got 2"):
-        _ = manifest.context_shape

@@ -110,7 +110,7 @@ def test_captions_are_never_cut(encoder):
 def test_bad_options():
     with pytest.raises(ValueError, match=r"must be one of \['minilm'\], got 'clip'"):
         text.make_text_encoder("clip", length=8)
-    with pytest.raises(ValueError, match="text_encoder.length must be between 3 and"):
+    with pytest.raises(ValueError, match="text_encoders.length must be between 3 and"):
         text.make_text_encoder("minilm", length=2)
 
 

@@ -15,39 +15,55 @@ ImageSize = Annotated[int, Bounds(1, 8192)]  # pixels of a side
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """One picture and what is known about it.
+class Entry:
+    """What a source knows of a picture before it is opened.
 
     Attributes:
-      image: [H, W, 3] uint8.
-      caption: what it shows.
-      annotation: JSON-like facts, e.g. the objects and boxes of a scene.
+      key: the source's own name of it, unique there: a path, a row, "a.tar/name".
+      captions: one for each of `Source.caption_kinds`; empty where there is none.
+      split: "train" or "validation"; empty: decided by the hash of its first caption.
+      licence: it is under; empty if the source does not say.
+      attribution: whom to name; empty if the source does not say.
+      columns: what else is known, by name: scores, keywords. Filters ask for them.
+      annotation: JSON-like facts to be stored, e.g. the objects and boxes of a scene.
     """
 
-    image: np.ndarray
-    caption: str
-    annotation: Mapping[str, Any]
+    key: str
+    captions: tuple[str, ...]
+    split: str = ""
+    licence: str = ""
+    attribution: str = ""
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    annotation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable
 class Source(Protocol):
     """Pictures and captions, ready to be drawn or read.
 
+    Several processes make the same source of one config, each for itself, and share its
+    records: number i is the same in all of them, always.
+
     Attributes:
       licence: the notice that goes wherever the pictures or their latents go.
+      caption_kinds: names of the captions of an entry, identifiers.
     """
 
     licence: str
+    caption_kinds: tuple[str, ...]
 
-    @property
-    def splits(self) -> Mapping[str, int]:
-        """Split ("train" and "validation") -> number of examples, at least one of each.
+    def __len__(self) -> int:
+        """The number of pictures."""
 
-        No caption should be in both.
+    def entry(self, index: int) -> Entry:
+        """What is known of a picture; cheap, since all entries are looked at."""
+
+    def picture(self, index: int) -> np.ndarray:
+        """The picture: [H, W, 3] uint8, of any size.
+
+        Raises:
+          BrokenPicture: it cannot be drawn or decoded.
         """
-
-    def example(self, split: str, index: int) -> Example:
-        """Returns one example; the same for the same arguments, always."""
 
 
 @runtime_checkable
@@ -55,7 +71,8 @@ class SourceConfig(Protocol):
     """A frozen dataclass: what the config section `source` holds beside `kind`.
 
     Attributes:
-      image_size: pixels of a side of every picture.
+      image_size: S; pictures are brought to S x S pixels, or to the bucket of about as
+        many that is nearest in shape. What is drawn is drawn at that size.
     """
 
     image_size: int

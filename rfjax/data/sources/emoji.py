@@ -10,12 +10,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from rfjax.data.sources.base import Example, ImageSize
+import numpy as np
+
+from rfjax.data.sources.base import Entry, ImageSize
 from rfjax.data.sources.emoji_groups import EMOJI_GROUPS
 from rfjax.data.sources.held_out import is_held_out
 from rfjax.data.sources.openmoji import (
+    AUTHOR,
     COLOURS,
     LICENCE,
+    LICENCE_NAME,
     emoji_name,
     make_canvas,
     paste,
@@ -65,33 +69,42 @@ class EmojiSource:
     """One emoji in each picture, its name as the caption."""
 
     licence = LICENCE
+    caption_kinds = ("name",)
 
     def __init__(self, config: EmojiConfig):
         self._config = config
-        characters = [c for group in config.groups for c in EMOJI_GROUPS[group]]
-        self._splits = {"train": [], "validation": []}
-        for character in characters[: config.max_emoji]:
-            held_out = is_held_out(
-                emoji_name(character), fraction=config.validation_fraction
-            )
-            self._splits["validation" if held_out else "train"].append(character)
-        for split, chosen in self._splits.items():
-            if not chosen:
+        self._characters = [c for group in config.groups for c in EMOJI_GROUPS[group]]
+        self._characters = self._characters[: config.max_emoji]
+        splits = [self.entry(index).split for index in range(len(self))]
+        for split in ("train", "validation"):
+            if split not in splits:
                 raise UserError(
                     f"source.validation_fraction {config.validation_fraction} leaves "
                     f"no emoji in the split {split}; choose a fraction nearer to 0.5, "
                     "or more emoji."
                 )
 
-    @property
-    def splits(self) -> dict[str, int]:
-        """Split name -> number of examples."""
-        return {split: len(names) for split, names in self._splits.items()}
+    def __len__(self) -> int:
+        return len(self._characters)
 
-    def example(self, split: str, index: int) -> Example:
-        """Returns one example; the same for the same arguments, always."""
+    def entry(self, index: int) -> Entry:
+        """The name of an emoji, and its split."""
+        character = self._characters[index]
+        name = emoji_name(character)
+        held_out = is_held_out(name, fraction=self._config.validation_fraction)
+        return Entry(
+            key=character,
+            captions=(name,),
+            split="validation" if held_out else "train",
+            licence=LICENCE_NAME,
+            attribution=AUTHOR,
+            annotation={"emoji": character},
+        )
+
+    def picture(self, index: int) -> np.ndarray:
+        """An emoji on the background: [image_size, image_size, 3] uint8."""
         config = self._config
-        character = self._splits[split][index]
         canvas = make_canvas(config.image_size, config.background)
-        paste(canvas, render_emoji(character, config.image_size), top=0, left=0)
-        return Example(canvas, emoji_name(character), {"emoji": character})
+        emoji = render_emoji(self._characters[index], config.image_size)
+        paste(canvas, emoji, top=0, left=0)
+        return canvas

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rfjax.data.sources.base import Example, ImageSize
+from rfjax.data.sources.base import Entry, ImageSize
 from rfjax.data.sources.held_out import is_held_out
 from rfjax.data.sources.openmoji import (
+    AUTHOR,
     COLOURS,
     LICENCE,
+    LICENCE_NAME,
     emoji_name,
     make_canvas,
     paste,
@@ -160,23 +162,44 @@ class SceneSource:
     """One or two emoji on a coloured canvas, with a caption that says what is where."""
 
     licence = LICENCE
+    caption_kinds = ("description",)
 
     def __init__(self, config: ScenesConfig):
         self._config = config
         self._characters = {emoji_name(c): c for c in config.objects}
 
-    @property
-    def splits(self) -> dict[str, int]:
-        """Split name -> number of examples."""
-        return {
-            "train": self._config.num_train,
-            "validation": self._config.num_validation,
-        }
+    def __len__(self) -> int:
+        return self._config.num_train + self._config.num_validation
 
-    def example(self, split: str, index: int) -> Example:
-        """Returns one example; the same for the same arguments, always."""
+    def entry(self, index: int) -> Entry:
+        """The caption of a scene, and where its objects are."""
+        scene, _ = self._draw(index)
+        split, number = self._place(index)
+        return Entry(
+            key=f"{split} {number}",
+            captions=(scene_caption(scene),),
+            split=split,
+            licence=LICENCE_NAME,
+            attribution=AUTHOR,
+            annotation=dataclasses.asdict(scene),
+        )
+
+    def picture(self, index: int) -> np.ndarray:
+        """A scene: [image_size, image_size, 3] uint8."""
+        return self._draw(index)[1]
+
+    def _place(self, index: int) -> tuple[str, int]:
+        """The split of a scene, and its number there: training scenes come first."""
+        num_train = self._config.num_train
+        if index < num_train:
+            return "train", index
+        return "validation", index - num_train
+
+    def _draw(self, index: int) -> tuple[Scene, np.ndarray]:
+        """Composes a scene, and draws it."""
         config = self._config
-        rng = np.random.default_rng((config.seed, split == "validation", index))
+        split, number = self._place(index)
+        rng = np.random.default_rng((config.seed, split == "validation", number))
         scene = self._draw_scene(rng, held_out=split == "validation")
         canvas = make_canvas(config.image_size, scene.background)
         boxes = []
@@ -188,8 +211,7 @@ class SceneSource:
             top, left = top + (side - height) // 2, left + (side - width) // 2
             paste(canvas, picture, top=top, left=left)
             boxes.append((top, left, top + height, left + width))
-        scene = dataclasses.replace(scene, boxes=tuple(boxes))
-        return Example(canvas, scene_caption(scene), dataclasses.asdict(scene))
+        return dataclasses.replace(scene, boxes=tuple(boxes)), canvas
 
     def _draw_scene(self, rng: np.random.Generator, *, held_out: bool) -> Scene:
         config = self._config

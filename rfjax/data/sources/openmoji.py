@@ -26,6 +26,9 @@ LICENCE = (
     "license. Names: Unicode CLDR short names."
 )
 
+LICENCE_NAME = "CC BY-SA 4.0"
+AUTHOR = "OpenMoji"
+
 # Backgrounds.
 COLOURS = {
     "white": (255, 255, 255),

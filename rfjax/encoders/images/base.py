@@ -21,11 +21,15 @@ class ImageCodec(Protocol):
     do, manifests keep them too, and exports compare them.
 
     Attributes:
+      has_variance: whether it is a `PosteriorCodec`, whose posterior is kept.
+      weights: digest of its weights; empty if what `save` writes holds them.
       decoding: Python code for users of an export, with NumPy as `np` alone: turns
         `latents`, as `decode` takes them, into `images`, as it returns them. It reads
         what `save` wrote from "FOLDER/codec.npz".
     """
 
+    has_variance: bool
+    weights: str
     decoding: str
 
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -47,11 +51,25 @@ class ImageCodec(Protocol):
 
 
 @runtime_checkable
+class PosteriorCodec(ImageCodec, Protocol):
+    """A codec whose latents are drawn anew whenever they are read."""
+
+    def encode_posterior(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[B, H, W, 3] uint8 -> mean and log-variance, each [B, h, w, C] float32.
+
+        Of the scaled latents.
+
+        Raises:
+          UserError: not pictures of that kind.
+        """
+
+
+@runtime_checkable
 class ImageCodecConfig(Protocol):
     """A frozen dataclass: what the config section `codec` holds beside `kind`."""
 
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """The (h, w, C) of the latents of square pictures, `image_size` pixels a side.
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """The (h, w, C) of the latents of pictures of `height` by `width` pixels.
 
         Raises:
           UserError: the codec cannot encode pictures of that size.

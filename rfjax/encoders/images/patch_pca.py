@@ -59,19 +59,18 @@ class PatchPCAConfig:
                 "patches."
             )
 
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """The (h, w, C) of the latents of pictures `image_size` pixels a side.
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """The (h, w, C) of the latents of pictures of `height` by `width` pixels.
 
         Raises:
           UserError: the patches do not fill such a picture.
         """
-        side, rest = divmod(image_size, self.patch_size)
-        if rest:
+        if height % self.patch_size or width % self.patch_size:
             raise UserError(
-                f"codec.patch_size {self.patch_size} must divide source.image_size "
-                f"{image_size}; choose e.g. 4 and 32."
+                f"codec.patch_size {self.patch_size} must divide the sides of pictures "
+                f"(source.image_size), {height} x {width}; choose e.g. 4 and 32."
             )
-        return side, side, self.channels
+        return height // self.patch_size, width // self.patch_size, self.channels
 
     def make(self, training_images: Sequence[np.ndarray]) -> PatchPCA:
         """Fits a codec to pictures, so that their latents have mean 0 and variance 1.
@@ -157,9 +156,13 @@ class PatchPCA:
       mean: [P] average patch, pixels in [-1, 1].
       basis: [P, C] orthonormal columns, strongest component first.
       gain: [C] what each component is multiplied with.
-      decoding: see `ImageCodec`.
+      has_variance: see `ImageCodec`, as the next two.
+      weights: it has none but those of the file.
+      decoding: Python code.
     """
 
+    has_variance: ClassVar[bool] = False
+    weights: ClassVar[str] = ""
     decoding: ClassVar[str] = DECODING
 
     patch_size: int

@@ -33,7 +33,7 @@ class MiniLMConfig:
     length: Annotated[int, Bounds(3, 512, remedy="two open and close a caption")] = 12
 
     def __post_init__(self):
-        check_fields(self, section="text_encoder")
+        check_fields(self, section="text_encoders")
 
     def make(self) -> MiniLM:
         """Loads tokenizer and weights.
@@ -49,6 +49,9 @@ class MiniLM:
 
     context_dim = 384
     pooled_dim = 384
+    mask = True
+    joined = "tokens"
+    weights = ""
 
     def __init__(self, config: MiniLMConfig):
         self._length = config.length
@@ -95,7 +98,7 @@ class MiniLM:
                 f"caption {captions[longest]!r} has {lengths[longest]} tokens, the "
                 f"text encoder is set to at most {self._length}, so it is too long"
                 f"{others}; shorten it, or encode the data set with a larger "
-                "text_encoder.length."
+                "length in text_encoders."
             )
         contexts, pooled = [], []
         for start in range(0, len(captions), batch_size):
