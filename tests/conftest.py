@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight simulated CPU devices, and no implicit rank promotion, for every test."""
 
+import json
 import os
+import string
 import tempfile
+import warnings
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Programs that several tests compile alike are compiled once; workers and subprocesses
@@ -105,3 +108,81 @@ def random_batch():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sd3_parts(tmp_path_factory):
+    """A folder with text encoders, tokenizers, autoencoder, scheduler of a small SD3.
+
+    The classes are those of transformers and diffusers, the weights are random. A
+    letter is a token, "fox" and "cat" are one each; T5 knows small letters only.
+    """
+    diffusers = pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    transformers.utils.logging.disable_progress_bar()
+    folder = tmp_path_factory.mktemp("sd3")
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch and diffusers, about themselves
+        torch.manual_seed(0)
+        parts = _sd3_text_encoders(transformers)
+        parts |= {
+            "vae": diffusers.AutoencoderKL(
+                block_out_channels=(8, 16), latent_channels=16, norm_num_groups=4,
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+                use_quant_conv=False, use_post_quant_conv=False,
+                shift_factor=0.0609, scaling_factor=1.5305,
+            ),
+            "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        }  # fmt: skip
+        for name, part in parts.items():
+            part.save_pretrained(folder / name)
+    index = {name: [type(part).__module__.split(".")[0], type(part).__name__]
+             for name, part in parts.items()}  # fmt: skip
+    index["_class_name"] = "StableDiffusion3Pipeline"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def _sd3_text_encoders(transformers):
+    """Part of a pipeline -> text encoder or tokenizer."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    merges = [("f", "o"), ("fo", "x</w>"), ("c", "a"), ("ca", "t</w>"), ("r", "e")]
+    words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
+    pieces += [(letter, -6.0) for letter in string.ascii_lowercase + ",.'"]
+    pieces += [("▁fox", -4.0), ("▁cat", -4.0), ("▁red", -4.0), ("▁a", -3.5)]
+    parts = {
+        # The second pads with zeros, which are exclamation marks.
+        "tokenizer": transformers.CLIPTokenizer(
+            vocab=vocabulary, merges=merges, model_max_length=77
+        ),
+        "tokenizer_2": transformers.CLIPTokenizer(
+            vocab=vocabulary, merges=merges, model_max_length=77, pad_token="!"
+        ),
+        "tokenizer_3": transformers.T5Tokenizer(
+            vocab=pieces, extra_ids=4, model_max_length=512
+        ),
+    }
+    for number, width, activation in (("", 24, "quick_gelu"), ("_2", 40, "gelu")):
+        parts[f"text_encoder{number}"] = transformers.CLIPTextModelWithProjection(
+            transformers.CLIPTextConfig(
+                vocab_size=len(words), hidden_size=width, intermediate_size=2 * width,
+                num_hidden_layers=3, num_attention_heads=4, projection_dim=width,
+                hidden_act=activation, eos_token_id=2, bos_token_id=len(words) - 2,
+                initializer_factor=2.0,
+            )
+        )  # fmt: skip
+    parts["text_encoder_3"] = transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=len(parts["tokenizer_3"]) + 4, d_model=80, d_kv=8, d_ff=96,
+            num_layers=3, num_heads=4, feed_forward_proj="gated-gelu",
+        )
+    )  # fmt: skip
+    return parts
