@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters: which records of a source are encoded, and a report of the others.
+
+config        the rules, as a config names them
+selection     the rules in their order, and what they decide
+entries       rules about metadata
+words         what a word is
+pictures      rules about pixels
+descriptors   what a picture looks like, in numbers
+duplicates    which pictures look the same
+"""
+
+from rfjax.data.filters.config import FilterConfig
+from rfjax.data.filters.selection import Removed, Selection, select
+
+__all__ = ["FilterConfig", "Removed", "Selection", "select"]
