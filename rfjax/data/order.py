@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of training: which record stands where in the endless stream.
+
+Everything follows from a position in the stream, at once and without a table: a run
+resumes anywhere, and any number of processes read the same global batches.
+
+Records are in groups: those of one data set in one bucket. A batch is of one bucket.
+
+* One group: its records are shuffled anew in each pass.
+* Several data sets in a bucket: their streams are interleaved by weight, so that the
+  share of each is right in every stretch of the bucket's rows, to one row.
+* Several buckets: bucket k, to which L_k examples of an epoch belong, has
+  floor((e + 1) L_k / B) - floor(e L_k / B) batches of B examples in epoch e, and the
+  batches of an epoch are shuffled. Over epochs each has its share, to one batch, and
+  each pass over a group holds every record once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import grain
+import numpy as np
+from grain import experimental as grain_experimental
+
+from rfjax.errors import UserError
+
+# Keeps the shuffling of batches apart from that of records.
+_SCHEDULE = 0xBA7C
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Records that follow each other: those of one data set in one bucket.
+
+    Attributes:
+      bucket: (h, w) of the latents.
+      num_records: how many there are.
+      part: number of the data set in a mixture.
+    """
+
+    bucket: tuple[int, int]
+    num_records: int
+    part: int = 0
+
+
+class Order:
+    """The order of one stream; a pure function of its arguments.
+
+    Args:
+      groups: of the split, in the order of their record numbers; empty ones are left
+        out of training.
+      global_batch_size: B, examples in a batch over all processes.
+      seed: of the shuffling.
+      weights: for each part of a mixture the share of examples that come from it, up to
+        a common factor; one part when empty.
+
+    Raises:
+      UserError: a bucket has too few records for a batch.
+
+    Attributes:
+      buckets: (h, w) of those that have records, each once.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        *,
+        global_batch_size: int,
+        seed: int,
+        weights: Sequence[float] = (),
+    ):
+        self._batch_size = global_batch_size
+        self._seed = seed
+        self.buckets = tuple(dict.fromkeys(g.bucket for g in groups if g.num_records))
+        self._streams = _streams(groups, self.buckets, seed=seed, weights=weights)
+        self._schedule = None
+        if len(self.buckets) > 1:
+            lengths = [stream.epoch_length for stream in self._streams]
+            self._schedule = _Schedule(lengths, batch_size=global_batch_size, seed=seed)
+            _check_counts(groups, batch_size=global_batch_size)
+
+    def bucket(self, batch: int) -> tuple[int, int]:
+        """(h, w) of the latents of a global batch."""
+        return self.buckets[self._place(batch)[0]]
+
+    def records(self, batch: int, rows: range | None = None) -> list[int]:
+        """Record numbers of a global batch.
+
+        Args:
+          batch: its number, from 0.
+          rows: of the batch, those of process i of n as range(i, B, n); all when None.
+        """
+        bucket, own_batch = self._place(batch)
+        first = own_batch * self._batch_size
+        stream = self._streams[bucket]
+        rows = range(self._batch_size) if rows is None else rows
+        return [stream.record(first + row) for row in rows]
+
+    def record(self, position: int) -> int:
+        """Record number at a position of the stream."""
+        batch, row = divmod(position, self._batch_size)
+        return self.records(batch, range(row, row + 1))[0]
+
+    def shares(self) -> dict[tuple[int, int], float]:
+        """The share of all examples that each bucket has, by (h, w)."""
+        lengths = [stream.epoch_length for stream in self._streams]
+        return {
+            bucket: float(length / sum(lengths))
+            for bucket, length in zip(self.buckets, lengths, strict=True)
+        }
+
+    def _place(self, batch: int) -> tuple[int, int]:
+        """Which bucket a global batch is of, and which of its batches it is."""
+        return (0, batch) if self._schedule is None else self._schedule.place(batch)
+
+
+def interleave(position: int, shares: Sequence[int]) -> tuple[int, int]:
+    """Which of several endless streams is at a position of their mixture.
+
+    Among the first k positions a stream has its share of k, to one: the first stream
+    takes its share of all, the second its share of the rest, and so on.
+
+    Args:
+      position: in the mixture.
+      shares: of each stream, up to a common factor.
+
+    Returns:
+      Number of the stream, and the position in it.
+    """
+    total = sum(shares)
+    for stream, share in enumerate(shares):
+        before = position * share // total
+        if (position + 1) * share // total > before:
+            return stream, before
+        position -= before
+        total -= share
+    raise AssertionError("the last stream has all of the rest")
+
+
+class _Stream:
+    """The endless rows of one bucket: its groups, each shuffled, interleaved."""
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        *,
+        starts: Sequence[int],
+        lengths: Sequence[Fraction],
+        seeds: Sequence[int],
+    ):
+        self.epoch_length = sum(lengths)
+        factor = math.lcm(*(length.denominator for length in lengths))
+        self._shares = [int(length * factor) for length in lengths]
+        self._starts = tuple(starts)
+        # Shuffled again in each repetition.
+        self._numbers = [
+            grain.MapDataset.range(group.num_records).seed(seed).shuffle().repeat(None)
+            for group, seed in zip(groups, seeds, strict=True)
+        ]
+
+    def record(self, position: int) -> int:
+        """Record number at a position of this stream."""
+        group, position = interleave(position, self._shares)
+        return self._starts[group] + int(self._numbers[group][position])
+
+
+def bucket_counts(groups: Sequence[Group]) -> dict[tuple[int, int], int]:
+    """How many records there are of each bucket, by (h, w)."""
+    counts: dict[tuple[int, int], int] = {}
+    for group in groups:
+        counts[group.bucket] = counts.get(group.bucket, 0) + group.num_records
+    return counts
+
+
+def _check_counts(groups: Sequence[Group], *, batch_size: int) -> None:
+    """Raises UserError if a batch would hold all records of a bucket and more."""
+    small = {
+        f"{height}x{width}": count
+        for (height, width), count in bucket_counts(groups).items()
+        if 0 < count < batch_size
+    }
+    if small:
+        counts = ", ".join(f"{count} of {bucket}" for bucket, count in small.items())
+        raise UserError(
+            f"train.global_batch_size must be at most the examples of each bucket, got "
+            f"{batch_size} for {counts} latents; choose at most {min(small.values())}, "
+            "or encode the data with more examples or a smaller buckets.max_aspect."
+        )
+
+
+def _streams(
+    groups: Sequence[Group],
+    buckets: Sequence[tuple[int, int]],
+    *,
+    seed: int,
+    weights: Sequence[float],
+) -> list[_Stream]:
+    """The stream of each bucket."""
+    ends = list(itertools.accumulate(group.num_records for group in groups))
+    total = ends[-1]
+    parts = [0] * (1 + max(group.part for group in groups))
+    for group in groups:
+        parts[group.part] += group.num_records
+    # As decimals, so that 0.7 is seven tenths.
+    exact = [Fraction(str(weight)) for weight in weights or [1]]
+    is_alone = sum(group.num_records > 0 for group in groups) == 1
+    streams = []
+    for bucket in buckets:
+        own = [
+            index
+            for index, group in enumerate(groups)
+            if group.bucket == bucket and group.num_records
+        ]
+        streams.append(
+            _Stream(
+                [groups[index] for index in own],
+                starts=[ends[index] - groups[index].num_records for index in own],
+                lengths=[
+                    total
+                    * exact[groups[index].part]
+                    / sum(exact)
+                    * Fraction(groups[index].num_records, parts[groups[index].part])
+                    for index in own
+                ],
+                seeds=[
+                    seed % 2**32 if is_alone else _seed_of(groups[index], seed=seed)
+                    for index in own
+                ],
+            )
+        )
+    return streams
+
+
+def _seed_of(group: Group, *, seed: int) -> int:
+    """The seed of one of several groups."""
+    sequence = np.random.SeedSequence((seed, group.part, *group.bucket))
+    return int(sequence.generate_state(1)[0])
+
+
+class _Schedule:
+    """Which bucket each batch is of."""
+
+    def __init__(self, lengths: Sequence[Fraction], *, batch_size: int, seed: int):
+        self._rates = [length / batch_size for length in lengths]  # batches an epoch
+        self._seed = seed
+
+    def place(self, batch: int) -> tuple[int, int]:
+        """Number of the bucket of a batch, and which of its batches it is."""
+        epoch = self._epoch_of(batch)
+        firsts, ends = self._begun(epoch), self._begun(epoch + 1)
+        counts = [end - first for first, end in zip(firsts, ends, strict=True)]
+        seed = np.random.SeedSequence((self._seed, _SCHEDULE, epoch)).generate_state(1)
+        place = grain_experimental.index_shuffle(
+            batch - sum(firsts), max_index=sum(counts) - 1, seed=int(seed[0]), rounds=4
+        )
+        for bucket, count in enumerate(counts):
+            if place < count:
+                return bucket, firsts[bucket] + place
+            place -= count
+        raise AssertionError("an epoch has as many batches as its buckets")
+
+    def _begun(self, epoch: int) -> list[int]:
+        """Batches of each bucket before an epoch."""
+        return [math.floor(epoch * rate) for rate in self._rates]
+
+    def _epoch_of(self, batch: int) -> int:
+        """The epoch that a batch is in: the last that begins at it or before."""
+        low = math.floor(batch / sum(self._rates))  # rounding down makes epochs begin
+        high = low + math.ceil(len(self._rates) / sum(self._rates)) + 1  # earlier
+        while high - low > 1:
+            middle = (low + high) // 2
+            if sum(self._begun(middle)) <= batch:
+                low = middle
+            else:
+                high = middle
+        return low
