@@ -13,7 +13,13 @@ import pytest
 import tensorflow_datasets as tfds
 
 from rfjax.data import shards
-from rfjax.data.manifest import MANIFEST_FILE, LatentSpec, Manifest
+from rfjax.data.manifest import (
+    MANIFEST_FILE,
+    EncoderSpec,
+    LatentSpec,
+    Manifest,
+    TextSpec,
+)
 from rfjax.data.shards import check
 from rfjax.data.shards.records import _byte_features
 
@@ -79,6 +85,120 @@ def test_unpadded_contexts_keep_their_own_length(tiny, tmp_path):
     tiny.write(tmp_path / "unpadded", layout="unpadded")
     source = shards.open_split(tmp_path / "unpadded", "train")
     assert {len(source[index]["context"]) for index in range(8)} == {2, 3, 4, 5}
+
+
+SHAPES = ((2, 8, 6), (4, 4, 6), (8, 2, 6))
+
+
+def make_everything(tiny):
+    """A manifest of several buckets, encoders and captions, and some records of it."""
+    encoders = (
+        EncoderSpec("a", "test", 8, 5, 6, prefix="a_"),
+        EncoderSpec("b", "test", 7, 3, 0, prefix="b_"),
+        EncoderSpec("c", "test", 0, 3, 4, prefix="c_"),
+    )
+    manifest = tiny.manifest(
+        splits={"train": 7, "validation": 2},
+        latent=LatentSpec(
+            shape=(4, 4, 6),
+            codec="patch_pca",
+            has_variance=True,
+            buckets=tuple(shape[:2] for shape in SHAPES),
+        ),
+        text=TextSpec(encoders=encoders, captions=("original", "synthetic")),
+    )
+    rng = np.random.default_rng(0)
+
+    def bf16(*shape):
+        return rng.standard_normal(shape).astype(ml_dtypes.bfloat16)
+
+    def record(shape, has_second):
+        record = {
+            "latents": bf16(*shape),
+            "log_variance": bf16(*shape),
+            "caption": "first",
+            "synthetic": "second" if has_second else "",
+            "annotation": "{}",
+        }
+        for prefix, rows in (("", 5), ("synthetic_", 5 * has_second)):
+            record |= {
+                f"{prefix}a_context": bf16(rows, 8),
+                f"{prefix}a_context_length": np.int32(4 if rows else 0),
+                f"{prefix}a_pooled": bf16(6),
+                f"{prefix}b_context": bf16(min(rows, 3), 7),
+                f"{prefix}b_context_length": np.int32(2 if rows else 0),
+                f"{prefix}c_pooled": bf16(4),
+            }
+        return record
+
+    shapes = [SHAPES[0]] * 3 + [SHAPES[2]] * 4
+    train = [record(shape, place % 2) for place, shape in enumerate(shapes)]
+    validation = [record(SHAPES[1], 1), record(SHAPES[2], 0)]
+    return manifest, {"train": train, "validation": validation}
+
+
+def test_buckets_variances_encoders_and_captions_come_back(tiny, tmp_path):
+    manifest, examples = make_everything(tiny)
+    written = tiny.write(
+        tmp_path / "all",
+        manifest=manifest,
+        examples=examples,
+        empty_caption={"a_context_length": 1},
+        records_per_shard=2,
+    )
+    assert (
+        Manifest.from_json((tmp_path / "all" / MANIFEST_FILE).read_bytes()) == written
+    )
+    shards.check_features(tmp_path / "all", written)
+    read = {"train": [], "validation": []}
+    for shape in SHAPES:
+        builder = tfds.builder_from_directory(
+            shards.tfds_folder(tmp_path / "all", manifest, shape)
+        )
+        for split, records in read.items():
+            if split in builder.info.splits:
+                records += builder.as_data_source(split=split)
+    for split, records in examples.items():
+        assert len(read[split]) == len(records)
+        for found, expected in zip(read[split], records, strict=True):
+            for name, value in expected.items():
+                value = value.encode() if isinstance(value, str) else value
+                np.testing.assert_array_equal(found[name], value)
+    counts = [(f.split, f.bucket, f.num_records) for f in written.files if f.split]
+    assert counts[:4] == [
+        ("train", (2, 8), 1),
+        ("train", (2, 8), 2),
+        ("train", (8, 2), 2),
+        ("train", (8, 2), 2),
+    ]
+    assert counts[4:] == [("validation", (4, 4), 1), ("validation", (8, 2), 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "problem"),
+    [
+        ("latents", lambda v: v[:1], r"latents must be \(4, 4, 6\)"),
+        ("log_variance", lambda v: v * np.float32(np.nan), "log_variance must be"),
+        ("log_variance", lambda v: v * v.dtype.type(1e9), "log_variance holds"),
+        ("b_context", lambda v: v[:2], r"b_context must be \(3, 7\)"),
+        (
+            "c_pooled",
+            lambda v: v * v.dtype.type(np.inf),
+            "c_pooled holds .* not finite",
+        ),
+        ("synthetic", lambda v: b"", "synthetic_a_context_length is 4, outside 0..0"),
+        ("synthetic_a_context_length", lambda v: np.int32(0), "is 0, outside 1..5"),
+        ("synthetic_c_pooled", lambda v: v[:1], "synthetic_c_pooled must be"),
+    ],
+)
+def test_what_is_wrong_with_a_record_of_several_captions(tiny, name, edit, problem):
+    manifest, examples = make_everything(tiny)
+    for record in (*examples["train"], *examples["validation"]):
+        record |= {k: v.encode() for k, v in record.items() if isinstance(v, str)}
+        assert shards.problems_of_record(record, manifest) == []
+    record = examples["train"][1]
+    problems = shards.problems_of_record(record | {name: edit(record[name])}, manifest)
+    assert re.search(problem, problems[0])
 
 
 def test_manifest_round_trip(tiny_root, tiny):

@@ -4,7 +4,8 @@
     ROOT/rfjax.json            the manifest: shapes, encoders, counts, checksums
     ROOT/codec.npz             what turns latents back into pictures
     ROOT/empty_caption.npz     the encoded empty caption, used when a caption is dropped
-    ROOT/tfds/NAME/1.0.0/      a genuine TFDS data set: `tfds.builder_from_directory`
+    ROOT/tfds/NAME/1.0.0/      a genuine TFDS data set: `tfds.builder_from_directory`;
+                               with several buckets one of each, NAME/HxW/1.0.0
 
 Tensors are stored as raw bfloat16 bytes in uncompressed records of one example each:
 compression saves a fifth of bfloat16 data and costs half of the reading rate.

@@ -36,7 +36,15 @@ def check_features(root: str | os.PathLike, manifest: Manifest) -> None:
       MissingFileError: there is no features.json.
       UserError: it is not one of rfjax, or its features differ.
     """
-    path = tfds_folder(root, manifest) / FEATURES_FILE
+    for shape in manifest.latent.shapes:
+        _check_bucket(root, manifest, shape)
+
+
+def _check_bucket(
+    root: str | os.PathLike, manifest: Manifest, shape: tuple[int, int, int]
+) -> None:
+    """As `check_features`, of the records whose latents have one shape."""
+    path = tfds_folder(root, manifest, shape) / FEATURES_FILE
     if not path.is_file():
         raise MissingFileError(f"data file {path} is missing; {_REMEDY}")
     try:
@@ -52,7 +60,7 @@ def check_features(root: str | os.PathLike, manifest: Manifest) -> None:
         raise UserError(
             f"{path} does not describe records of rfjax ({error!r}); {_REMEDY}"
         ) from error
-    for name, feature in make_features(manifest).items():
+    for name, feature in make_features(manifest, shape).items():
         dtype = np.dtype(feature.np_dtype)
         is_text = isinstance(feature, tfds.features.Text)
         if found.get(name) != ("text" if is_text else (feature.shape, str(dtype))):
