@@ -186,3 +186,75 @@ def _sd3_text_encoders(transformers):
         )
     )  # fmt: skip
     return parts
+
+
+BUCKETS = ((2, 6), (4, 4), (6, 2))  # of latents: 3, 4 and 3 tokens
+
+
+@pytest.fixture(scope="session")
+def write_bucketed():
+    """(root, counts by split, seed) -> a data set on disk with three aspect buckets.
+
+    The sizes are those of `tiny_model`. latents[0, 0, 0] is the number of the record.
+    """
+    import ml_dtypes
+
+    from rfjax.data import shards
+    from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
+    from rfjax.encoders.images.patch_pca import PatchPCAConfig
+
+    def make_records(split, counts, seed):
+        rng = np.random.default_rng((seed, len(split)))
+
+        def draw(*shape):
+            return rng.standard_normal(shape).astype(ml_dtypes.bfloat16)
+
+        for bucket, count in zip(BUCKETS, counts, strict=True):
+            for _ in range(count):
+                yield {
+                    "latents": draw(*bucket, 4),
+                    "context": draw(3, 6),
+                    "context_length": np.int32(2),
+                    "pooled": draw(5),
+                    "annotation": "{}",
+                }
+
+    def write(root, *, train=(17, 30, 9), validation=(3, 5, 4), seed=0, **manifest):
+        examples = {}
+        for split, counts in (("train", train), ("validation", validation)):
+            examples[split] = list(make_records(split, counts, seed))
+            for number, record in enumerate(examples[split]):
+                record["latents"][0, 0, 0] = number
+                record["caption"] = f"{split} {number}"
+        codec = PatchPCAConfig(patch_size=2, channels=4).make(
+            np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 3))
+        )
+        fields = {
+            "name": "bucketed",
+            "grade": "test",
+            "splits": {split: len(records) for split, records in examples.items()},
+            "latent": LatentSpec(shape=(4, 4, 4), codec="patch_pca", buckets=BUCKETS),
+            "text": TextSpec(encoders=(EncoderSpec("test", "test", 6, 3, 5),)),
+        }
+        return shards.write_dataset(
+            root,
+            manifest=Manifest(**fields | manifest),
+            examples=examples,
+            empty_caption={
+                "context": np.full((3, 6), -2.5),
+                "context_length": np.int32(1),
+                "pooled": np.full(5, 1.5),
+            },
+            save_codec=codec.save,
+            records_per_shard=8,
+        )
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def bucketed_root(write_bucketed, tmp_path_factory):
+    """A data set on disk with three aspect buckets."""
+    root = tmp_path_factory.mktemp("data") / "bucketed"
+    write_bucketed(root)
+    return root

@@ -23,8 +23,8 @@ from rfjax.commands.memory import check_memory
 from rfjax.config import Config, config_to_dict, load_config
 from rfjax.data import TrainStream, trained_on
 from rfjax.data.implausible import describe_bad_rows
+from rfjax.data.joined import name_of_record
 from rfjax.data.manifest import Manifest
-from rfjax.data.pipeline import name_of_record
 from rfjax.errors import UserError
 from rfjax.evaluation import Evaluator, Subject, validation
 from rfjax.flow import formulations

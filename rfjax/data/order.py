@@ -27,6 +27,7 @@ import grain
 import numpy as np
 from grain import experimental as grain_experimental
 
+from rfjax.data.manifest import Manifest
 from rfjax.errors import UserError
 
 # Keeps the shuffling of batches apart from that of records.
@@ -46,6 +47,18 @@ class Group:
     bucket: tuple[int, int]
     num_records: int
     part: int = 0
+
+
+def groups_of(manifest: Manifest, split: str) -> tuple[Group, ...]:
+    """The groups of a split of one data set, in the order of their record numbers."""
+    buckets = [shape[:2] for shape in manifest.latent.shapes]
+    if len(buckets) == 1:
+        return (Group(buckets[0], manifest.splits[split]),)
+    counts = dict.fromkeys(buckets, 0)
+    for file in manifest.files:
+        if file.split == split:
+            counts[file.bucket] += file.num_records
+    return tuple(Group(bucket, count) for bucket, count in counts.items())
 
 
 class Order:

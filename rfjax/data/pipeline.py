@@ -20,6 +20,7 @@ import numpy as np
 from grain import experimental as grain_experimental
 
 from rfjax import schema
+from rfjax.data.joined import name_of_record
 from rfjax.data.manifest import Manifest, only_encoder
 from rfjax.errors import UserError
 from rfjax.types import Batch, Conditioning
@@ -186,13 +187,6 @@ def train_stream(
         spec=_make_spec(manifest, reading, local_batch_size),
         name_of=lambda position: name_of_record(records, int(numbers[position])),
     )
-
-
-def name_of_record(records: Records, index: int) -> str:
-    """A record in words, with its file if it is in one."""
-    if hasattr(records, "name_of"):
-        return records.name_of(index)
-    return f"record {index}"
 
 
 def validation_batches(

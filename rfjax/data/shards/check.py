@@ -57,7 +57,17 @@ def find_damage(root: str | os.PathLike, manifest: Manifest) -> list[str]:
 
 
 def _check_counts(root: str | os.PathLike, manifest: Manifest) -> None:
-    """Raises unless the shards of a split hold as many records as it has."""
+    """Raises unless the shards of a split hold as many records as it has.
+
+    Each must be of one of the buckets, too.
+    """
+    buckets = manifest.latent.buckets or (None,)
+    for file in manifest.files:
+        if file.split and file.bucket not in buckets:
+            raise UserError(
+                f"bucket of {file.path} in {root} must be one of latent.buckets "
+                f"{list(manifest.latent.buckets)}, got {file.bucket}; {_REMEDY}"
+            )
     for split, num_records in manifest.splits.items():
         stored = sum(f.num_records for f in manifest.files if f.split == split)
         if stored != num_records:

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from rfjax.data.joined import JoinedRecords
 from rfjax.data.manifest import Manifest, StoredFile
 from rfjax.data.shards.check import check_shards, verified
 from rfjax.data.shards.contents import problems_of_text
@@ -33,7 +34,7 @@ from rfjax.errors import UserError
 
 def open_split(
     root: str | os.PathLike, split: str, *, full_check: bool = False
-) -> RecordSource:
+) -> RecordSource | JoinedRecords:
     """Opens one split for random access.
 
     Args:
@@ -43,7 +44,8 @@ def open_split(
 
     Returns:
       A `tfds.data_source` in a faster decoder: `source[i]` is a dictionary of read-only
-      NumPy arrays, and bytes for texts.
+      NumPy arrays, and bytes for texts. Those of one bucket follow those of another, in
+      the order of the manifest.
 
     Raises:
       MissingFileError: something is missing.
@@ -64,20 +66,38 @@ def open_split(
 
 def open_shards(
     root: str | os.PathLike, manifest: Manifest, files: Sequence[StoredFile]
-) -> RecordSource:
+) -> RecordSource | JoinedRecords:
     """Opens shards that were checked already; a file is opened when it is read.
 
     Args:
       root: the data folder.
       manifest: of the data set.
       files: one or more of its shards.
+
+    Returns:
+      Their records: buckets in the order of the manifest, files in order within.
     """
+    buckets = [
+        _open_bucket(root, manifest, shape, own)
+        for shape in manifest.latent.shapes
+        if (own := [f for f in files if f.bucket in (None, shape[:2])])
+    ]
+    return buckets[0] if len(buckets) == 1 else JoinedRecords(buckets)
+
+
+def _open_bucket(
+    root: str | os.PathLike,
+    manifest: Manifest,
+    shape: tuple[int, int, int],
+    files: Sequence[StoredFile],
+) -> RecordSource:
+    """Opens shards whose latents are of one shape."""
     shards = [(str(Path(root) / file.path), file.num_records) for file in files]
     return RecordSource(
         ArrayRecordDataSource([f"{path}[0:{count}]" for path, count in shards]),
         tensors={
             name: (feature.shape, feature.np_dtype)
-            for name, feature in make_features(manifest).items()
+            for name, feature in make_features(manifest, shape).items()
             if not isinstance(feature, tfds.features.Text)
         },
         shards=shards,
