@@ -120,6 +120,42 @@ class TextSpec:
     captions: tuple[str, ...] = _since(())
     context_dim: PositiveInt | None = _since(None)
 
+    def __post_init__(self):
+        channels = [e for e in self.encoders if e.joined == "channels"]
+        if len({encoder.length for encoder in channels if encoder.context_dim}) > 1:
+            raise UserError(
+                "text encoders joined on channels must have the same length, got "
+                f"{', '.join(f'{e.name} {e.length}' for e in channels)}; give them one "
+                "length, or join them on tokens."
+            )
+        widest = self._widest()
+        if self.context_dim is not None and self.context_dim < widest:
+            raise UserError(
+                f"text.context_dim must be at least {widest}, the widest of the "
+                f"contexts, got {self.context_dim}; leave it out to take that."
+            )
+
+    @property
+    def blocks(self) -> tuple[tuple[EncoderSpec, ...], ...]:
+        """The blocks of tokens of a context, each with the encoders beside each other.
+
+        Those joined on channels come first, then each of the others.
+        """
+        own = [e for e in self.encoders if e.context_dim]
+        first = tuple(e for e in own if e.joined == "channels")
+        others = tuple((e,) for e in own if e.joined == "tokens")
+        return ((first,) if first else ()) + others
+
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """(T, context_dim) of the joined context."""
+        length = sum(block[0].length for block in self.blocks)
+        return length, self.context_dim or self._widest()
+
+    def _widest(self) -> int:
+        widths = (sum(e.context_dim for e in block) for block in self.blocks)
+        return max(widths, default=0)
+
 
 @dataclasses.dataclass(frozen=True)
 class StoredFile:
@@ -176,15 +212,7 @@ class Manifest:
     @property
     def context_shape(self) -> tuple[int, int]:
         """(T, context_dim) of one example's context: all encoders joined."""
-        beside = [e for e in self.text.encoders if e.joined == "channels"]
-        after = [e for e in self.text.encoders if e.joined == "tokens"]
-        blocks = [(e.length, e.context_dim) for e in after if e.context_dim]
-        if any(e.context_dim for e in beside):
-            blocks.insert(0, (beside[0].length, sum(e.context_dim for e in beside)))
-        return (
-            sum(length for length, _ in blocks),
-            self.text.context_dim or max((width for _, width in blocks), default=0),
-        )
+        return self.text.context_shape
 
     @property
     def pooled_dim(self) -> int:
@@ -282,18 +310,3 @@ def _check_paths(
                 f"files of {path} must lie in its folder, got {file.path!r}; get the "
                 "data set from where it was made."
             )
-
-
-def only_encoder(manifest: Manifest) -> EncoderSpec:
-    """Returns the text encoder of a data set that has one.
-
-    Raises:
-      UserError: it has several.
-    """
-    encoders = manifest.text.encoders
-    if len(encoders) != 1:
-        raise UserError(
-            f"text.encoders of data set {manifest.name} must hold one encoder, got "
-            f"{len(encoders)}; joining the contexts of several is not supported yet."
-        )
-    return encoders[0]

@@ -20,13 +20,20 @@ import numpy as np
 from grain import experimental as grain_experimental
 
 from rfjax import schema
+from rfjax.data.conditioning import (
+    CaptionChoices,
+    CaptionJoiner,
+    caption_weights,
+    join_captions,
+)
 from rfjax.data.joined import name_of_record
-from rfjax.data.manifest import Manifest, only_encoder
+from rfjax.data.manifest import Manifest
 from rfjax.errors import UserError
 from rfjax.types import Batch, Conditioning
 from rfjax.value_types import (
     BatchCount,
     Fraction,
+    NonNegativeFloat,
     OneOf,
     Seed,
     ThreadCount,
@@ -38,9 +45,6 @@ LATENT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 # Records by number, each feature name -> value; read from several threads at a time.
 Records = Sequence[Mapping[str, np.ndarray | bytes]]
 
-# Keeps the dropout's random numbers apart from any other use of the same seed.
-_DROPOUT_STREAM = 0xD209
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -48,6 +52,10 @@ class Reading:
 
     Attributes:
       caption_dropout: probability that a caption is replaced by the empty one.
+      encoder_dropout: probability that a text encoder is dropped, each by itself: its
+        part of context and pooled is zero. SD3 trains with 0.464.
+      caption_weights: how often each kind of caption is read, for data that has
+        several of each picture; equally often when empty.
       context_mask: give batches a mask that hides pad tokens. SD3 has none.
       latents_dtype: "float32" or "bfloat16" (as stored; half the bytes to copy).
       shuffle_seed: order of the stream; the run's seed when None.
@@ -56,6 +64,8 @@ class Reading:
     """
 
     caption_dropout: Fraction = 0.1
+    encoder_dropout: Fraction = 0.0
+    caption_weights: tuple[NonNegativeFloat, ...] = ()
     context_mask: bool = False
     latents_dtype: Annotated[str, OneOf(LATENT_DTYPES)] = "float32"
     shuffle_seed: Seed | None = None
@@ -145,20 +155,31 @@ def train_stream(
     """
     local_batch_size = _local_batch_size(global_batch_size, process_count)
     shuffle_seed = seed if reading.shuffle_seed is None else reading.shuffle_seed
+    joiner = CaptionJoiner(manifest)
+    weights = caption_weights(manifest.text, reading.caption_weights)
+    choices = CaptionChoices(
+        seed=seed,
+        caption_dropout=reading.caption_dropout,
+        encoder_dropout=reading.encoder_dropout,
+        weights=weights,
+        num_encoders=len(manifest.text.encoders),
+    )
 
     def prepare(
         position: int, record: Mapping[str, np.ndarray | bytes]
     ) -> dict[str, np.ndarray]:
         """One record of the stream, as it enters a batch."""
-        rng = np.random.default_rng((seed, _DROPOUT_STREAM, position))
-        dropped = rng.random(len(manifest.text.encoders)) < reading.caption_dropout
-        return _prepare(
-            record,
-            text=empty_caption if dropped[0] else record,
-            manifest=manifest,
-            reading=reading,
-            sample_index=position,
+        has_caption = [joiner.has_caption(record, kind) for kind in range(len(weights))]
+        choice = choices.at(position, has_caption)
+        caption = joiner.allocate(1)
+        joiner.write(
+            empty_caption if choice.is_empty else record,
+            caption,
+            0,
+            caption=0 if choice.is_empty else choice.caption,
+            dropped=choice.dropped,
         )
+        return _prepare(record, caption=caption, reading=reading, sample_index=position)
 
     def in_order_of_stream(source: grain.MapDataset) -> grain.MapDataset:
         """Records, or their numbers, by position in the stream."""
@@ -238,8 +259,7 @@ def validation_batches(
                 prepared.append(
                     _prepare(
                         record,
-                        text=record,
-                        manifest=manifest,
+                        caption=join_captions([record], manifest),
                         reading=reading,
                         sample_index=index,
                     )
@@ -266,48 +286,22 @@ def _local_batch_size(global_batch_size: int, process_count: int) -> int:
     return local_batch_size
 
 
-def caption_row(
-    text: Mapping[str, Any], *, manifest: Manifest
-) -> dict[str, np.ndarray]:
-    """What a batch holds of one caption, whether stored, empty or a prompt.
-
-    Args:
-      text: the caption's features, with or without the states of pads.
-      manifest: of the data set; one whose layout is "unpadded" has zeros in place of
-        the states of pads.
-
-    Returns:
-      context [T, context_dim] and pooled [pooled_dim] as they were, and context_mask
-      [T] bool, False at pads.
-    """
-    encoder = only_encoder(manifest)
-    context = text[f"{encoder.prefix}context"]
-    length = int(text[f"{encoder.prefix}context_length"])
-    if manifest.text.layout == "unpadded":
-        context = np.pad(context[:length], ((0, encoder.length - length), (0, 0)))
-    return {
-        "context": context,
-        "pooled": text[f"{encoder.prefix}pooled"],
-        "context_mask": np.arange(encoder.length) < length,
-    }
-
-
 def _prepare(
     record: Mapping[str, Any],
     *,
-    text: Mapping[str, Any],
-    manifest: Manifest,
+    caption: Mapping[str, np.ndarray],
     reading: Reading,
     sample_index: int,
 ) -> dict[str, np.ndarray]:
-    """One row of a batch: the latents of a record, with the text features given."""
-    caption = caption_row(text, manifest=manifest)
-    if not reading.context_mask:
-        del caption["context_mask"]
+    """One row of a batch: the latents of a record, with the caption given."""
     return {
         "latents": record["latents"].astype(LATENT_DTYPES[reading.latents_dtype]),
         "sample_index": np.uint32(sample_index % 2**32),
-        **caption,
+        **{
+            name: array[0]
+            for name, array in caption.items()
+            if name != "context_mask" or reading.context_mask
+        },
     }
 
 

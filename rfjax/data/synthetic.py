@@ -26,6 +26,15 @@ from rfjax.value_types import BatchCount, PositiveInt, Seed, Size, ThreadCount
 
 # Share of the variance that the class explains; the rest is an example's own.
 _CLASS_VARIANCE = 0.9
+# How data is read, as it was written into the manifests of the first runs.
+_HASHED_READING = {
+    "caption_dropout": 0.1,
+    "context_mask": False,
+    "latents_dtype": "float32",
+    "shuffle_seed": None,
+    "read_threads": 1,
+    "prefetch_batches": 2,
+}
 _MOST_NUMBERS = 2**27  # of the patterns of all classes; 1 GB while they are made
 
 
@@ -104,14 +113,13 @@ class SyntheticConfig(Dataset):
     def _creation(self) -> dict[str, Any]:
         """The fields that say what the data is; runs know it by a hash of them.
 
-        How it is read is no part of that. Those fields stand last, at their defaults,
-        because the hashes of older runs were made with them.
+        How it is read is no part of that. The first of those fields stand last, at
+        their defaults, because the hashes of older runs were made with them.
         """
+        shared = {field.name for field in dataclasses.fields(Reading)}
         values = dataclasses.asdict(self)
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        shared = [field.name for field in dataclasses.fields(Reading)]
         own = {name: value for name, value in values.items() if name not in shared}
-        return own | {name: defaults[name] for name in shared}
+        return own | _HASHED_READING
 
 
 class SyntheticRecords(Sequence):

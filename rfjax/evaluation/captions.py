@@ -8,43 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import ml_dtypes
 import numpy as np
 
 from rfjax.data import Dataset
-from rfjax.data.manifest import only_encoder
-from rfjax.data.pipeline import caption_row
+from rfjax.data.conditioning import join_captions
 from rfjax.encoders.text import UnknownWords, make_text_encoder
 from rfjax.types import Conditioning
 
 
 def encode_prompts(config: Dataset, prompts: Sequence[str]) -> tuple[Conditioning, str]:
-    """Encodes B prompts with the data set's own text encoder.
+    """Encodes B prompts with the data set's own text encoders.
 
     Returns:
-      What the model is given, and a sentence about words that the encoder does not
-      know, empty if it knows all.
+      What the model is given, and a sentence about words that an encoder does not
+      know, empty if they know all.
 
     Raises:
-      MissingPackageError: if the encoder's packages are not installed.
+      MissingPackageError: if the encoders' packages are not installed.
       UserError: if a prompt has more tokens than the data set's captions may have.
     """
-    encoder = only_encoder(config.manifest())
-    text = make_text_encoder(encoder.kind, length=encoder.length).encode(prompts)
-    unknown = UnknownWords(encoder.kind)
-    unknown.add(prompts, text)
-    conditioning = _stack(
-        config,
-        [
-            {
-                f"{encoder.prefix}context": text.context[row],
-                f"{encoder.prefix}context_length": text.context_length[row],
-                f"{encoder.prefix}pooled": text.pooled[row],
-            }
-            for row in range(len(prompts))
-        ],
-    )
-    return conditioning, str(unknown)
+    manifest = config.manifest()
+    rows: list[dict[str, np.ndarray]] = [{} for _ in prompts]
+    notes = []
+    for encoder in manifest.text.encoders:
+        encoded = make_text_encoder(encoder.kind, length=encoder.length).encode(prompts)
+        unknown = UnknownWords(encoder.kind)
+        unknown.add(prompts, encoded)
+        notes += filter(None, [str(unknown)])
+        for index, row in enumerate(rows):
+            for part in ("context", "context_length", "pooled"):
+                row[manifest.feature(0, encoder, part)] = getattr(encoded, part)[index]
+    return _stack(config, rows), " ".join(notes)
 
 
 def stored_captions(
@@ -63,15 +57,11 @@ def empty_caption(config: Dataset) -> Conditioning:
     return _stack(config, [config.empty_caption()])
 
 
-def _stack(config: Dataset, records: Sequence[Mapping]) -> Conditioning:
-    """Stacks text features as the training pipeline does: padded, masked if asked."""
-    rows = [caption_row(record, manifest=config.manifest()) for record in records]
-    context, pooled, context_mask = (
-        np.stack([row[name] for row in rows])
-        for name in ("context", "pooled", "context_mask")
-    )
+def _stack(config: Dataset, captions: Sequence[Mapping]) -> Conditioning:
+    """Joins text features as the training pipeline does: padded, masked if asked."""
+    joined = join_captions(captions, config.manifest())
     return Conditioning(
-        context=context.astype(ml_dtypes.bfloat16),
-        pooled=pooled.astype(ml_dtypes.bfloat16),
-        context_mask=context_mask if config.context_mask else None,
+        context=joined["context"],
+        pooled=joined["pooled"],
+        context_mask=joined["context_mask"] if config.context_mask else None,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rfjax.data.pipeline import caption_row
+from rfjax.data.conditioning import join_captions
 from rfjax.encoders.images import IMAGE_CODECS
 from rfjax.errors import MissingFileError, UserError
 from rfjax.export.card import Run
@@ -43,11 +43,8 @@ def write(folder: Path, run: Run) -> str:
         return ""
     count = min(NUM_CAPTIONS, len(records))
     chosen = [records[len(records) * i // count] for i in range(count)]
-    rows = [caption_row(text, manifest=run.manifest) for text in (*chosen, empty)]
-    context, pooled = (
-        np.stack([row[name] for row in rows]).astype(np.float32)
-        for name in ("context", "pooled")
-    )
+    joined = join_captions([*chosen, empty], run.manifest, dtype=np.float32)
+    context, pooled = joined["context"], joined["pooled"]
     codec.save(folder / CODEC_FILE)
     np.savez(
         folder / TEXT_FILE,

@@ -83,7 +83,7 @@ def tiny_root(tmp_path_factory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """The helpers above, for tests that write their own data sets."""
     import types

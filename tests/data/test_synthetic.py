@@ -54,6 +54,8 @@ def test_runs_know_the_data_by_the_same_hash_as_ever():
         "prefetch_batches": 5,
         "shuffle_seed": 4,
         "caption_dropout": 0.5,
+        "encoder_dropout": 0.5,
+        "caption_weights": (2.0,),
         "context_mask": True,
         "latents_dtype": "bfloat16",
     }
