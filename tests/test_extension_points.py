@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # package -> (table, its members); a new member is added here on purpose
 POINTS = {
     "rfjax.models": ("BACKBONES", "mmdit"),
-    "rfjax.encoders.text": ("TEXT_ENCODERS", "minilm"),
+    "rfjax.encoders.text": ("TEXT_ENCODERS", "minilm clip t5"),
     "rfjax.encoders.images": ("IMAGE_CODECS", "patch_pca"),
     "rfjax.data": ("DATASETS", "shards synthetic"),
     "rfjax.data.sources": ("SOURCES", "emoji emoji_scenes"),

@@ -25,7 +25,7 @@ from rfjax import whole_files
 from rfjax.errors import MissingFileError, MissingPackageError, UserError
 from rfjax.value_types import OneOf, StoredPath
 
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "jax")
 DTYPES = ("float32", "bfloat16")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -41,7 +41,8 @@ class TorchWeights:
     Attributes:
       path: folder that `save_pretrained` wrote, or name of a model on the hub.
       subfolder: of that, as "text_encoder" of a pipeline; empty: the folder itself.
-      device: "cpu", "cuda", or "auto": CUDA where there is a GPU.
+      device: "cpu", "cuda", "auto" (CUDA where there is a GPU), or "jax": the devices
+        of JAX, such as a TPU, through torchax.
       dtype: of weights and activations, "float32" or "bfloat16".
     """
 
@@ -92,7 +93,7 @@ def find_folder(weights: TorchWeights, *, parts: Sequence[str], what: str) -> Pa
             raise MissingFileError(
                 f"path of {what} must be a folder or the name of a model on the hub, "
                 f"got {weights.path!r}, which is neither; name the folder where it "
-                "is now."
+                "is now (path of the config, or --encoders=DIR for a data set)."
             )
         folder = _download(weights.path, parts, what=what)
     for part in parts:
@@ -158,21 +159,20 @@ def read_config(
 def load_model(
     model_class: type, folder: Path, *, weights: TorchWeights, what: str
 ) -> Any:
-    """Loads a model in evaluation mode, on its device.
+    """Loads a model on the CPU, in evaluation mode.
 
     Args:
       model_class: of transformers or diffusers.
       folder: of the model itself.
-      weights: say dtype and device.
+      weights: say the dtype.
       what: whose weights they are, for errors.
 
     Raises:
-      UserError: weights are missing, damaged, pickled or of other shapes, or there is
-        no such device.
+      MissingFileError: there are no safetensors.
+      UserError: weights are missing, damaged or of other shapes.
     """
     import torch
 
-    device = choose_device(weights.device, what=what)
     if not list(folder.glob("*.safetensors")):
         there = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise MissingFileError(
@@ -191,11 +191,11 @@ def load_model(
             f"got none for {missing[0]}{others}; choose the folder of such a model, or "
             "download it again."
         )
-    return model.eval().to(device=device, dtype=getattr(torch, weights.dtype))
+    return model.eval().to(getattr(torch, weights.dtype))
 
 
 def choose_device(device: str, *, what: str) -> str:
-    """The name of the device to use: "cpu" or "cuda".
+    """The device of PyTorch to use: "cpu" or "cuda".
 
     Raises:
       UserError: CUDA is asked for, and there is none.
@@ -208,7 +208,7 @@ def choose_device(device: str, *, what: str) -> str:
             f"device of {what} must be there, got 'cuda', and PyTorch "
             f"{torch.__version__} finds no GPU; set device to auto or cpu."
         )
-    return "cuda" if there and device != "cpu" else "cpu"
+    return "cuda" if there and device in ("auto", "cuda") else "cpu"
 
 
 def digest(model: Any, facts: Mapping[str, Any]) -> str:
@@ -226,11 +226,11 @@ def digest(model: Any, facts: Mapping[str, Any]) -> str:
     parts = set()
     for parameter in model.parameters():
         values = parameter.detach().cpu().contiguous()
-        hashed = xxhash.xxh3_128(f"{values.dtype} {list(values.shape)}")
+        hashed = xxhash.xxh3_128(f"{values.dtype} {list(values.shape)}".encode())
         hashed.update(values.reshape(-1).view(torch.uint8).numpy())
         parts.add(hashed.hexdigest())
     known = ",".join(f"{name}={facts[name]!r}" for name in sorted(facts))
-    return xxhash.xxh3_128("\n".join([*sorted(parts), known])).hexdigest()
+    return xxhash.xxh3_128("\n".join([*sorted(parts), known]).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -108,8 +108,12 @@ def test_captions_are_never_cut(encoder):
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match=r"must be one of \['minilm'\], got 'clip'"):
+    with pytest.raises(ValueError, match=r"must be one of \['clip', .*, got 'bert'"):
+        text.make_text_encoder("bert", length=8)
+    with pytest.raises(ValueError, match="clip must .* with path at least, got none"):
         text.make_text_encoder("clip", length=8)
+    with pytest.raises(ValueError, match="minilm must be among .*, got path"):
+        text.make_text_encoder("minilm", length=8, fields={"path": "x"})
     with pytest.raises(ValueError, match="text_encoders.length must be between 3 and"):
         text.make_text_encoder("minilm", length=2)
 

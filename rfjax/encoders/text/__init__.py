@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text encoders: one file per encoder, and the table of them all."""
 
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
 from rfjax.encoders.text.base import EncodedText, TextEncoder, TextEncoderConfig
+from rfjax.encoders.text.clip import CLIPConfig
+from rfjax.encoders.text.cut_captions import CutCaptions
 from rfjax.encoders.text.minilm import MiniLMConfig
+from rfjax.encoders.text.t5 import T5Config
 from rfjax.encoders.text.unknown_words import UnknownWords
-from rfjax.errors import UserError
+from rfjax.errors import MissingPackageError, UserError
 
 __all__ = [
     "TEXT_ENCODERS",
+    "CutCaptions",
     "EncodedText",
     "TextEncoder",
     "TextEncoderConfig",
@@ -15,23 +24,83 @@ __all__ = [
     "make_text_encoder",
 ]
 
-# `text_encoder.kind` of an encode config, or `kind` in a manifest -> the other fields.
-TEXT_ENCODERS: dict[str, type[TextEncoderConfig]] = {"minilm": MiniLMConfig}
+# `kind` in `text_encoders` of an encode config or a manifest -> the other fields.
+TEXT_ENCODERS: dict[str, type[TextEncoderConfig]] = {
+    "minilm": MiniLMConfig,
+    "clip": CLIPConfig,
+    "t5": T5Config,
+}
+
+_NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
-def make_text_encoder(kind: str, *, length: int) -> TextEncoder:
+def make_text_encoder(
+    kind: str,
+    *,
+    length: int,
+    name: str = "",
+    fields: Mapping[str, Any] = _NO_FIELDS,
+    weights: str = "",
+    folders: Sequence[str] = (),
+) -> TextEncoder:
     """Returns the encoder of an existing data set.
 
     Args:
       kind: as the manifest says it (`text.encoders`).
       length: tokens T that every caption is padded to, from there too.
+      name: that it has in the data set, for errors; its kind, if empty.
+      fields: further fields of its config, from there too.
+      weights: digest of its weights, from there too; empty: any will do.
+      folders: where its weights may be now, if its `path` is not there any more; they
+        are tried first, in order.
 
     Raises:
-      UserError: no such kind.
+      UserError: no such kind, or only an encoder with other weights.
+      MissingFileError: its weights are not found.
       MissingPackageError: a package or the weights are not installed.
     """
     if kind not in TEXT_ENCODERS:
         raise UserError(
             f"text encoder must be one of {sorted(TEXT_ENCODERS)}, got {kind!r}."
         )
-    return TEXT_ENCODERS[kind](length=length).make()
+    _check_fields(kind, fields)
+    if name and any(f.name == "name" for f in dataclasses.fields(TEXT_ENCODERS[kind])):
+        fields = {**fields, "name": name}
+    paths = (*folders, fields["path"]) if "path" in fields else (None,)
+    refusals: list[UserError] = []
+    for path in paths:
+        moved = fields if path is None else {**fields, "path": str(path)}
+        try:
+            encoder = TEXT_ENCODERS[kind](length=length, **moved).make()
+            _check_weights(encoder, weights, where=path or kind)
+            return encoder
+        except MissingPackageError:
+            raise
+        except UserError as error:
+            refusals.append(error)
+    if len(refusals) == 1:
+        raise refusals[0]
+    raise UserError(" / ".join(map(str, refusals))) from refusals[0]
+
+
+def _check_fields(kind: str, fields: Mapping[str, Any]) -> None:
+    """Raises unless they are the fields of a kind's config, with all that it needs."""
+    known = {field.name: field for field in dataclasses.fields(TEXT_ENCODERS[kind])}
+    needed = {n for n, f in known.items() if f.default is dataclasses.MISSING}
+    if not needed <= set(fields) <= set(known):
+        raise UserError(
+            f"fields of text encoder {kind} must be among {', '.join(known)}, with "
+            f"{', '.join(needed) or 'none'} at least, got "
+            f"{', '.join(fields) or 'none'}; read the data with the version of rfjax "
+            "that encoded it."
+        )
+
+
+def _check_weights(encoder: TextEncoder, weights: str, *, where: str) -> None:
+    """Raises unless an encoder is that of a data set."""
+    if weights and encoder.weights != weights:
+        raise UserError(
+            f"weights and tokenizer in {where} must be those that encoded the data "
+            f"set, of digest {weights[:12]}, got {encoder.weights[:12]}; name the "
+            "folder where those are now (--encoders=DIR)."
+        )

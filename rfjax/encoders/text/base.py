@@ -58,7 +58,8 @@ class TextEncoder(Protocol):
         """Encodes B captions, at least one; a caption's states depend on it alone.
 
         Raises:
-          UserError: a caption has more than T tokens; it is never cut.
+          UserError: a caption has more than T tokens, unless its config lets it be cut;
+            then `num_tokens` says so.
         """
 
 
@@ -68,7 +69,8 @@ class TextEncoderConfig(Protocol):
 
     A data set's manifest keeps all of it, and prompts are encoded with what that makes
     again. A field `name`, if there is one, names the encoder in the data set; otherwise
-    its kind does.
+    its kind does. A field `path`, if there is one, says where its weights are: they may
+    have been moved since, so another may stand in its place.
 
     Attributes:
       length: T, the tokens that every caption is padded to.

