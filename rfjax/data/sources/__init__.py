@@ -4,6 +4,11 @@
 from rfjax.data.sources.base import Entry, Source, SourceConfig
 from rfjax.data.sources.emoji import EmojiConfig
 from rfjax.data.sources.emoji_scenes import ScenesConfig
+from rfjax.data.sources.image_folder import ImageFolderConfig
+from rfjax.data.sources.saved_dataset import SavedDatasetConfig
+from rfjax.data.sources.table import TableConfig
+from rfjax.data.sources.tfds_images import TfdsImagesConfig
+from rfjax.data.sources.webdataset import WebDatasetConfig
 
 __all__ = ["SOURCES", "Entry", "Source", "SourceConfig"]
 
@@ -11,4 +16,9 @@ __all__ = ["SOURCES", "Entry", "Source", "SourceConfig"]
 SOURCES: dict[str, type[SourceConfig]] = {
     "emoji": EmojiConfig,
     "emoji_scenes": ScenesConfig,
+    "image_folder": ImageFolderConfig,
+    "table": TableConfig,
+    "webdataset": WebDatasetConfig,
+    "saved_dataset": SavedDatasetConfig,
+    "tfds_images": TfdsImagesConfig,
 }

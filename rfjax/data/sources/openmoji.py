@@ -9,14 +9,14 @@ are imported when something is drawn or named.
 from __future__ import annotations
 
 import functools
-import importlib
 import io
 import types
 from pathlib import Path
 
 import numpy as np
 
-from rfjax.errors import MissingPackageError, UserError
+from rfjax.data.sources.packages import import_package
+from rfjax.errors import UserError
 
 LICENCE = (
     "All emojis designed by OpenMoji (https://openmoji.org), the open-source emoji and "
@@ -120,11 +120,4 @@ def _forms(character: str) -> tuple[str, ...]:
 
 
 def _import(name: str) -> types.ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.replace("_", "-")
-        raise MissingPackageError(
-            f"the emoji data sets need the package {package}, which is not installed; "
-            'install it with `pip install "rfjax[demo]"`.'
-        ) from error
+    return import_package(name, use="the emoji data sets", extra="demo")
