@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 POINTS = {
     "rfjax.models": ("BACKBONES", "mmdit"),
     "rfjax.encoders.text": ("TEXT_ENCODERS", "minilm clip t5"),
-    "rfjax.encoders.images": ("IMAGE_CODECS", "patch_pca"),
+    "rfjax.encoders.images": ("IMAGE_CODECS", "patch_pca autoencoder_kl"),
     "rfjax.data": ("DATASETS", "shards synthetic"),
     "rfjax.data.sources": (
         "SOURCES",

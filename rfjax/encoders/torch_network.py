@@ -57,7 +57,11 @@ def _in_torch(network: Any, device: str, what: str) -> Network:
 
     def call(rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """One batch."""
-        with torch.inference_mode():
+        # By default convolutions on GPUs round float32 to 10 bits (TF32).
+        exact = torch.backends.cudnn.flags(
+            enabled=True, deterministic=True, allow_tf32=False
+        )
+        with torch.inference_mode(), exact:
             outputs = network(torch.from_numpy(rows).to(device))
         return tuple(output.float().cpu().numpy() for output in outputs)
 
@@ -79,7 +83,9 @@ def _in_jax(network: Any, what: str) -> Network:
 
     def call(rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """One batch."""
-        with jax.numpy_rank_promotion("allow"):  # PyTorch's operations rely on it
+        # PyTorch's operations rely on promotion, and TPUs round float32 by default.
+        exact = jax.default_matmul_precision("highest")
+        with jax.numpy_rank_promotion("allow"), exact:
             outputs = compiled(weights, rows)
         return tuple(np.asarray(output, np.float32) for output in outputs)
 

@@ -21,7 +21,12 @@ from rfjax.data import DATASETS, Dataset, shards
 from rfjax.data.encode import EncodeConfig
 from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
 from rfjax.data.sources import SOURCES, Source, SourceConfig
-from rfjax.encoders.images import IMAGE_CODECS, ImageCodec, ImageCodecConfig
+from rfjax.encoders.images import (
+    IMAGE_CODECS,
+    ImageCodec,
+    ImageCodecConfig,
+    PosteriorCodec,
+)
 from rfjax.encoders.text import TEXT_ENCODERS, EncodedText, TextEncoder, base
 from rfjax.evaluation import captions
 
@@ -121,10 +126,10 @@ def test_sources_give_examples(kind, request):
 @pytest.mark.parametrize("kind", IMAGE_CODECS)
 def test_codecs_give_latents_and_pictures(kind, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-    config = IMAGE_CODECS[kind]()
+    config = IMAGE_CODECS[kind](**weights_of(kind, tmp_path))
     codec = config.make(images)
     assert isinstance(codec, ImageCodec)
-    check_methods(codec, ImageCodec)
+    check_methods(codec, PosteriorCodec if codec.has_variance else ImageCodec)
     latents = codec.encode(images)
     assert latents.shape == (8, *config.latent_shape(32, 32))
     assert latents.dtype == np.float32
@@ -140,6 +145,20 @@ def test_codecs_give_latents_and_pictures(kind, tmp_path):
     difference = names["images"].astype(int) - codec.decode(latents)
     assert names["images"].dtype == np.uint8
     assert np.abs(difference).max() <= 1
+    if codec.has_variance:
+        for part in codec.encode_posterior(images):
+            assert part.shape == latents.shape
+            assert part.dtype == np.float32
+
+
+def weights_of(kind, folder):
+    """Fields of a codec whose weights are no part of rfjax: those of a small one."""
+    if kind != "autoencoder_kl":
+        return {}
+    diffusers = pytest.importorskip("diffusers")
+    network = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
+    network.save_pretrained(folder / "vae")
+    return {"path": str(folder), "device": "cpu"}
 
 
 # Text encoder -> where its weights are, if they are not a package's.

@@ -23,9 +23,9 @@ class ImageCodec(Protocol):
     Attributes:
       has_variance: whether it is a `PosteriorCodec`, whose posterior is kept.
       weights: digest of its weights; empty if what `save` writes holds them.
-      decoding: Python code for users of an export, with NumPy as `np` alone: turns
-        `latents`, as `decode` takes them, into `images`, as it returns them. It reads
-        what `save` wrote from "FOLDER/codec.npz".
+      decoding: Python code for users of an export, without rfjax: turns `latents`, as
+        `decode` takes them, into `images`, as it returns them. NumPy is `np` there; it
+        imports what else it needs, and reads what `save` wrote from "FOLDER/codec.npz".
     """
 
     has_variance: bool

@@ -28,6 +28,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from rfjax import whole_files
+from rfjax.encoders.images import pixels
 from rfjax.errors import UserError
 from rfjax.value_types import Bounds, Fraction, PositiveInt, check_fields
 
@@ -84,7 +85,7 @@ class PatchPCAConfig:
         num_images = min(len(training_images), self.num_images)
         indices = [len(training_images) * i // num_images for i in range(num_images)]
         images = np.stack([training_images[index] for index in indices])
-        patches = _to_patches(_to_float(images), self.patch_size)
+        patches = _to_patches(pixels.from_bytes(images), self.patch_size)
         patches = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
         mean = patches.mean(axis=0)
         centred = patches - mean
@@ -194,7 +195,7 @@ class PatchPCA:
         Raises:
           UserError: not pictures of that kind.
         """
-        patches = _to_patches(_to_float(images), self.patch_size)
+        patches = _to_patches(pixels.from_bytes(images), self.patch_size)
         return ((patches - self.mean) @ self.basis) * self.gain
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -208,29 +209,14 @@ class PatchPCA:
         patches = (latents / self.gain) @ self.basis.T + self.mean
         batch, rows, columns, _ = patches.shape
         size = self.patch_size
-        pixels = patches.reshape(batch, rows, columns, size, size, 3)
-        pixels = pixels.transpose(0, 1, 3, 2, 4, 5)
-        pixels = pixels.reshape(batch, rows * size, columns * size, 3)
-        return np.clip(np.rint((pixels + 1.0) * 127.5), 0, 255).astype(np.uint8)
+        blocks = patches.reshape(batch, rows, columns, size, size, 3)
+        blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
+        return pixels.to_bytes(blocks.reshape(batch, rows * size, columns * size, 3))
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes an .npz file; replaces an existing one in one step."""
         with whole_files.replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **dataclasses.asdict(self))
-
-
-def _to_float(images: np.ndarray) -> np.ndarray:
-    """Pictures as float32 in [-1, 1]; UserError if they are none."""
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(f"images must be [B, H, W, 3], got shape {images.shape}.")
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / 127.5 - 1.0
-    if not np.issubdtype(images.dtype, np.floating):
-        raise UserError(
-            f"images must be uint8, or float in [-1, 1], got {images.dtype}."
-        )
-    return images.astype(np.float32)
 
 
 def _to_patches(images: np.ndarray, size: int) -> np.ndarray:
