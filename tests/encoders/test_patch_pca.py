@@ -100,6 +100,29 @@ def test_save_and_load(images, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["codec.npz"]
 
 
+def test_pictures_of_several_sizes_are_fitted_together(images):
+    wide, high = list(images[:9, :8]), list(images[9:, :, :12])
+    codec = PatchPCAConfig(patch_size=4, channels=5, whitening=0.0).make(wide + high)
+    patches = np.concatenate([patches_of(np.stack(some), 4) for some in (wide, high)])
+    centred = patches - patches.mean(axis=0)
+    _, _, vectors = scipy.linalg.svd(centred, full_matrices=False)
+    cosines = np.abs(np.sum(codec.basis * vectors[:5].T, axis=0))
+    np.testing.assert_allclose(cosines, 1.0, atol=1e-4)
+    np.testing.assert_allclose(codec.mean, patches.mean(axis=0), atol=1e-6)
+    squares = PatchPCAConfig(patch_size=4, channels=5, whitening=0.0).make(images)
+    assert np.abs(squares.mean - codec.mean).max() > 1e-3
+    latents = [codec.encode(np.stack(some)) for some in (wide, high)]
+    assert [each.shape[1:] for each in latents] == [(2, 4, 5), (4, 3, 5)]
+    together = np.concatenate([each.ravel() for each in latents])
+    assert together.mean() == pytest.approx(0.0, abs=1e-4)
+    assert together.var() == pytest.approx(1.0, rel=1e-4)
+    assert codec.decode(latents[0]).shape == (9, 8, 16, 3)
+    config = PatchPCAConfig(patch_size=4, channels=5)
+    assert config.latent_shape(8, 16) == (2, 4, 5)
+    with pytest.raises(ValueError, match="patch_size 4 must divide .* 8 x 18"):
+        config.latent_shape(8, 18)
+
+
 def test_fitting_is_deterministic(images):
     first = PatchPCAConfig(patch_size=4, channels=6).make(images)
     second = PatchPCAConfig(patch_size=4, channels=6).make(images.copy())

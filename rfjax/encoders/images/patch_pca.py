@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -77,20 +77,19 @@ class PatchPCAConfig:
         """Fits a codec to pictures, so that their latents have mean 0 and variance 1.
 
         Args:
-          training_images: each [H, W, 3] uint8, or float in [-1, 1].
+          training_images: each [H, W, 3] uint8, or float in [-1, 1]; of any sizes that
+            the patches fill.
 
         Raises:
           UserError: no such pictures, or too similar to yield that many components.
         """
         num_images = min(len(training_images), self.num_images)
         indices = [len(training_images) * i // num_images for i in range(num_images)]
-        images = np.stack([training_images[index] for index in indices])
-        patches = _to_patches(pixels.from_bytes(images), self.patch_size)
-        patches = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
-        mean = patches.mean(axis=0)
-        centred = patches - mean
-        # Eigenvectors of the covariance: P by P, however many pictures there are.
-        variances, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+        mean, covariance = _moments(
+            (training_images[index] for index in indices), self.patch_size
+        )
+        # P by P, however many pictures there are.
+        variances, vectors = np.linalg.eigh(covariance)
         variances = variances[::-1][: self.channels]
         basis = vectors[:, ::-1][:, : self.channels]
         if variances[-1] <= 1e-9 * variances[0] or variances[0] <= 0.0:
@@ -217,6 +216,27 @@ class PatchPCA:
         """Writes an .npz file; replaces an existing one in one step."""
         with whole_files.replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **dataclasses.asdict(self))
+
+
+def _moments(images: Iterable[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [P] and covariance [P, P] of all patches of pictures, in one pass.
+
+    Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for
+    computing sample variances" (1979), for vectors.
+    """
+    dims = size * size * 3
+    count, mean, scatter = 0, np.zeros(dims), np.zeros((dims, dims))
+    for image in images:
+        patches = _to_patches(pixels.from_bytes(np.asarray(image)[None]), size)
+        patches = patches.reshape(-1, dims).astype(np.float64)
+        own_mean = patches.mean(axis=0)
+        centred, step = patches - own_mean, own_mean - mean
+        total = count + len(patches)
+        scatter += centred.T @ centred
+        scatter += np.outer(step, step) * (count * len(patches) / total)
+        mean += step * (len(patches) / total)
+        count = total
+    return mean, scatter / count
 
 
 def _to_patches(images: np.ndarray, size: int) -> np.ndarray:
