@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rfjax.data.manifest import NO_CODEC, EncoderSpec, Manifest
+from rfjax.encoders.images.autoencoder_kl import AutoencoderKLConfig
 from rfjax.errors import UserError
 
 AUTOENCODER = "AutoencoderKL"
@@ -22,15 +24,20 @@ _SCALING_FACTOR, _SHIFT_FACTOR = 0.18215, 0.0
 _REMEDY = "give the parts the data set was encoded with, or export without --pipeline."
 
 
-def check_autoencoder(manifest: Manifest, config: Mapping[str, Any]) -> None:
-    """Compares kind, scale and shift of the codec.
+def check_autoencoder(
+    manifest: Manifest, config: Mapping[str, Any], *, folder: Path
+) -> None:
+    """Compares kind, scale, shift and weights of the codec.
 
     Args:
       manifest: of the data set of the run.
       config: config.json of the autoencoder.
+      folder: of the autoencoder.
 
     Raises:
       UserError: the latents of the data set are not those of this autoencoder.
+      MissingPackageError: the weights are to be compared, and PyTorch or diffusers is
+        not installed.
     """
     latent = manifest.latent
     if latent.codec == NO_CODEC:
@@ -51,6 +58,19 @@ def check_autoencoder(manifest: Manifest, config: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{name} of the pipeline's vae must be latent.{field} of data set "
                 f"{manifest.name}, {recorded}, got {found}; {_REMEDY}"
+            )
+    if latent.codec_weights:
+        codec = AutoencoderKLConfig(
+            path=str(folder),
+            subfolder="",
+            device="cpu",
+            dtype=manifest.creation["codec"]["dtype"],
+        ).make()
+        if codec.weights != latent.codec_weights:
+            raise UserError(
+                "weights of the pipeline's vae must be those of the codec of data set "
+                f"{manifest.name}, {latent.codec_weights}, got {codec.weights}; "
+                f"{_REMEDY}"
             )
 
 

@@ -27,8 +27,7 @@ def write(folder: Path, run: Run) -> str:
     """Writes both files, if the data set of the run is there and rfjax decodes it.
 
     Returns:
-      Python code that decodes `latents` to `images`; empty if nothing
-      was written.
+      Python code that decodes `latents` to `images`; empty if nothing was written.
 
     Raises:
       UserError: the data set is damaged.

@@ -69,7 +69,8 @@ def _check_identity(source: Path, parts: Sequence[str], run: Run) -> None:
             f"is not at {run.config['data'].get('path')}; put it back, or export "
             "without --pipeline."
         )
-    data_identity.check_autoencoder(manifest, _read_config(source / "vae"))
+    vae = source / "vae"
+    data_identity.check_autoencoder(manifest, _read_config(vae), folder=vae)
     encoders = {}
     for part in parts:
         if part.startswith("text_encoder"):

@@ -8,6 +8,7 @@ import pytest
 
 from rfjax.checksums import digest
 from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
+from rfjax.encoders.images.autoencoder_kl import AutoencoderKLConfig
 from rfjax.evaluation.sample import SampleConfig
 from rfjax.export import card, save
 
@@ -164,6 +165,7 @@ def on_data(run, *, codec, length=77, kind="clip", **latent):
         splits={"train": 1, "validation": 1},
         latent=LatentSpec(shape=(8, 8, 3), codec=codec, **latent),
         text=TextSpec(encoders=(encoder,)),
+        creation={"codec": {"dtype": "float32"}},
     )
     (folder / "rfjax.json").write_text(manifest.to_json())
     fields = json.loads((run / "config.json").read_text())
@@ -186,6 +188,7 @@ SAME = {"codec": "autoencoder_kl", "codec_scale": 1.5, "codec_shift": 0.1}
         (SAME | {"codec_scale": 1.6}, "scaling_factor .* photos, 1.6, got 1.5"),
         (SAME | {"codec_shift": 0.0}, "shift_factor .* photos, 0.0, got 0.1"),
         (SAME | {"codec_scale": None}, "scaling_factor .* photos, None, got 1.5"),
+        (SAME | {"codec_weights": "0" * 32}, "weights .* must be .* photos, 00000"),
         (
             SAME | {"kind": "minilm"},
             "hold minilm, .* got CLIPText.*, CLIP.*, T5Encoder",
@@ -209,7 +212,8 @@ def test_parts_of_another_data_set(config, make_run, parts, tmp_path, data, mess
 @pytest.mark.parametrize("kind", ["clip", "T5"])
 def test_parts_of_the_data_set(config, make_run, parts, tmp_path, kind):
     source = add_encoders(parts, tmp_path, clip=(5, 7), t5=20)
-    run = on_data(make_run(config), **SAME, kind=kind)
+    weights = AutoencoderKLConfig(path=str(parts), device="cpu").make().weights
+    run = on_data(make_run(config), **SAME, kind=kind, codec_weights=weights)
     report = save.export_run(run, out=tmp_path / "export", pipeline=source)
     assert "vae/config.json" in report.files
 
