@@ -154,7 +154,7 @@ def test_the_code_of_the_model_card_draws_what_rfjax_draws(
     noise = names["torch"].randn(
         1, 16, 8, 8, generator=names["torch"].Generator().manual_seed(0)
     )
-    (caption,), text = captions.stored_captions(config.data, "train", count=1)
+    (caption,), _, text = captions.stored_captions(config.data, "train", count=1)
     network = make_model(config.model)
     latents = sample_latents(
         network,

@@ -24,7 +24,7 @@ FLAGS = {
     "train": "config workdir branch-from",
     "evaluate": "workdir step num-samples data json picture",
     "sample": "workdir prompt sheet out step weights seed num-steps solver grid "
-    "guidance-scale data",
+    "guidance-scale aspect data",
     "plan": "config topology num-images json summary picture search limit",
     "layout": "config devices topology json picture",
     "sweep": "config workdir dry-run launcher cells",

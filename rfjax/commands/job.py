@@ -25,6 +25,7 @@ from rfjax.data import TrainStream, trained_on
 from rfjax.data.implausible import describe_bad_rows
 from rfjax.data.joined import name_of_record
 from rfjax.data.manifest import Manifest
+from rfjax.data.order import shares_of
 from rfjax.errors import UserError
 from rfjax.evaluation import Evaluator, Subject, validation
 from rfjax.flow import formulations
@@ -70,12 +71,13 @@ def read_manifest(config: Config) -> Manifest:
       UserError: if model and data disagree on a size.
     """
     manifest = config.data.manifest()
-    config.model.check_data(
-        name=manifest.name,
-        latent_shape=manifest.latent_shape,
-        context_dim=manifest.context_shape[1],
-        pooled_dim=manifest.pooled_dim,
-    )
+    for shape in manifest.latent.shapes:
+        config.model.check_data(
+            name=manifest.name,
+            latent_shape=shape,
+            context_dim=manifest.context_shape[1],
+            pooled_dim=manifest.pooled_dim,
+        )
     return manifest
 
 
@@ -141,8 +143,13 @@ def _check_mesh(config: Config, sizes: MeshConfig) -> None:
     shapes = model.abstract_params()
     abstract = AbstractMesh(tuple(axes.values()), tuple(axes))
     state_shardings(shapes, params=shapes, dims=model.dims, mesh=abstract)
-    manifest = config.data.manifest()
-    sizes.check_tokens(config.model.num_image_tokens(manifest.latent_shape))
+    _check_tokens(config, sizes, config.data.manifest())
+
+
+def _check_tokens(config: Config, sizes: MeshConfig, manifest: Manifest) -> None:
+    """Raises UserError if a mesh does not divide the image tokens of some bucket."""
+    for shape in manifest.latent.shapes:
+        sizes.check_tokens(config.model.num_image_tokens(shape))
 
 
 def abstract_params_on(model: Model, *, mesh: Mesh) -> Any:
@@ -171,9 +178,7 @@ def make_job(
     Raises:
       UserError: if the mesh does not divide a parameter or the image tokens.
     """
-    MeshConfig(**mesh.shape).check_tokens(
-        config.model.num_image_tokens(manifest.latent_shape)
-    )
+    _check_tokens(config, MeshConfig(**mesh.shape), manifest)
     model = make_model(config.model, layout=MeshLayout(mesh))
     optimizer = make_optimizer(config.optimizer, model=model)
     init = make_init_state(config, model=model)
@@ -313,10 +318,22 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
 
 
 def flops_per_sample(config: Config, manifest: Manifest) -> int:
-    """Model FLOPs of forward and backward for one example of the data."""
-    return make_model(config.model).train_flops(
-        latent_shape=manifest.latent_shape,
-        context_length=manifest.context_shape[0],
+    """Model FLOPs of forward and backward for one example of the data.
+
+    Of several buckets it is their mean, each by its share of the examples.
+    """
+    model = make_model(config.model)
+    channels = manifest.latent_shape[-1]
+    shares = shares_of(config.data.groups("train"), config.data.weights())
+    return round(
+        sum(
+            share
+            * model.train_flops(
+                latent_shape=(*bucket, channels),
+                context_length=manifest.context_shape[0],
+            )
+            for bucket, share in shares.items()
+        )
     )
 
 

@@ -44,7 +44,7 @@ def check_memory(config: Config, *, mesh: Mesh) -> None:
     manifest = config.data.manifest()
     batch_size = config.train.global_batch_size
     numbers = (
-        math.prod(manifest.latent_shape)
+        max(map(math.prod, manifest.latent.shapes))
         + math.prod(manifest.context_shape)
         + manifest.pooled_dim
     )

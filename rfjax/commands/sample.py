@@ -18,6 +18,8 @@ from rfjax.commands.flags import SHEETS, RunData, Step, Weights
 from rfjax.commands.job import abstract_params_on, load_trained, make_reading_mesh
 from rfjax.config import Config
 from rfjax.data import sheet
+from rfjax.data.buckets import Aspect, nearest_bucket
+from rfjax.data.manifest import Manifest
 from rfjax.encoders.images import ImageCodec
 from rfjax.errors import UserError
 from rfjax.evaluation import captions
@@ -69,6 +71,7 @@ def sample(
     solver: Annotated[str, OneOf(SOLVERS)] | None = None,
     grid: Annotated[str, OneOf(GRIDS)] | None = None,
     guidance_scale: NonNegativeFloat | None = None,
+    aspect: Aspect | None = None,
     data: RunData = None,
 ) -> PictureFile:
     """Draws pictures of prompts, or a sheet of seen and held-out captions.
@@ -87,6 +90,9 @@ def sample(
       grid: of timesteps, uniform, karras or diffusers (of the exported pipeline); the
         run's if absent.
       guidance_scale: 1 is unguided; the run's if absent.
+      aspect: width over height of pictures of prompts, as 1.5: the nearest of the
+        data set's buckets is drawn; squares if absent. A sheet has each caption in
+        the bucket of its own picture.
       data: folder of the data set, if it was moved.
 
     Raises:
@@ -110,10 +116,17 @@ def sample(
     if of_data == bool(prompts):
         raise UserError("give either --sheet or at least one --prompt=TEXT.")
     if of_data:
+        if aspect is not None:
+            raise UserError(
+                f"--aspect goes with --prompt=TEXT, got {aspect:g} for a --sheet; "
+                "leave it out."
+            )
         return PictureFile(sample_sheet(workdir, out=out, **settings))
     out = _checked_picture(out or whole_files.unused("sample.png"))
     notes: list[str] = []
-    images = sample_prompts(workdir, prompts, warn=notes.append, **settings)
+    images = sample_prompts(
+        workdir, prompts, aspect=aspect, warn=notes.append, **settings
+    )
     picture = sheet.draw_sheet(
         [sheet.Section("", images, prompts)],
         title=Path(workdir).name,
@@ -131,6 +144,7 @@ def sample_prompts(
     step: Step = None,
     weights: Weights = "ema",
     seed: Seed = 0,
+    aspect: Aspect | None = None,
     data: LocalPath | None = None,
     warn: Callable[[str], None] = warnings.warn,
     **settings: Any,
@@ -143,6 +157,7 @@ def sample_prompts(
       step: which checkpoint; the newest by default.
       weights: "ema" or "raw".
       seed: of the noise.
+      aspect: width over height: the nearest of the data set's buckets; square if None.
       data: folder of the data set, if it was moved.
       warn: told in a sentence which words the text encoder does not know, if any.
       **settings: fields of `SampleConfig` that differ from the run's; None is ignored.
@@ -152,22 +167,26 @@ def sample_prompts(
 
     Raises:
       MissingPackageError: if the text encoder's packages are not installed.
-      UserError: if a prompt is blank or too long, or the data set has no pictures.
+      UserError: if a prompt is blank or too long, or the data set has no pictures, or
+        pictures of one size only.
     """
     config = _load_config(workdir, settings, data=data)
     codec = config.data.codec()
+    shape = _shape_of(config.data.manifest(), aspect)
     conditioning, unknown = captions.encode_prompts(config.data, prompts)
     if unknown:
         warn(unknown)
-    return _draw(
+    images = _draw(
         workdir,
         config,
         codec,
         conditioning,
+        shapes=[shape] * len(prompts),
         step=step,
         weights=weights,
         seed=seed,
     )
+    return np.stack(images)
 
 
 @checked
@@ -214,8 +233,9 @@ def sample_sheet(
         for _, split, count in parts
     ]
     conditioning = jax.tree.map(
-        lambda *rows: np.concatenate(rows), *(text for _, text in texts)
+        lambda *rows: np.concatenate(rows), *(text for _, _, text in texts)
     )
+    shapes = [shape for _, shapes, _ in texts for shape in shapes]
     with checkpoint.pinned_for_all(workdir, step) as step:
         if out is None:
             out = _checked_picture(Path(workdir) / "samples" / f"{step}.png")
@@ -224,12 +244,13 @@ def sample_sheet(
             config,
             codec,
             conditioning,
+            shapes=shapes,
             step=step,
             weights=weights,
             seed=seed,
         )
     sections = []
-    for (title, _, _), (names, _) in zip(parts, texts, strict=True):
+    for (title, _, _), (names, _, _) in zip(parts, texts, strict=True):
         sections.append(sheet.Section(title, images[: len(names)], names))
         images = images[len(names) :]
     manifest = config.data.manifest()
@@ -250,17 +271,36 @@ def _checked_picture(path: Path | str) -> Path:
     return Path(path)
 
 
+def _shape_of(manifest: Manifest, aspect: float | None) -> tuple[int, int, int]:
+    """(H, W, C) of latents to draw: those of a square, or nearest to width / height."""
+    if aspect is None:
+        return manifest.latent_shape
+    sizes = [shape[:2] for shape in manifest.latent.shapes]
+    if len(sizes) == 1:
+        raise UserError(
+            f"--aspect needs data of several aspect buckets, got {aspect:g} for the "
+            f"data set {manifest.name}, which has one; leave it out."
+        )
+    numerator, denominator = aspect.as_integer_ratio()
+    size = nearest_bucket(denominator, numerator, sizes)
+    return (*size, manifest.latent_shape[-1])
+
+
 def _draw(
     workdir: Path | str,
     config: Config,
     codec: ImageCodec,
     conditioning: Conditioning,
     *,
+    shapes: Sequence[tuple[int, int, int]],
     step: int | None,
     weights: str,
     seed: int,
-) -> np.ndarray:
-    """Samples with a checkpoint and decodes: [B, height, width, 3] uint8."""
+) -> list[np.ndarray]:
+    """Samples with a checkpoint and decodes: for each row [height, width, 3] uint8.
+
+    A picture does not depend on the shapes of the others: its noise is that of its row.
+    """
     mesh = make_reading_mesh(config)
     model = make_model(config.model, layout=MeshLayout(mesh))
     params = checkpoint.restore_params(
@@ -269,21 +309,22 @@ def _draw(
         weights=weights,
         step=step,
     )
-    latents = sample_latents(
-        model,
-        params,
-        sample_noise(
-            seed,
-            num_samples=len(conditioning.pooled),
-            latent_shape=config.data.manifest().latent_shape,
-        ),
-        conditioning,
-        unconditional=captions.empty_caption(config.data),
-        formulation=formulations.parse(config.objective),
-        config=config.sample,
-        mesh=mesh,
-    )
-    return codec.decode(latents)
+    images: dict[int, np.ndarray] = {}
+    for shape in dict.fromkeys(shapes):
+        rows = [row for row, own in enumerate(shapes) if own == shape]
+        noise = sample_noise(seed, num_samples=len(shapes), latent_shape=shape)
+        latents = sample_latents(
+            model,
+            params,
+            noise[np.array(rows)],
+            jax.tree.map(lambda leaf: leaf[rows], conditioning),  # noqa: B023
+            unconditional=captions.empty_caption(config.data),
+            formulation=formulations.parse(config.objective),
+            config=config.sample,
+            mesh=mesh,
+        )
+        images |= dict(zip(rows, codec.decode(latents), strict=True))
+    return [images[row] for row in range(len(shapes))]
 
 
 def _load_config(

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from rfjax.data import pipeline
+from rfjax.data import order, pipeline
 from rfjax.data.manifest import Manifest
+from rfjax.data.order import Group
 from rfjax.data.pipeline import Reading, Records, TrainStream
 from rfjax.encoders.images import ImageCodec
 from rfjax.errors import UserError
@@ -28,7 +29,8 @@ class Dataset(Reading, abc.ABC):
 
     The data has the splits "train" and "validation". A record holds
 
-      latents: [H, W, C] bfloat16, with mean 0 and variance 1 over the training split.
+      latents: [H, W, C] bfloat16, with mean 0 and variance 1 over the training split;
+        (H, W, C) is one of `manifest().latent.shapes`.
       caption: bytes, UTF-8.
       annotation: bytes, JSON or empty: what is known about the example.
 
@@ -61,6 +63,17 @@ class Dataset(Reading, abc.ABC):
     @abc.abstractmethod
     def empty_caption(self) -> Mapping[str, np.ndarray]:
         """The text features that stand for no caption, padded to all T tokens."""
+
+    def groups(self, split: str) -> tuple[Group, ...]:
+        """The records of a split by bucket, in the order of their numbers."""
+        return order.groups_of(self.manifest(), split)
+
+    def weights(self) -> Mapping[str, float]:
+        """Part of the groups -> the share of training examples that come from it.
+
+        By default there are no parts.
+        """
+        return {}
 
     def check(self) -> None:
         """Checks for damage before a run reads the data; by default nothing is checked.
@@ -107,6 +120,8 @@ class Dataset(Reading, abc.ABC):
         return pipeline.train_stream(
             self.records("train"),
             manifest=self.manifest(),
+            groups=self.groups("train"),
+            weights=self.weights(),
             empty_caption=self.empty_caption(),
             reading=self,
             global_batch_size=global_batch_size,
@@ -122,18 +137,21 @@ class Dataset(Reading, abc.ABC):
         num_samples: int | None = None,
         process_index: int = 0,
         process_count: int = 1,
+        only_first: bool = False,
     ) -> Iterator[tuple[Batch, np.ndarray]]:
         """Yields the validation split once, in record order, without dropout.
 
         Args:
           batch_size: examples in a batch over all processes.
-          num_samples: how many records from the first on; all when None.
+          num_samples: how many records, from the first of each bucket on and in the
+            proportion of the buckets; all when None.
           process_index: of this process, which gets its block of rows of each batch.
           process_count: how many processes share each batch.
+          only_first: of each bucket its first batch alone, to compile for.
 
         Yields:
-          (batch, valid): host-local; valid is [B] bool, False for rows that only fill
-          up the last batch (they repeat the last record).
+          (batch, valid): host-local, of one bucket; valid is [B] bool, False for rows
+          that only fill up the last batch of one (they repeat its last record).
 
         Raises:
           MissingFileError: the data is missing or incomplete.
@@ -143,9 +161,11 @@ class Dataset(Reading, abc.ABC):
         return pipeline.validation_batches(
             self.records("validation"),
             manifest=self.manifest(),
+            groups=self.groups("validation"),
             reading=self,
             batch_size=batch_size,
             num_samples=num_samples,
             process_index=process_index,
             process_count=process_count,
+            only_first=only_first,
         )

@@ -24,6 +24,7 @@ from rfjax.errors import UserError
 from rfjax.value_types import Bounds, Size, check_fields
 
 MaxAspect = Annotated[float, Bounds(1, 16, remedy="choose for example 2")]
+Aspect = Annotated[float, Bounds(1 / 16, 16, remedy="choose for example 1.5")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

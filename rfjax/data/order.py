@@ -20,7 +20,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import grain
@@ -41,12 +42,12 @@ class Group:
     Attributes:
       bucket: (h, w) of the latents.
       num_records: how many there are.
-      part: number of the data set in a mixture.
+      part: name of the data set in a mixture.
     """
 
     bucket: tuple[int, int]
     num_records: int
-    part: int = 0
+    part: str = ""
 
 
 def groups_of(manifest: Manifest, split: str) -> tuple[Group, ...]:
@@ -56,9 +57,73 @@ def groups_of(manifest: Manifest, split: str) -> tuple[Group, ...]:
         return (Group(buckets[0], manifest.splits[split]),)
     counts = dict.fromkeys(buckets, 0)
     for file in manifest.files:
-        if file.split == split:
+        if file.split == split and file.bucket in counts:
             counts[file.bucket] += file.num_records
     return tuple(Group(bucket, count) for bucket, count in counts.items())
+
+
+def shares_of(
+    groups: Sequence[Group], weights: Mapping[str, float]
+) -> dict[tuple[int, int], Fraction]:
+    """The share of all training examples that each bucket has, by (h, w).
+
+    Args:
+      groups: of the training split.
+      weights: part of a mixture -> the share of examples from it, up to a factor.
+    """
+    lengths: dict[tuple[int, int], Fraction] = {}
+    for group, length in zip(groups, _epoch_lengths(groups, weights), strict=True):
+        lengths[group.bucket] = lengths.get(group.bucket, Fraction()) + length
+    total = sum(lengths.values())
+    return {bucket: length / total for bucket, length in lengths.items() if length}
+
+
+def subsets_of(groups: Sequence[Group]) -> dict[str, list[range]]:
+    """Record numbers of every bucket and every part, where there are several."""
+    subsets: dict[str, list[range]] = {}
+    has_buckets = len({group.bucket for group in groups}) > 1
+    start = 0
+    for group in groups:
+        numbers = range(start, start + group.num_records)
+        start = numbers.stop
+        height, width = group.bucket
+        for name in (f"{height}x{width}" if has_buckets else "", group.part):
+            if name and numbers:
+                subsets.setdefault(name, []).append(numbers)
+    return subsets
+
+
+def bucket_of(groups: Sequence[Group], number: int) -> tuple[int, int]:
+    """(h, w) of the latents of a record by its number."""
+    ends = itertools.accumulate(group.num_records for group in groups)
+    return next(g.bucket for g, end in zip(groups, ends, strict=True) if number < end)
+
+
+def in_turn(
+    groups: Sequence[Group], *, batch_size: int, num_records: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every record once, in batches of one group each.
+
+    Args:
+      groups: of the split, in the order of their record numbers.
+      batch_size: B.
+      num_records: how many; of each group its share of them, from its first record on.
+        All when None.
+
+    Yields:
+      Record numbers [B], and which of the rows count [B] bool: the last batch of a
+      group is filled up with its last record.
+    """
+    total = sum(group.num_records for group in groups)
+    num_records = total if num_records is None else num_records
+    start = 0
+    for group in groups:
+        end = start + group.num_records
+        stop = start + num_records * end // total - num_records * start // total
+        for first in range(start, stop, batch_size):
+            rows = np.arange(first, first + batch_size)
+            yield np.minimum(rows, stop - 1), rows < stop
+        start = end
 
 
 class Order:
@@ -69,8 +134,8 @@ class Order:
         out of training.
       global_batch_size: B, examples in a batch over all processes.
       seed: of the shuffling.
-      weights: for each part of a mixture the share of examples that come from it, up to
-        a common factor; one part when empty.
+      weights: part of a mixture -> the share of examples that come from it, up to a
+        common factor; not needed for one.
 
     Raises:
       UserError: a bucket has too few records for a batch.
@@ -85,7 +150,7 @@ class Order:
         *,
         global_batch_size: int,
         seed: int,
-        weights: Sequence[float] = (),
+        weights: Mapping[str, float] = types.MappingProxyType({}),
     ):
         self._batch_size = global_batch_size
         self._seed = seed
@@ -118,14 +183,6 @@ class Order:
         """Record number at a position of the stream."""
         batch, row = divmod(position, self._batch_size)
         return self.records(batch, range(row, row + 1))[0]
-
-    def shares(self) -> dict[tuple[int, int], float]:
-        """The share of all examples that each bucket has, by (h, w)."""
-        lengths = [stream.epoch_length for stream in self._streams]
-        return {
-            bucket: float(length / sum(lengths))
-            for bucket, length in zip(self.buckets, lengths, strict=True)
-        }
 
     def _place(self, batch: int) -> tuple[int, int]:
         """Which bucket a global batch is of, and which of its batches it is."""
@@ -206,43 +263,49 @@ def _check_counts(groups: Sequence[Group], *, batch_size: int) -> None:
         )
 
 
+def _epoch_lengths(
+    groups: Sequence[Group], weights: Mapping[str, float]
+) -> list[Fraction]:
+    """How many examples of each group an epoch has.
+
+    That is as many as there are records of all parts, shared out by weight, and evenly
+    within each part.
+    """
+    parts: dict[str, int] = {}
+    for group in groups:
+        parts[group.part] = parts.get(group.part, 0) + group.num_records
+    # As decimals, so that 0.7 is seven tenths.
+    shares = {part: Fraction(str(weights.get(part, 1))) for part in parts}
+    total = sum(parts.values()) / sum(shares.values())
+    return [
+        total * shares[group.part] * group.num_records / max(parts[group.part], 1)
+        for group in groups
+    ]
+
+
 def _streams(
     groups: Sequence[Group],
     buckets: Sequence[tuple[int, int]],
     *,
     seed: int,
-    weights: Sequence[float],
+    weights: Mapping[str, float],
 ) -> list[_Stream]:
     """The stream of each bucket."""
-    ends = list(itertools.accumulate(group.num_records for group in groups))
-    total = ends[-1]
-    parts = [0] * (1 + max(group.part for group in groups))
-    for group in groups:
-        parts[group.part] += group.num_records
-    # As decimals, so that 0.7 is seven tenths.
-    exact = [Fraction(str(weight)) for weight in weights or [1]]
+    starts = itertools.accumulate((g.num_records for g in groups), initial=0)
+    lengths = _epoch_lengths(groups, weights)
+    places = list(zip(groups, starts, lengths, strict=False))
     is_alone = sum(group.num_records > 0 for group in groups) == 1
     streams = []
     for bucket in buckets:
-        own = [
-            index
-            for index, group in enumerate(groups)
-            if group.bucket == bucket and group.num_records
-        ]
+        own = [p for p in places if p[0].bucket == bucket and p[0].num_records]
         streams.append(
             _Stream(
-                [groups[index] for index in own],
-                starts=[ends[index] - groups[index].num_records for index in own],
-                lengths=[
-                    total
-                    * exact[groups[index].part]
-                    / sum(exact)
-                    * Fraction(groups[index].num_records, parts[groups[index].part])
-                    for index in own
-                ],
+                [group for group, _, _ in own],
+                starts=[start for _, start, _ in own],
+                lengths=[length for _, _, length in own],
                 seeds=[
-                    seed % 2**32 if is_alone else _seed_of(groups[index], seed=seed)
-                    for index in own
+                    seed % 2**32 if is_alone else _seed_of(group, seed=seed)
+                    for group, _, _ in own
                 ],
             )
         )
@@ -251,7 +314,8 @@ def _streams(
 
 def _seed_of(group: Group, *, seed: int) -> int:
     """The seed of one of several groups."""
-    sequence = np.random.SeedSequence((seed, group.part, *group.bucket))
+    part = int.from_bytes(group.part.encode())
+    sequence = np.random.SeedSequence((seed, *group.bucket, part))
     return int(sequence.generate_state(1)[0])
 
 

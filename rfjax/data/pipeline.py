@@ -10,6 +10,7 @@ batches.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -17,7 +18,6 @@ import grain
 import jax
 import ml_dtypes
 import numpy as np
-from grain import experimental as grain_experimental
 
 from rfjax import schema
 from rfjax.data.conditioning import (
@@ -28,6 +28,7 @@ from rfjax.data.conditioning import (
 )
 from rfjax.data.joined import name_of_record
 from rfjax.data.manifest import Manifest
+from rfjax.data.order import Group, Order, bucket_of, in_turn
 from rfjax.errors import UserError
 from rfjax.types import Batch, Conditioning
 from rfjax.value_types import (
@@ -83,53 +84,83 @@ class TrainStream:
     stream, so the union over processes is the same for every n. `sample_index` is the
     position modulo 2**32, which repeats only after four billion samples.
 
+    Args:
+      assemble: number of a global batch -> this process's rows of it.
+      manifest: what the records are.
+      specs: see below.
+      global_batch_size: examples in a batch over all processes.
+      name_of: see below.
+      read_options: threads and batches ahead.
+
     Attributes:
       manifest: what the records are.
-      spec: a Batch of `jax.ShapeDtypeStruct`, in the shapes `__next__` returns.
+      specs: for each bucket a Batch of `jax.ShapeDtypeStruct`; `__next__` returns
+        batches in one of these shapes.
       name_of: position -> the record there, in words.
     """
 
     def __init__(
         self,
-        iterator: Any,
+        assemble: Callable[[int], Batch],
         *,
         manifest: Manifest,
-        spec: Batch,
+        specs: Sequence[Batch],
+        global_batch_size: int,
         name_of: Callable[[int], str],
+        read_options: grain.ReadOptions,
     ):
-        self._iterator = iterator
         self.manifest = manifest
-        self.spec = spec
+        self.specs = tuple(specs)
         self.name_of = name_of
+        self._assemble = assemble
+        self._global_batch_size = global_batch_size
+        self._read_options = read_options
+        self._next_batch = 0
+        self._iterator: Any = None  # opened by the first batch, at the state set then
 
     def __iter__(self) -> TrainStream:
         return self
 
     def __next__(self) -> Batch:
-        return _to_batch(next(self._iterator))
+        if self._iterator is None:
+            batches = grain.MapDataset.range(self._next_batch, sys.maxsize)
+            self._iterator = iter(
+                batches.map(self._assemble).to_iter_dataset(self._read_options)
+            )
+        batch = next(self._iterator)
+        self._next_batch += 1
+        return batch
 
     def get_state(self) -> dict[str, int]:
         """Returns `{"global_next_index": k}`, equal on all processes; fits in JSON."""
-        return self._iterator.get_state()
+        return {"global_next_index": self._next_batch * self._global_batch_size}
 
     def set_state(self, state: Mapping[str, int]) -> None:
         """Continues at a state, regardless of the number of processes that saved it."""
-        if list(state) != ["global_next_index"] or state["global_next_index"] < 0:
+        position = state.get("global_next_index", -1)
+        batch, rest = divmod(position, self._global_batch_size)
+        if len(state) != 1 or position < 0 or rest:
             raise UserError(
-                "the data position must be {'global_next_index': k} with k >= 0, got "
-                f"{dict(state)}; restore it from a checkpoint of this rfjax."
+                "the data position must be {'global_next_index': k} with k >= 0, a "
+                f"multiple of the batch of {self._global_batch_size}, got "
+                f"{dict(state)}; restore it from a checkpoint of this run."
             )
-        self._iterator.set_state({k: int(v) for k, v in state.items()})
+        self.close()
+        self._next_batch = int(batch)
 
     def close(self) -> None:
         """Stops the reading threads."""
-        self._iterator.close()
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
 
 
 def train_stream(
     records: Records,
     *,
     manifest: Manifest,
+    groups: Sequence[Group],
+    weights: Mapping[str, float],
     empty_caption: Mapping[str, np.ndarray],
     reading: Reading,
     global_batch_size: int,
@@ -142,6 +173,8 @@ def train_stream(
     Args:
       records: of the training split.
       manifest: what they are.
+      groups: of the split, in the order of the records.
+      weights: part of the groups -> the share of examples that come from it.
       empty_caption: the text features that stand for no caption.
       reading: how they become batches.
       global_batch_size: examples in a batch over all processes.
@@ -151,25 +184,32 @@ def train_stream(
       process_count: how many processes share each batch.
 
     Raises:
-      UserError: the batch is not divisible by `process_count`.
+      UserError: the batch is not divisible by `process_count`, or larger than a bucket.
     """
     local_batch_size = _local_batch_size(global_batch_size, process_count)
-    shuffle_seed = seed if reading.shuffle_seed is None else reading.shuffle_seed
     joiner = CaptionJoiner(manifest)
-    weights = caption_weights(manifest.text, reading.caption_weights)
+    kind_weights = caption_weights(manifest.text, reading.caption_weights)
     choices = CaptionChoices(
         seed=seed,
         caption_dropout=reading.caption_dropout,
         encoder_dropout=reading.encoder_dropout,
-        weights=weights,
+        weights=kind_weights,
         num_encoders=len(manifest.text.encoders),
+    )
+    order = Order(
+        groups,
+        global_batch_size=global_batch_size,
+        seed=seed if reading.shuffle_seed is None else reading.shuffle_seed,
+        weights=weights,
     )
 
     def prepare(
         position: int, record: Mapping[str, np.ndarray | bytes]
     ) -> dict[str, np.ndarray]:
         """One record of the stream, as it enters a batch."""
-        has_caption = [joiner.has_caption(record, kind) for kind in range(len(weights))]
+        has_caption = [
+            joiner.has_caption(record, kind) for kind in range(len(kind_weights))
+        ]
         choice = choices.at(position, has_caption)
         caption = joiner.allocate(1)
         joiner.write(
@@ -181,19 +221,24 @@ def train_stream(
         )
         return _prepare(record, caption=caption, reading=reading, sample_index=position)
 
-    def in_order_of_stream(source: grain.MapDataset) -> grain.MapDataset:
-        """Records, or their numbers, by position in the stream."""
-        # Shuffled again in each repetition.
-        return source.seed(shuffle_seed % 2**32).shuffle().repeat(None)
+    def assemble(batch: int) -> Batch:
+        """This process's rows of a global batch."""
+        rows = range(process_index, global_batch_size, process_count)
+        numbers = order.records(batch, rows)
+        prepared = [
+            prepare(batch * global_batch_size + row, records[number])
+            for row, number in zip(rows, numbers, strict=True)
+        ]
+        return _to_batch(jax.tree.map(lambda *leaves: np.stack(leaves), *prepared))
 
-    dataset = in_order_of_stream(grain.MapDataset.source(records)).map_with_index(
-        prepare
-    )
-    numbers = in_order_of_stream(grain.MapDataset.range(len(records)))
-    elastic = grain_experimental.ElasticIterator(
-        dataset,
-        global_batch_size,
-        grain.sharding.ShardOptions(process_index, process_count),
+    return TrainStream(
+        assemble,
+        manifest=manifest,
+        specs=make_specs(
+            manifest, order.buckets, reading=reading, batch_size=local_batch_size
+        ),
+        global_batch_size=global_batch_size,
+        name_of=lambda position: name_of_record(records, order.record(position)),
         # One thread assembles one batch; more threads than batches would idle.
         read_options=grain.ReadOptions(
             num_threads=min(reading.read_threads, reading.prefetch_batches),
@@ -202,38 +247,37 @@ def train_stream(
             else 0,
         ),
     )
-    return TrainStream(
-        iter(elastic),
-        manifest=manifest,
-        spec=_make_spec(manifest, reading, local_batch_size),
-        name_of=lambda position: name_of_record(records, int(numbers[position])),
-    )
 
 
 def validation_batches(
     records: Records,
     *,
     manifest: Manifest,
+    groups: Sequence[Group],
     reading: Reading,
     batch_size: int,
     num_samples: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    only_first: bool = False,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Yields the records of the validation split once, in order, without dropout.
 
     Args:
       records: of the validation split.
       manifest: what they are.
+      groups: of the split, in the order of the records.
       reading: how they become batches.
       batch_size: examples in a batch over all processes.
-      num_samples: how many records from the first on; all when None.
+      num_samples: how many records, from the first of each bucket on and in the
+        proportion of the buckets; all when None.
       process_index: of this process, which gets its block of rows of each batch.
       process_count: how many processes share each batch.
+      only_first: of each bucket its first batch alone, to compile for.
 
     Yields:
-      (batch, valid): host-local; valid is [B] bool, False for rows that only fill up
-      the last batch (they repeat the last record).
+      (batch, valid): host-local, of one bucket; valid is [B] bool, False for rows that
+      only fill up the last batch of one (they repeat its last record).
 
     Raises:
       UserError: at once, if the batch is not divisible by `process_count` or there are
@@ -250,11 +294,18 @@ def validation_batches(
 
     def generate() -> Iterator[tuple[Batch, np.ndarray]]:
         """One pass over the split."""
-        for start in range(0, num_samples, batch_size):
-            first = start + process_index * local_batch_size
-            rows = np.arange(first, first + local_batch_size)
+        first = process_index * local_batch_size
+        own = slice(first, first + local_batch_size)
+        seen = set()
+        for numbers, valid in in_turn(
+            groups, batch_size=batch_size, num_records=num_samples
+        ):
+            bucket = bucket_of(groups, numbers[0])
+            if only_first and bucket in seen:
+                continue
+            seen.add(bucket)
             prepared = []
-            for index in np.minimum(rows, num_samples - 1).tolist():
+            for index in numbers[own].tolist():
                 record = records[index]
                 prepared.append(
                     _prepare(
@@ -265,7 +316,7 @@ def validation_batches(
                     )
                 )
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *prepared)
-            yield _to_batch(stacked), rows < num_samples
+            yield _to_batch(stacked), valid[own]
 
     # Checked above at once, not at the first batch.
     return generate()
@@ -317,18 +368,29 @@ def _to_batch(fields: Mapping[str, Any]) -> Batch:
     )
 
 
-def _make_spec(manifest: Manifest, reading: Reading, batch_size: int) -> Batch:
+def make_specs(
+    manifest: Manifest,
+    buckets: Sequence[tuple[int, int]],
+    *,
+    reading: Reading,
+    batch_size: int,
+) -> tuple[Batch, ...]:
+    """For each bucket a Batch of `jax.ShapeDtypeStruct`, of `batch_size` rows."""
+
     def struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         """Shape and dtype of one field of a batch."""
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
     length, context_dim = manifest.context_shape
     fields = {
-        "latents": struct(manifest.latent_shape, LATENT_DTYPES[reading.latents_dtype]),
         "context": struct((length, context_dim), ml_dtypes.bfloat16),
         "pooled": struct((manifest.pooled_dim,), ml_dtypes.bfloat16),
         "sample_index": struct((), np.uint32),
     }
     if reading.context_mask:
         fields["context_mask"] = struct((length,), np.bool_)
-    return _to_batch(fields)
+    channels, dtype = manifest.latent_shape[-1], LATENT_DTYPES[reading.latents_dtype]
+    return tuple(
+        _to_batch(fields | {"latents": struct((*bucket, channels), dtype)})
+        for bucket in buckets
+    )

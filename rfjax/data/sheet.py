@@ -30,12 +30,12 @@ class Section:
 
     Attributes:
       title: heading of the block.
-      images: [N, H, W, 3] uint8.
+      images: N pictures, each [H, W, 3] uint8.
       captions: N captions.
     """
 
     title: str
-    images: np.ndarray
+    images: Sequence[np.ndarray]
     captions: Sequence[str]
 
 
@@ -54,7 +54,7 @@ def draw_sheet(
       title: headline.
       footer: small print, e.g. a licence; wrapped to the width.
       columns: pictures in a row.
-      picture_size: side of a picture on the sheet; whole multiples stay sharp.
+      picture_size: longest side of a picture on the sheet; whole multiples stay sharp.
 
     Returns:
       An RGB picture.
@@ -128,10 +128,13 @@ def _draw_picture(
     size: int,
 ) -> None:
     picture = Image.fromarray(image)
-    whole = size % picture.width == 0 and size % picture.height == 0
-    method = Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
-    sheet.paste(picture.resize((size, size), method), (left, top))
-    draw.rectangle((left - 1, top - 1, left + size, top + size), outline=_FRAME)
+    longest = max(picture.size)
+    is_whole = size % longest == 0
+    method = Image.Resampling.NEAREST if is_whole else Image.Resampling.LANCZOS
+    width, height = (max(1, round(side * size / longest)) for side in picture.size)
+    left, top = left + (size - width) // 2, top + (size - height) // 2
+    sheet.paste(picture.resize((width, height), method), (left, top))
+    draw.rectangle((left - 1, top - 1, left + width, top + height), outline=_FRAME)
 
 
 def _draw_caption(

@@ -19,6 +19,7 @@ from PIL import Image
 
 from rfjax.data import shards
 from rfjax.data.manifest import NO_CODEC, Manifest, StoredFile
+from rfjax.data.order import groups_of
 from rfjax.data.sheet import Section, draw_sheet, save_picture
 from rfjax.data.stored_text import compare_states
 from rfjax.errors import MissingFileError, UserError
@@ -68,6 +69,7 @@ class VerifyReport:
             f"{', checksums match' if self.ok else ''}",
             *(
                 f"{split:<11} {count:,} examples, {self.num_captions[split]:,} captions"
+                f"{_describe_buckets(manifest, split)}"
                 for split, count in manifest.splits.items()
             ),
             f"latents     {list(manifest.latent_shape)} bfloat16, mean "
@@ -137,6 +139,17 @@ def verify(
         notes=tuple(notes),
         picture=drawn,
     )
+
+
+def _describe_buckets(manifest: Manifest, split: str) -> str:
+    """How many examples of a split each bucket has, if there are several."""
+    if not manifest.latent.buckets:
+        return ""
+    counts = [
+        f"{group.num_records:,} of {group.bucket[0]}x{group.bucket[1]}"
+        for group in groups_of(manifest, split)
+    ]
+    return f": {', '.join(counts)}"
 
 
 class _Split:
@@ -255,7 +268,7 @@ def contact_sheet(
         sections.append(
             Section(
                 title=f"{split}: {count} of {len(source):,}",
-                images=codec.decode(np.stack([r["latents"] for r in records])),
+                images=[codec.decode(r["latents"][None])[0] for r in records],
                 captions=[record["caption"].decode() for record in records],
             )
         )

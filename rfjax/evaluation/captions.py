@@ -43,13 +43,18 @@ def encode_prompts(config: Dataset, prompts: Sequence[str]) -> tuple[Conditionin
 
 def stored_captions(
     config: Dataset, split: str, *, count: int
-) -> tuple[list[str], Conditioning]:
-    """At most `count` captions spread over a split, with their stored states."""
+) -> tuple[list[str], list[tuple[int, int, int]], Conditioning]:
+    """At most `count` captions spread over a split.
+
+    Returns:
+      The captions, (H, W, C) of the latents of each, and their stored states.
+    """
     source = config.records(split)
     count = min(count, len(source))
     records = [source[len(source) * i // count] for i in range(count)]
     captions = [record["caption"].decode() for record in records]
-    return captions, _stack(config, records)
+    shapes = [record["latents"].shape for record in records]
+    return captions, shapes, _stack(config, records)
 
 
 def empty_caption(config: Dataset) -> Conditioning:

@@ -8,6 +8,10 @@ averaged. The number depends only on the parameters and the examples: not on bat
 size, devices, hosts or the step. How many examples there were is measured with it,
 because losses over different numbers of them cannot be compared.
 
+Data of several aspect buckets or in several parts also has the loss of each of them,
+`loss_HxW` for latents of that size and `loss_NAME` for a part; the mean stays that over
+all examples.
+
 Source of the levels: Esser et al. 2024, arXiv:2403.03206, sections 5.3.3 and B.3.
 """
 
@@ -15,13 +19,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rfjax.data.order import subsets_of
 from rfjax.evaluation.base import Subject
 from rfjax.flow.formulations import Formulation
 from rfjax.flow.objective import loss_at_timesteps
@@ -82,7 +88,9 @@ class ValidationConfig:
             formulation=subject.formulation,
             mesh=subject.mesh,
             batches=batches,
+            first_batches=functools.partial(batches, only_first=True),
             every_steps=self.every_steps,
+            subsets=subsets_of(subject.data.groups("validation")),
         )
 
 
@@ -91,17 +99,23 @@ class Validation:
     """The evaluator of one set of parameters; made by `make_validation`.
 
     Attributes:
-      level_losses: jitted (params, batch, valid) -> (losses [B, 8], valid [B]).
+      level_losses: jitted (params, batch, valid) -> (losses [B, 8], sample_index [B],
+        valid [B]).
       batches: () -> one pass over the held-out samples.
+      first_batches: () -> one batch of each size of latents.
       mesh: where batches go.
       every_steps: optimizer steps between validations.
+      subsets: name -> the `sample_index` of the examples whose loss is also measured
+        by itself.
       name: of the metrics.
     """
 
-    level_losses: Callable[..., tuple[jax.Array, jax.Array]]
+    level_losses: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
     batches: Callable[[], Iterable[tuple[Batch, np.ndarray]]]
+    first_batches: Callable[[], Iterable[tuple[Batch, np.ndarray]]]
     mesh: Mesh
     every_steps: int = 1
+    subsets: Mapping[str, Sequence[range]] = dataclasses.field(default_factory=dict)
     name: str = "val"
 
     def __call__(
@@ -114,14 +128,18 @@ class Validation:
           check_in: called before each batch; what it raises ends the validation.
 
         Returns:
-          {"loss", "loss_t0", .., "loss_t7", "num_samples"}.
+          {"loss", "loss_t0", .., "loss_t7", "num_samples"}, and "loss_NAME" for each of
+          the subsets that has examples.
         """
-        per_sample = []
+        per_sample, numbers = [], []
         for host_batch in self.batches():
             check_in()
             batch, valid = put_batch(host_batch, mesh=self.mesh)
-            losses, valid = jax.device_get(self.level_losses(params, batch, valid))
+            losses, index, valid = jax.device_get(
+                self.level_losses(params, batch, valid)
+            )
             per_sample.append(losses[valid])
+            numbers.append(index[valid])
         # float64, so that the split into batches leaves no trace in the sum.
         losses = np.concatenate(per_sample)
         level_means = losses.mean(axis=0, dtype=np.float64)
@@ -130,12 +148,28 @@ class Validation:
             "loss": float(level_means[1:].mean()),
             **metrics,
             "num_samples": len(losses),
+            **self._subset_losses(losses[:, 1:], np.concatenate(numbers)),
         }
 
+    def _subset_losses(
+        self, losses: np.ndarray, numbers: np.ndarray
+    ) -> dict[str, float]:
+        """The loss of each subset, of [N, 7] losses of examples by these numbers."""
+        found = {}
+        for name, ranges in self.subsets.items():
+            is_in = np.zeros(len(numbers), np.bool_)
+            for part in ranges:
+                is_in |= (numbers >= part.start) & (numbers < part.stop)
+            if is_in.any():
+                own = losses[is_in].mean(axis=0, dtype=np.float64)
+                found[f"loss_{name}"] = float(own.mean())
+        return found
+
     def compile(self, params: Mapping) -> None:
-        """Compiles ahead of the first call, by evaluating one batch."""
-        batch, valid = put_batch(next(iter(self.batches())), mesh=self.mesh)
-        jax.block_until_ready(self.level_losses(params, batch, valid))
+        """Compiles ahead of the first call, by evaluating a batch of each size."""
+        for host_batch in self.first_batches():
+            batch, valid = put_batch(host_batch, mesh=self.mesh)
+            jax.block_until_ready(self.level_losses(params, batch, valid))
 
 
 def make_validation(
@@ -144,7 +178,9 @@ def make_validation(
     formulation: Formulation,
     mesh: Mesh,
     batches: Callable[[], Iterable[tuple[Batch, np.ndarray]]],
+    first_batches: Callable[[], Iterable[tuple[Batch, np.ndarray]]] | None = None,
     every_steps: int = 1,
+    subsets: Mapping[str, Sequence[range]] | None = None,
 ) -> Validation:
     """Builds the evaluator of one set of parameters.
 
@@ -154,7 +190,10 @@ def make_validation(
       mesh: its batch axes must divide the batches.
       batches: () -> (host-local Batch, valid [B / hosts] bool) pairs, one pass over the
         held-out samples; `sample_index` is the record's place in the split.
+      first_batches: () -> those to compile for; the first of `batches` when None.
       every_steps: optimizer steps between validations.
+      subsets: name -> the `sample_index` of the examples whose loss is also measured
+        by itself.
     """
     float32_model = model.in_float32()
 
@@ -162,15 +201,20 @@ def make_validation(
     @jax.jit(out_shardings=replicated(mesh))
     def level_losses(
         params: Mapping, batch: Batch, valid: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Losses [B, 8] in float32, and which rows count."""
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Losses [B, 8] in float32, which examples they are of, and which count."""
         # A TPU would multiply float32 in bfloat16 passes by default.
         with jax.default_matmul_precision("float32"):
             losses = losses_at_levels(float32_model, params, batch, formulation)
-        return losses, valid
+        return losses, batch.sample_index, valid
 
     return Validation(
-        level_losses=level_losses, batches=batches, mesh=mesh, every_steps=every_steps
+        level_losses=level_losses,
+        batches=batches,
+        first_batches=first_batches or (lambda: itertools.islice(batches(), 1)),
+        mesh=mesh,
+        every_steps=every_steps,
+        subsets=subsets or {},
     )
 
 

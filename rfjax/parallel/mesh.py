@@ -215,6 +215,23 @@ def put_batch(batch: Any, *, mesh: Mesh) -> Any:
     )
 
 
+def abstract_batch(batch: Any, *, size: int, mesh: Mesh) -> Any:
+    """What `put_batch` makes of a batch, as ShapeDtypeStructs with shardings.
+
+    Args:
+      batch: pytree of arrays or ShapeDtypeStructs, the share of one process.
+      size: B, rows over all processes.
+      mesh: the mesh.
+    """
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda rows: jax.ShapeDtypeStruct(
+            (size, *rows.shape[1:]), rows.dtype, sharding=sharding
+        ),
+        batch,
+    )
+
+
 def put_whole(batch: Any, *, mesh: Mesh) -> Any:
     """Global arrays of a batch that every process holds whole.
 

@@ -21,11 +21,11 @@ from rfjax.checkpoint import CheckpointConfig, Checkpoints
 from rfjax.data import TrainStream
 from rfjax.data.implausible import describe_bad_rows
 from rfjax.parallel import processes
-from rfjax.parallel.mesh import put_batch
+from rfjax.parallel.mesh import abstract_batch, put_batch
 from rfjax.train.divergence import TrainingDiverged, Watch
 from rfjax.train.metric_writers import AllWriters, MetricWriterConfig
 from rfjax.train.state import TrainState
-from rfjax.train.step import TrainStep
+from rfjax.train.step import TrainStep, compiled_for
 from rfjax.types import Evaluator
 from rfjax.value_types import Bounds, PositiveInt, check_fields
 
@@ -96,6 +96,23 @@ class Job:
             return []
         is_last = step == self.config.num_steps
         return [e for e in self.evaluators if is_last or step % e.every_steps == 0]
+
+    def step_for_all_sizes(self) -> TrainStep:
+        """The train step; of several buckets each has its program compiled now.
+
+        The program of a single one is compiled by the first step.
+        """
+        if len(self.stream.specs) == 1:
+            return self.train_step
+        return compiled_for(
+            self.train_step,
+            self.abstract_state,
+            [
+                abstract_batch(spec, size=self.config.global_batch_size, mesh=self.mesh)
+                for spec in self.stream.specs
+            ],
+            self.learning_rate(0),
+        )
 
 
 def run(job: Job, *, workdir: Path) -> TrainState:
@@ -184,6 +201,7 @@ def _train(
     # Now, while nothing is lost if a signal ends the compilation.
     for evaluator in job.evaluators if step < job.config.num_steps else owed:
         evaluator.compile(state.params)
+    train_step = job.step_for_all_sizes() if step < job.config.num_steps else None
     if stop.unsaved:  # several processes, none of which was interrupted so far
         check_in()
     watch = make_watch(job, checkpoints, earlier_losses=record.losses())
@@ -195,7 +213,7 @@ def _train(
         batch = put_batch(next(job.stream), mesh=job.mesh)
         log.add_wait(time.perf_counter() - wait_start)
         question = ballot.ask(stop.requested is not None)
-        state, metrics = job.train_step(state, batch, job.learning_rate(step))
+        state, metrics = train_step(state, batch, job.learning_rate(step))
         step += 1
         stop.unsaved = True
         # Looks at the step before this one, so the device always has work.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -79,6 +79,34 @@ def make_train_step(
         return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return train_step
+
+
+def compiled_for(
+    train_step: TrainStep, state: Any, batches: Sequence[Any], learning_rate: float
+) -> TrainStep:
+    """The same step, compiled now for batches of several sizes of latents.
+
+    Args:
+      train_step: jitted.
+      state: ShapeDtypeStructs with shardings, as of the state in training.
+      batches: likewise, one for each size.
+      learning_rate: any value.
+
+    Returns:
+      A step that takes batches of these sizes alone.
+    """
+    programs = {
+        batch.latents.shape: train_step.lower(state, batch, learning_rate).compile()
+        for batch in batches
+    }
+
+    def step(
+        state: TrainState, batch: Batch, learning_rate: float
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One optimizer step by the program of the batch's size."""
+        return programs[batch.latents.shape](state, batch, learning_rate)
+
+    return step
 
 
 def make_mean_loss(

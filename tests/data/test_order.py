@@ -9,15 +9,15 @@ import time
 import numpy as np
 import pytest
 
-from rfjax.data.order import Group, Order, interleave
+from rfjax.data.order import Group, Order, in_turn, interleave, shares_of, subsets_of
 from rfjax.errors import UserError
 
 BUCKETS = [Group((4, 8), 37), Group((6, 6), 100), Group((8, 4), 23)]
 MIXTURE = [
-    Group((4, 8), 400, part=0),
-    Group((6, 6), 600, part=0),
-    Group((6, 6), 500, part=1),
-    Group((8, 4), 300, part=1),
+    Group((4, 8), 400, part="a"),
+    Group((6, 6), 600, part="a"),
+    Group((6, 6), 500, part="b"),
+    Group((8, 4), 300, part="b"),
 ]
 
 
@@ -112,7 +112,7 @@ def test_an_epoch_shuffles_the_batches():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 12])
 def test_processes_read_parts_of_the_same_batches(count):
-    order = make(MIXTURE, batch=12, weights=(1, 2))
+    order = make(MIXTURE, batch=12, weights={"a": 1, "b": 2})
     for batch in (0, 7, 1000):
         rows = [order.records(batch, range(i, 12, count)) for i in range(count)]
         woven = [rows[i % count][i // count] for i in range(12)]
@@ -124,7 +124,7 @@ def test_processes_read_parts_of_the_same_batches(count):
 @pytest.mark.parametrize("weights", [(1, 1), (0.7, 0.3)])
 def test_parts_have_their_share(weights):
     batch, num_batches = 20, 180  # two epochs
-    order = make(MIXTURE, batch=batch, weights=weights)
+    order = make(MIXTURE, batch=batch, weights=dict(zip("ab", weights, strict=True)))
     parts, buckets = collections.Counter(), collections.Counter()
     per_record = collections.defaultdict(collections.Counter)
     for number in range(num_batches):
@@ -135,20 +135,21 @@ def test_parts_have_their_share(weights):
             parts[group.part] += 1
             per_record[group][record] += 1
     share = weights[0] / sum(weights)
-    assert parts[0] / parts.total() == pytest.approx(share, abs=0.02)
+    assert parts["a"] / parts.total() == pytest.approx(share, abs=0.02)
     assert buckets[(4, 8)] / num_batches == pytest.approx(0.4 * share, abs=0.02)
-    assert order.shares()[(4, 8)] == pytest.approx(0.4 * share)
-    assert sum(order.shares().values()) == pytest.approx(1)
+    shares = shares_of(MIXTURE, dict(zip("ab", weights, strict=True)))
+    assert float(shares[(4, 8)]) == pytest.approx(0.4 * share)
+    assert sum(shares.values()) == 1
     for counts in per_record.values():  # evenly within each group
         assert max(counts.values()) - min(counts.values()) <= 2
 
 
 def test_a_mixture_of_one_bucket():
-    groups = [Group((4, 4), 30, part=0), Group((4, 4), 10, part=1)]
-    order = make(groups, batch=4, weights=(0.25, 0.75))
+    groups = [Group((4, 4), 30, part="a"), Group((4, 4), 10, part="b")]
+    order = make(groups, batch=4, weights={"a": 0.25, "b": 0.75})
     for number in range(20):  # the share is right in every batch
         assert sum(record >= 30 for record in order.records(number)) == 3
-    plain = make(groups, batch=4, weights=(0.75, 0.25))
+    plain = make(groups, batch=4, weights={"a": 0.75, "b": 0.25})
     assert sum(record >= 30 for record in plain.records(0)) == 1
 
 
@@ -184,3 +185,34 @@ def test_a_bucket_smaller_than_a_batch_is_refused(batch):
     assert ("37 of 4x8" in message) == (batch == 60)
     assert "choose at most 23" in message
     make(batch=23)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 200])
+@pytest.mark.parametrize("num_records", [None, 160, 50, 1])
+def test_in_turn(batch_size, num_records):
+    """Every record once, in batches of one bucket; fewer are spread over buckets."""
+    seen = []
+    for numbers, counts in in_turn(
+        BUCKETS, batch_size=batch_size, num_records=num_records
+    ):
+        assert len(numbers) == len(counts) == batch_size
+        assert len({group_of(BUCKETS, number) for number in numbers}) == 1
+        assert (numbers[~counts] == numbers[counts][-1]).all()
+        seen += numbers[counts].tolist()
+    assert seen == sorted(set(seen))
+    assert len(seen) == (num_records or 160)
+    starts = np.cumsum([0, 37, 100, 23])
+    for start, group in zip(starts, BUCKETS, strict=False):
+        own = [number for number in seen if start <= number < start + group.num_records]
+        assert own == list(range(start, start + len(own)))  # the first ones
+        expected = (num_records or 160) * group.num_records / 160
+        assert abs(len(own) - expected) < 1
+
+
+def test_subsets():
+    subsets = subsets_of(MIXTURE)
+    assert {name: sum(map(len, parts)) for name, parts in subsets.items()} == {
+        "4x8": 400, "6x6": 1100, "8x4": 300, "a": 1000, "b": 800,
+    }  # fmt: skip
+    assert subsets["6x6"] == [range(400, 1000), range(1000, 1500)]
+    assert subsets_of([Group((4, 4), 7)]) == {}

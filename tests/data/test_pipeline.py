@@ -81,7 +81,7 @@ def test_batches_have_the_announced_shapes(open_stream, options):
         return leaf.shape, np.dtype(leaf.dtype)
 
     batch = next(stream)
-    assert jax.tree.map(describe, batch) == jax.tree.map(describe, stream.spec)
+    assert jax.tree.map(describe, batch) == jax.tree.map(describe, stream.specs[0])
     assert batch.latents.dtype == options.get("latents_dtype", "float32")
     assert batch.conditioning.context.dtype == ml_dtypes.bfloat16
     assert (batch.conditioning.context_mask is None) == ("context_mask" not in options)

@@ -32,7 +32,7 @@ def test_shapes_are_those_of_the_manifest():
     stream = config.train_stream(global_batch_size=4, seed=0)
     batch = next(stream)
     stream.close()
-    assert batch.latents.shape == (4, 4, 6, 2) == stream.spec.latents.shape
+    assert batch.latents.shape == (4, 4, 6, 2) == stream.specs[0].latents.shape
     assert batch.conditioning.context.shape == (4, 3, 5)
     assert batch.conditioning.pooled.shape == (4, 7)
     assert batch.conditioning.context_mask.all()
