@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -322,18 +322,20 @@ def flops_per_sample(config: Config, manifest: Manifest) -> int:
 
     Of several buckets it is their mean, each by its share of the examples.
     """
-    model = make_model(config.model)
-    channels = manifest.latent_shape[-1]
     shares = shares_of(config.data.groups("train"), config.data.weights())
     return round(
         sum(
-            share
-            * model.train_flops(
-                latent_shape=(*bucket, channels),
-                context_length=manifest.context_shape[0],
-            )
+            share * flops_of_bucket(config, manifest, bucket)
             for bucket, share in shares.items()
         )
+    )
+
+
+def flops_of_bucket(config: Config, manifest: Manifest, bucket: Sequence[int]) -> int:
+    """Model FLOPs of forward and backward for one example with (H, W) latents."""
+    return make_model(config.model).train_flops(
+        latent_shape=(*bucket[:2], manifest.latent_shape[-1]),
+        context_length=manifest.context_shape[0],
     )
 
 

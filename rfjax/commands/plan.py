@@ -14,6 +14,7 @@ from rfjax import whole_files
 from rfjax.checksums import digest
 from rfjax.commands.flags import FIGURES, JsonFile, Report, RunConfig
 from rfjax.commands.job import (
+    flops_of_bucket,
     make_init_state,
     make_job,
     make_stream,
@@ -106,21 +107,16 @@ def plan(
     stream = make_stream(config)
     job = make_job(config, mesh=mesh, stream=stream, manifest=manifest)
     rate = jax.ShapeDtypeStruct((), np.float32, sharding=replicated(mesh))
-    # Of several buckets the one that takes most memory and time.
-    largest = max(stream.specs, key=lambda spec: spec.latents.size)
-    model = make_model(config.model)
+    batch = stream.largest_spec
     planned = plan_step(
         job.train_step,
         job.abstract_state,
-        with_sharding(largest, batch_sharding(mesh)),
+        with_sharding(batch, batch_sharding(mesh)),
         rate,
         topology=slices,
         mesh_shape=mesh.shape,
-        num_params=model.num_params,
-        flops_per_sample=model.train_flops(
-            latent_shape=largest.latents.shape[1:],
-            context_length=manifest.context_shape[0],
-        ),
+        num_params=make_model(config.model).num_params,
+        flops_per_sample=flops_of_bucket(config, manifest, batch.latents.shape[1:]),
         global_batch_size=config.train.global_batch_size,
         num_images=num_images
         or config.train.num_steps * config.train.global_batch_size,

@@ -131,6 +131,11 @@ class TrainStream:
         self._next_batch += 1
         return batch
 
+    @property
+    def largest_spec(self) -> Batch:
+        """That of the bucket with the most latents: it takes most memory and time."""
+        return max(self.specs, key=lambda spec: spec.latents.size)
+
     def get_state(self) -> dict[str, int]:
         """Returns `{"global_next_index": k}`, equal on all processes; fits in JSON."""
         return {"global_next_index": self._next_batch * self._global_batch_size}
@@ -187,15 +192,6 @@ def train_stream(
       UserError: the batch is not divisible by `process_count`, or larger than a bucket.
     """
     local_batch_size = _local_batch_size(global_batch_size, process_count)
-    joiner = CaptionJoiner(manifest)
-    kind_weights = caption_weights(manifest.text, reading.caption_weights)
-    choices = CaptionChoices(
-        seed=seed,
-        caption_dropout=reading.caption_dropout,
-        encoder_dropout=reading.encoder_dropout,
-        weights=kind_weights,
-        num_encoders=len(manifest.text.encoders),
-    )
     order = Order(
         groups,
         global_batch_size=global_batch_size,
@@ -203,23 +199,9 @@ def train_stream(
         weights=weights,
     )
 
-    def prepare(
-        position: int, record: Mapping[str, np.ndarray | bytes]
-    ) -> dict[str, np.ndarray]:
-        """One record of the stream, as it enters a batch."""
-        has_caption = [
-            joiner.has_caption(record, kind) for kind in range(len(kind_weights))
-        ]
-        choice = choices.at(position, has_caption)
-        caption = joiner.allocate(1)
-        joiner.write(
-            empty_caption if choice.is_empty else record,
-            caption,
-            0,
-            caption=0 if choice.is_empty else choice.caption,
-            dropped=choice.dropped,
-        )
-        return _prepare(record, caption=caption, reading=reading, sample_index=position)
+    prepare = _row_maker(
+        manifest=manifest, empty_caption=empty_caption, reading=reading, seed=seed
+    )
 
     def assemble(batch: int) -> Batch:
         """This process's rows of a global batch."""
@@ -247,6 +229,45 @@ def train_stream(
             else 0,
         ),
     )
+
+
+def _row_maker(
+    *,
+    manifest: Manifest,
+    empty_caption: Mapping[str, np.ndarray],
+    reading: Reading,
+    seed: int,
+) -> Callable[[int, Mapping[str, Any]], dict[str, np.ndarray]]:
+    """(position, record) -> the row of a training batch."""
+    joiner = CaptionJoiner(manifest)
+    kind_weights = caption_weights(manifest.text, reading.caption_weights)
+    choices = CaptionChoices(
+        seed=seed,
+        caption_dropout=reading.caption_dropout,
+        encoder_dropout=reading.encoder_dropout,
+        weights=kind_weights,
+        num_encoders=len(manifest.text.encoders),
+    )
+
+    def prepare(
+        position: int, record: Mapping[str, np.ndarray | bytes]
+    ) -> dict[str, np.ndarray]:
+        """One record of the stream, as it enters a batch."""
+        has_caption = [
+            joiner.has_caption(record, kind) for kind in range(len(kind_weights))
+        ]
+        choice = choices.at(position, has_caption)
+        caption = joiner.allocate(1)
+        joiner.write(
+            empty_caption if choice.is_empty else record,
+            caption,
+            0,
+            caption=0 if choice.is_empty else choice.caption,
+            dropped=choice.dropped,
+        )
+        return _prepare(record, caption=caption, reading=reading, sample_index=position)
+
+    return prepare
 
 
 def validation_batches(

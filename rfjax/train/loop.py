@@ -98,21 +98,14 @@ class Job:
         return [e for e in self.evaluators if is_last or step % e.every_steps == 0]
 
     def step_for_all_sizes(self) -> TrainStep:
-        """The train step; of several buckets each has its program compiled now.
-
-        The program of a single one is compiled by the first step.
-        """
-        if len(self.stream.specs) == 1:
-            return self.train_step
-        return compiled_for(
-            self.train_step,
-            self.abstract_state,
-            [
-                abstract_batch(spec, size=self.config.global_batch_size, mesh=self.mesh)
-                for spec in self.stream.specs
-            ],
-            self.learning_rate(0),
-        )
+        """The train step; of several buckets each has its program compiled now."""
+        size = self.config.global_batch_size
+        batches = [
+            abstract_batch(spec, size=size, mesh=self.mesh)
+            for spec in self.stream.specs
+        ]
+        rate = self.learning_rate(0)
+        return compiled_for(self.train_step, self.abstract_state, batches, rate)
 
 
 def run(job: Job, *, workdir: Path) -> TrainState:

@@ -86,6 +86,8 @@ def compiled_for(
 ) -> TrainStep:
     """The same step, compiled now for batches of several sizes of latents.
 
+    That of a single size is compiled by the first step.
+
     Args:
       train_step: jitted.
       state: ShapeDtypeStructs with shardings, as of the state in training.
@@ -95,6 +97,8 @@ def compiled_for(
     Returns:
       A step that takes batches of these sizes alone.
     """
+    if len(batches) == 1:
+        return train_step
     programs = {
         batch.latents.shape: train_step.lower(state, batch, learning_rate).compile()
         for batch in batches

@@ -13,7 +13,7 @@ from rfjax import whole_files
 from rfjax.bench.diffusers_peer import make_step
 from rfjax.bench.step import StepReport, time_in_turns
 from rfjax.commands.flags import JsonFile, Report, RunConfig
-from rfjax.commands.job import make_job_here
+from rfjax.commands.job import flops_of_bucket, make_job_here
 from rfjax.config import Config
 from rfjax.errors import UserError
 from rfjax.flow import formulations
@@ -55,7 +55,7 @@ def bench_step(
       rfjax bench step --config=configs/bench.py --peer=diffusers
     """
     whole_files.check_writable(json_file, field="--json")
-    job, _ = make_job_here(config)
+    job, manifest = make_job_here(config)
     mesh = job.mesh
     host_batch = next(job.stream)
     actions = {}
@@ -95,7 +95,7 @@ def bench_step(
         num_devices=mesh.size,
         global_batch_size=config.train.global_batch_size,
         num_params=make_model(config.model).num_params,
-        flops_per_sample=job.flops_per_sample,
+        flops_per_sample=flops_of_bucket(config, manifest, batch.latents.shape[1:]),
         peak_flops=chip.peak_flops if chip else None,
         peer_name=peer,
         peer=tuple(seconds.pop(peer, ())),
