@@ -205,9 +205,9 @@ def test_texts_beside_pictures(tmp_path, pictures):
     assert "file txt of picture latin.png must be in UTF-8" in problems[3]
     assert "file json of picture wrong.png must be JSON" in problems[4]
     assert source.notes == (
-        "1 pictures have no text beside them: alone.webp",
-        "1 texts are beside no picture: orphan.txt",
-        "1 files are neither pictures nor texts: notes.pdf",
+        "pictures with no text beside them: 1 (alone.webp)",
+        "texts beside no picture: 1 (orphan.txt)",
+        "files that are neither pictures nor texts: 1 (notes.pdf)",
     )
     sentences = make(
         kind="image_folder",
@@ -298,7 +298,7 @@ def test_a_folder_of_hugging_face(tmp_path, pictures, suffix):
     (tmp_path / "train" / "x2.png").unlink()
     source = make(kind="image_folder", path=str(tmp_path))
     assert source.notes == (
-        "1 pictures are in no metadata.jsonl or the like: train/more.png",
+        "pictures in no metadata.jsonl or the like: 1 (train/more.png)",
     )
     assert "No such file" in broken(source)[4]
 

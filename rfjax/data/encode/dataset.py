@@ -51,6 +51,8 @@ def encode_dataset(
     """
     whole_files.check_free(out, field="out")
     source = config.source.make()
+    for note in getattr(source, "notes", ()):
+        warn(note)
     text_encoders = [encoder.make() for encoder in config.text_encoders]
     splits = _split(config, source)
     codec = config.codec.make(_TrainingImages(source, splits["train"]))

@@ -47,6 +47,9 @@ class Source(Protocol):
     Attributes:
       licence: the notice that goes wherever the pictures or their latents go.
       caption_kinds: names of the captions of an entry, identifiers.
+
+    It may also have `notes`: what its user has to know, such as the number and names of
+    files that were passed over; a line each.
     """
 
     licence: str

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from rfjax.data.sources.base import Entry
@@ -17,6 +17,8 @@ from rfjax.value_types import Text, check_fields
 
 # Where captions are looked for if no column is named: in the first of these.
 CAPTION_COLUMNS = ("txt", "caption", "text", "TEXT", "label")
+
+_LOOKED_AT = 100  # rows, to learn the names of the columns
 
 # Name of a split elsewhere -> the split here.
 _SPLITS = {
@@ -35,13 +37,13 @@ class Columns:
     captions, meta.licence a field of an object.
 
     Attributes:
-      captions: of the captions, one for each kind; by default the first of txt,
-        caption, text, TEXT and label that there is.
-      caption_kinds: what the captions are called: ["original", "synthetic"].
-      split: of the split; train, or validation, val, valid, dev, eval or test.
-      licence: of the licence.
-      attribution: of whom to name.
-      annotation: what is stored with every example as well, such as an id.
+      captions: columns of the captions, one for each kind; by default the first of
+        txt, caption, text, TEXT and label that there is.
+      caption_kinds: what these captions are called, as ["original", "synthetic"].
+      split: column of the split: train, or validation, val, valid, dev, eval or test.
+      licence: column of the licence.
+      attribution: column of the people to name.
+      annotation: further columns that are stored with every example, such as an id.
     """
 
     captions: tuple[Text, ...] = ()
@@ -133,6 +135,31 @@ class Columns:
             columns=row,
             annotation=annotation,
         )
+
+
+def columns_of(read: Callable[[int], Mapping[str, Any]], length: int) -> list[str]:
+    """Names of the columns of rows that say themselves what they have.
+
+    About a hundred rows are read, from the first to the last.
+
+    Args:
+      read: number of a row -> the row.
+      length: the number of rows.
+
+    Raises:
+      BrokenPicture: none of these rows can be read.
+    """
+    names: dict[str, None] = {}
+    problem: BrokenPicture | None = None
+    numbers = range(0, length, max(1, length // _LOOKED_AT))
+    for number in numbers:
+        try:
+            names |= dict.fromkeys(read(number))
+        except BrokenPicture as error:
+            problem = problem or error
+    if problem is not None and not names:
+        raise problem
+    return list(names)
 
 
 def check_column(name: str, known: Collection[str], *, field: str, where: str) -> None:

@@ -9,7 +9,6 @@ as Hugging Face's imagefolder has it.
 from __future__ import annotations
 
 import array
-import contextlib
 import dataclasses
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rfjax.data.sources.base import ImageSize
-from rfjax.data.sources.columns import Columns
+from rfjax.data.sources.columns import Columns, columns_of
 from rfjax.data.sources.packages import import_package
 from rfjax.data.sources.pictures import (
     PICTURE_SUFFIXES,
@@ -35,7 +34,6 @@ from rfjax.errors import MissingFileError, refusal_of_disk
 from rfjax.value_types import InputPath, Text, check_fields
 
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_FIRST_PICTURES = 100  # what is beside them are the columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +44,9 @@ class ImageFolderConfig:
       path: the folder; folders in it, and links, are followed, hidden ones are not.
       splits_by_folder: whether the folders in it are named for splits: train, and
         validation, val, valid, dev, eval or test.
-      columns: of the captions, and of what else is known: txt and caption for files
-        that end so, the fields of json by their names, or the columns of the table;
-        folder and stem are those of the picture itself.
+      columns: which columns are the captions, the licence and so on. Files that end in
+        txt or caption are columns of that name; so are the fields of json files, the
+        columns of the table, and folder and stem of the picture's own path.
       image_size: S; pictures are brought to about S x S pixels.
       background: red, green and blue behind what is transparent.
       licence: notice that goes wherever the pictures or their latents go.
@@ -101,8 +99,8 @@ class _Files:
         self.suffixes: list[bytes] = []
         self.beside = array.array("Q")
         self.tables: list[Path] = []
-        self.without_picture = Tally("texts are beside no picture")
-        self.others = Tally("files are neither pictures nor texts")
+        self.without_picture = Tally("texts beside no picture")
+        self.others = Tally("files that are neither pictures nor texts")
         chunks = [self._add(place, names) for place, names in _walk(folder)]
         self.pictures = pyarrow.chunked_array(chunks, pyarrow.binary())
 
@@ -142,16 +140,12 @@ class _Beside:
     def __init__(self, files: _Files, splits_by_folder: bool):
         self._files, self._splits_by_folder = files, splits_by_folder
         self.where = str(files.folder)
-        names: dict[str, None] = {}
-        for index in range(min(len(self), _FIRST_PICTURES)):
-            with contextlib.suppress(BrokenPicture):
-                names |= dict.fromkeys(self.row(index))
-        self.columns: Collection[str] = list(names)
+        self.columns: Collection[str] = columns_of(self.row, len(self))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Files that are not used, and pictures that have nothing beside them."""
-        alone = Tally("pictures have no text beside them")
+        alone = Tally("pictures with no text beside them")
         for index in np.flatnonzero(np.asarray(self._files.beside) == 0):
             alone.add(self.key(int(index)))
         tallies = (alone, self._files.without_picture, self._files.others)
@@ -214,7 +208,7 @@ class _Listed(TableRows):
     def notes(self) -> tuple[str, ...]:
         """Pictures that no table lists; all rows are read to find them."""
         listed = {self._path(index) for index in range(len(self))}
-        unlisted = Tally(f"pictures are in no {_METADATA[0]} or the like")
+        unlisted = Tally(f"pictures in no {_METADATA[0]} or the like")
         for picture in self._files.pictures:
             if _shown(picture.as_py()) not in listed:
                 unlisted.add(_shown(picture.as_py()))

@@ -31,8 +31,8 @@ class SavedDatasetConfig:
       splits: names of the splits that are used; all by default. A data set of one split
         is divided by the hash of the captions.
       picture: column of the pictures; by default the one with the feature Image.
-      columns: of the captions, and of what else is known; a ClassLabel is the name of
-        its class.
+      columns: which columns are the captions, the licence and so on; a ClassLabel is
+        read as the name of its class.
       image_size: S; pictures are brought to about S x S pixels.
       background: red, green and blue behind what is transparent.
       licence: notice that goes wherever the pictures or their latents go; by default

@@ -49,13 +49,13 @@ def row_of(parts: Mapping[str, bytes], *, key: str) -> dict[str, Any]:
 
 
 class Tally:
-    """Counts files and remembers the first; as text a sentence, empty if none came."""
+    """Counts files and remembers the first; as text one line, empty if none came."""
 
     def __init__(self, what: str, *, first: int = 3):
         """Starts at none.
 
         Args:
-          what: is said of the files.
+          what: they are, in words.
           first: how many are named.
         """
         self._what, self._first = what, first
@@ -71,4 +71,4 @@ class Tally:
         if not self._count:
             return ""
         more = ", ..." * (self._count > self._first)
-        return f"{self._count:,} {self._what}: {', '.join(self._names)}{more}"
+        return f"{self._what}: {self._count:,} ({', '.join(self._names)}{more})"

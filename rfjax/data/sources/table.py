@@ -41,7 +41,7 @@ class TableConfig:
         them; by default the first of image, file_name, image_path, path, jpg and png
         that there is.
       folder: where relative paths of pictures start; by default that of each table.
-      columns: of the captions, and of what else is known.
+      columns: which columns are the captions, the licence and so on.
       image_size: S; pictures are brought to about S x S pixels.
       background: red, green and blue behind what is transparent.
       licence: notice that goes wherever the pictures or their latents go.

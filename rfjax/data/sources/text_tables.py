@@ -19,32 +19,27 @@ from typing import Any
 
 import numpy as np
 
-from rfjax.data.sources.columns import decode_text
+from rfjax.data.sources.columns import columns_of, decode_text
 from rfjax.data.sources.pictures import BrokenPicture
 from rfjax.errors import UserError
 
 _BOM = b"\xef\xbb\xbf"
 _BLOCK = 2**26  # bytes that are searched for ends of lines at a time
-_FIRST_ROWS = 100  # of JSON lines: their keys are the columns
 
 
 class JsonLines:
     """A file with a JSON object on each line; blank lines are passed over.
 
     Attributes:
-      columns: keys of the first rows.
+      columns: keys of the objects.
     """
 
     def __init__(self, path: Path):
         self._path = path
         self._spans = _lines(path)
-        names: dict[str, None] = {}
-        for index in range(min(len(self), _FIRST_ROWS)):
-            try:
-                names |= dict.fromkeys(self.row(index, key=""))
-            except BrokenPicture:
-                continue
-        self.columns: Collection[str] = list(names)
+        self.columns: Collection[str] = columns_of(
+            lambda index: self.row(index, key=f"{path}:{index}"), len(self)
+        )
 
     def __len__(self) -> int:
         return len(self._spans)

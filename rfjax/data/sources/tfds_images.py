@@ -31,8 +31,8 @@ class TfdsImagesConfig:
       splits: names of the splits that are used; all by default. A data set of one split
         is divided by the hash of the captions.
       picture: feature of the pictures; by default the only Image.
-      columns: features of the captions, and of what else is known; a ClassLabel is the
-        name of its class, and captions.text.0 the first text of a sequence.
+      columns: which features are the captions, the licence and so on; a ClassLabel is
+        read as the name of its class; captions.text.0 is the first text of a sequence.
       image_size: S; pictures are brought to about S x S pixels.
       background: red, green and blue behind what is transparent.
       licence: notice that goes wherever the pictures or their latents go; by default

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rfjax.data.sources.base import ImageSize
-from rfjax.data.sources.columns import Columns
+from rfjax.data.sources.columns import Columns, columns_of
 from rfjax.data.sources.file_patterns import find_files, relative_names
 from rfjax.data.sources.pictures import (
     PICTURE_SUFFIXES,
@@ -30,7 +30,6 @@ from rfjax.data.sources.sidecars import TEXT_SUFFIXES, row_of
 from rfjax.data.sources.tar_index import read_index
 from rfjax.value_types import InputPath, Text, check_fields
 
-_FIRST_SAMPLES = 100  # what they have are the columns
 _OPEN_INDICES = 256
 
 
@@ -42,8 +41,8 @@ class WebDatasetConfig:
       paths: the tars, as data/{00000..00127}.tar or data/*.tar; not compressed.
       picture: ending of the pictures, as jpg; by default the one file of each sample
         that has the ending of a picture.
-      columns: of the captions, and of what else is known: txt and caption for files
-        that end so, and the fields of json by their names.
+      columns: which columns are the captions, the licence and so on. Files that end in
+        txt or caption are columns of that name, and so are the fields of json files.
       image_size: S; pictures are brought to about S x S pixels.
       background: red, green and blue behind what is transparent.
       licence: notice that goes wherever the pictures or their latents go.
@@ -87,13 +86,7 @@ class _Samples:
         sizes = (self._index(path).num_rows for path in paths)
         self._starts = [0, *itertools.accumulate(sizes)]
         self.where = ", ".join(map(str, paths[:3])) + ", ..." * (len(paths) > 3)
-        names: dict[str, None] = {}
-        for index in range(min(len(self), _FIRST_SAMPLES)):
-            try:
-                names |= dict.fromkeys(self.row(index))
-            except BrokenPicture:
-                continue
-        self.columns: Collection[str] = list(names)
+        self.columns: Collection[str] = columns_of(self.row, len(self))
 
     def __len__(self) -> int:
         return self._starts[-1]
