@@ -237,7 +237,7 @@ def test_config_files_are_valid_and_say_how_to_run_them(name):
             {"codec": {"patch_size": 5}},
             "patch_size 5 must divide the sides .* 32 x 32",
         ),
-        ({"codec": {"kind": "sd3"}}, "codec.kind must be one of patch_pca, .*got 'sd3'"),
+        ({"codec": {"kind": "sd3"}}, "codec.kind must be one of .*got 'sd3'"),
         ({"codec": {"num_images": 0}}, "codec.num_images must be at least 1, got 0"),
         (
             {"text_encoders": [{"kind": "clap"}]},
