@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from rfjax.data import shards
-from rfjax.data.manifest import NO_CODEC, Manifest, StoredFile
+from rfjax.data.manifest import NO_CODEC, EncoderSpec, Manifest, StoredFile
 from rfjax.data.order import groups_of
 from rfjax.data.sheet import Section, draw_sheet, save_picture
 from rfjax.data.stored_text import compare_states
@@ -38,7 +38,8 @@ class VerifyReport:
 
     Attributes:
       manifest: of the data set.
-      latent_mean: over all training latents that are sound; NaN if there are none.
+      latent_mean: over all training latents that are sound, as they are drawn from
+        their posterior where it is stored; NaN if there are none.
       latent_variance: likewise.
       num_captions: split -> number of different captions.
       problems: one sentence each, those of single records last; empty when all is well.
@@ -72,12 +73,12 @@ class VerifyReport:
                 f"{_describe_buckets(manifest, split)}"
                 for split, count in manifest.splits.items()
             ),
-            f"latents     {list(manifest.latent_shape)} bfloat16, mean "
+            f"latents     {list(manifest.latent_shape)} bfloat16"
+            f"{' with log-variance' if manifest.latent.has_variance else ''}, mean "
             f"{self.latent_mean:+.3f}, variance {self.latent_variance:.3f}",
             *(
-                f"text        {encoder.name}: context [{encoder.length}, "
-                f"{encoder.context_dim}] {manifest.text.layout}, pooled "
-                f"[{encoder.pooled_dim}]"
+                f"text        {encoder.name}: "
+                f"{_describe_features(encoder, manifest.text.layout)}"
                 for encoder in manifest.text.encoders
             ),
             *(f"NOTE        {note}" for note in self.notes),
@@ -120,7 +121,10 @@ def verify(
                 splits[file.split].read(root, manifest, file)
         found, notes = _check_text(root, manifest, list(splits.values()))
     bad_records = [problem for split in splits.values() for problem in split.problems]
-    found += _check_moments(splits["train"]) + _check_captions(splits)
+    (notes if manifest.latent.codec_scale else found).extend(
+        _check_moments(splits["train"])
+    )
+    found += _check_captions(splits)
     drawn = None
     if picture is not None and not damage and not bad_records:
         try:
@@ -152,6 +156,16 @@ def _describe_buckets(manifest: Manifest, split: str) -> str:
     return f": {', '.join(counts)}"
 
 
+def _describe_features(encoder: EncoderSpec, layout: str) -> str:
+    """What a record holds of a text encoder."""
+    features = []
+    if encoder.context_dim:
+        features += [f"context [{encoder.length}, {encoder.context_dim}] {layout}"]
+    if encoder.pooled_dim:
+        features += [f"pooled [{encoder.pooled_dim}]"]
+    return ", ".join(features)
+
+
 class _Split:
     """What reading the records of one split finds.
 
@@ -170,7 +184,7 @@ class _Split:
 
     @property
     def moments(self) -> tuple[float, float]:
-        """Mean and variance of all sound latents; NaN if there are none."""
+        """Mean and variance of all sound latents, as drawn; NaN if there are none."""
         if not self._size:
             return math.nan, math.nan
         mean = self._total / self._size
@@ -197,6 +211,9 @@ class _Split:
             latents = record["latents"].astype(np.float64)
             self._total += latents.sum()
             self._total_squares += np.square(latents).sum()
+            if manifest.latent.has_variance:
+                log_variance = record["log_variance"].astype(np.float64)
+                self._total_squares += np.exp(log_variance).sum()
             self._size += latents.size
             if not has_example and len(self.examples) < MOST_ENCODED:
                 has_example = True
@@ -224,6 +241,11 @@ def _check_text(
 
 
 def _check_moments(train: _Split) -> list[str]:
+    """How far latents are from what training assumes.
+
+    A codec that was fitted to the pictures must meet it; one whose scale was fixed
+    before may be off.
+    """
     mean, variance = train.moments
     problems = []
     if not abs(mean) <= _MEAN_TOLERANCE:
@@ -236,7 +258,7 @@ def _check_moments(train: _Split) -> list[str]:
 def _check_captions(splits: Mapping[str, _Split]) -> list[str]:
     if "validation" not in splits:
         return []
-    shared = splits["train"].captions & splits["validation"].captions
+    shared = splits["train"].captions & splits["validation"].captions - {""}
     if not shared:
         return []
     return [
@@ -259,6 +281,7 @@ def contact_sheet(
     """
     manifest = shards.read_manifest(root)
     codec = shards.read_codec(root)
+    decode = getattr(codec, "decode_preview", codec.decode)
     sections = []
     for split, num_rows in (("train", rows), ("validation", max(1, rows // 2))):
         source = shards.open_split(root, split)
@@ -268,7 +291,7 @@ def contact_sheet(
         sections.append(
             Section(
                 title=f"{split}: {count} of {len(source):,}",
-                images=[codec.decode(r["latents"][None])[0] for r in records],
+                images=[decode(record["latents"][None])[0] for record in records],
                 captions=[record["caption"].decode() for record in records],
             )
         )

@@ -13,7 +13,7 @@ import pytest
 
 from rfjax.commands.verify import verify as verify_command
 from rfjax.data import shards
-from rfjax.data.manifest import MANIFEST_FILE
+from rfjax.data.manifest import MANIFEST_FILE, LatentSpec
 from rfjax.data.verify import MOST_PROBLEMS, verify
 from rfjax.encoders import text
 
@@ -153,6 +153,45 @@ def test_every_bad_record_is_listed_by_shard_and_number(write):
     assert report.latent_variance == pytest.approx(9, rel=0.05)
     assert str(report).endswith("10 problems")
     assert not (root / "sheet.png").exists()
+
+
+def test_moments_are_those_of_latents_as_they_are_drawn(write, tiny):
+    def narrow(record, split, index):
+        record["latents"] = (record["latents"] * 0.6).astype(ml_dtypes.bfloat16)
+        variances = np.full(record["latents"].shape, 0.64)
+        record["log_variance"] = np.log(variances).astype(ml_dtypes.bfloat16)
+
+    def latent(**fields):
+        shape = tiny.manifest().latent.shape
+        return tiny.manifest(latent=LatentSpec(shape, "patch_pca", **fields))
+
+    root = write(narrow, manifest=latent(has_variance=True))
+    report = verify(root, picture=root / "sheet.png")
+    assert report.latent_variance == pytest.approx(1, abs=0.05)
+    assert report.ok, str(report)
+    assert "bfloat16 with log-variance, mean" in str(report)
+    assert (root / "sheet.png").is_file()
+    shutil.rmtree(root)
+
+    def without(record, split, index):
+        narrow(record, split, index)
+        del record["log_variance"]
+
+    (problem,) = verify(write(without)).problems  # control
+    assert problem.startswith("latents of train have variance 0.3")
+    shutil.rmtree(root)
+    # The scale of an autoencoder is fixed, whatever pictures it is given.
+    report = verify(write(without, manifest=latent(codec_scale=1.5, codec_shift=0.0)))
+    assert report.ok
+    assert report.notes == (problem,)
+
+
+def test_records_without_captions_share_none(write):
+    def strip(record, split, index):
+        record["caption"] = ""
+        record |= features_of("")
+
+    assert verify(write(strip)).ok
 
 
 def test_damaged_files_do_not_hide_what_the_others_hold(write):

@@ -18,7 +18,8 @@ class ImageCodec(Protocol):
     expects them: a scale and a shift that this takes are the codec's own, applied by
     `encode`, undone by `decode` and kept in the file that `save` writes. If it has them
     as attributes `scaling_factor` and `shift_factor`, as the autoencoders of diffusers
-    do, manifests keep them too, and exports compare them.
+    do, manifests keep them too, and exports compare them. A codec that can decode at
+    less cost, if not as well, has a method `decode_preview` like `decode`.
 
     Attributes:
       has_variance: whether it is a `PosteriorCodec`, whose posterior is kept.
