@@ -62,7 +62,6 @@ def check_autoencoder(
     if latent.codec_weights:
         codec = AutoencoderKLConfig(
             path=str(folder),
-            subfolder="",
             device="cpu",
             dtype=manifest.creation["codec"]["dtype"],
         ).make()

@@ -158,7 +158,7 @@ def weights_of(kind, folder):
     diffusers = pytest.importorskip("diffusers")
     network = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
     network.save_pretrained(folder / "vae")
-    return {"path": str(folder), "device": "cpu"}
+    return {"path": str(folder), "subfolder": "vae", "device": "cpu"}
 
 
 # Text encoder -> where its weights are, if they are not a package's.

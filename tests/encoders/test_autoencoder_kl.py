@@ -79,7 +79,7 @@ def images():
 
 
 def _config(released, name="sd3", **fields):
-    fields = {"device": "cpu", "batch_size": 2} | fields
+    fields = {"subfolder": "vae", "device": "cpu", "batch_size": 2} | fields
     return AutoencoderKLConfig(path=str(released[name][1]), **fields)
 
 
@@ -128,7 +128,7 @@ def test_the_log_variance_is_clamped_as_in_diffusers(tmp_path, images):
     with torch.no_grad():
         network.quant_conv.bias[4:6] = torch.tensor([-500.0, 500.0])
     network.save_pretrained(tmp_path)
-    codec = AutoencoderKLConfig(path=str(tmp_path), subfolder="", device="cpu").make()
+    codec = AutoencoderKLConfig(path=str(tmp_path), device="cpu").make()
     _, log_variance = codec.encode_posterior(images)
     bounds = np.array([-30.0, 20.0]) + 2 * np.log(0.18215)
     np.testing.assert_allclose(log_variance[..., :2] - bounds, 0.0, atol=1e-5)
@@ -248,7 +248,7 @@ def test_save_and_load(released, tiny, images, tmp_path):
 def test_other_weights_are_refused(released, tmp_path):
     network, folder = released["sd3"]
     shutil.copytree(folder, tmp_path / "p")
-    config = AutoencoderKLConfig(path=str(tmp_path / "p"), device="cpu")
+    config = AutoencoderKLConfig(path=str(tmp_path / "p"), subfolder="vae")
     config.make().save(tmp_path / "codec.npz")
     AutoencoderKLConfig.load(tmp_path / "codec.npz")
     other = diffusers.AutoencoderKL.from_pretrained(folder / "vae")
@@ -302,7 +302,7 @@ def test_wrong_autoencoders(released, tmp_path, fields, message):
     path = tmp_path / "vae" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(ValueError, match=message):
-        AutoencoderKLConfig(path=str(tmp_path), device="cpu").make()
+        AutoencoderKLConfig(path=str(tmp_path / "vae")).make()
 
 
 def test_wrong_pictures_and_latents(released, images, tmp_path):

@@ -212,7 +212,7 @@ def test_parts_of_another_data_set(config, make_run, parts, tmp_path, data, mess
 @pytest.mark.parametrize("kind", ["clip", "T5"])
 def test_parts_of_the_data_set(config, make_run, parts, tmp_path, kind):
     source = add_encoders(parts, tmp_path, clip=(5, 7), t5=20)
-    weights = AutoencoderKLConfig(path=str(parts), device="cpu").make().weights
+    weights = AutoencoderKLConfig(path=str(parts / "vae"), device="cpu").make().weights
     run = on_data(make_run(config), **SAME, kind=kind, codec_weights=weights)
     report = save.export_run(run, out=tmp_path / "export", pipeline=source)
     assert "vae/config.json" in report.files

@@ -80,7 +80,7 @@ class MLPerfFluxConfig:
       image_size: pixels of a side of the pictures that were encoded.
     """
 
-    path: InputPath = "data/mlperf_flux"
+    path: InputPath
     train: Text = "cc12m_preprocessed"
     validation: Text = "coco_preprocessed"
     empty_encodings: Text = "empty_encodings"
@@ -203,7 +203,9 @@ class MLPerfFlux:
         """Writes the codec.npz that names FLUX's autoencoder; it need not be there."""
         autoencoder_kl.save_reference(
             path,
-            autoencoder_kl.AutoencoderKLConfig(path=self._config.autoencoder),
+            autoencoder_kl.AutoencoderKLConfig(
+                path=self._config.autoencoder, subfolder="vae"
+            ),
             scaling_factor=self._config.scale,
             shift_factor=self._config.shift,
         )

@@ -39,7 +39,6 @@ from rfjax.value_types import (
     OneOf,
     PositiveInt,
     Seed,
-    StoredPath,
     check_fields,
 )
 
@@ -55,7 +54,7 @@ class AutoencoderKLConfig(TorchWeights):
 
     Attributes:
       path: folder of the autoencoder or of a pipeline, or name of a model on the hub.
-      subfolder: of that; empty: the folder itself.
+      subfolder: of that, "vae" in a pipeline; empty: the folder itself.
       device: see `TorchWeights`.
       dtype: see `TorchWeights`.
       posterior: "variance" keeps mean and log variance, so that training draws new
@@ -69,8 +68,6 @@ class AutoencoderKLConfig(TorchWeights):
         contact sheets at a fraction of the cost; empty: the autoencoder does.
     """
 
-    path: StoredPath = "stabilityai/stable-diffusion-3-medium-diffusers"
-    subfolder: str = "vae"
     posterior: Annotated[str, OneOf(POSTERIORS)] = "variance"
     seed: Seed = 0
     batch_size: PositiveInt = 8
