@@ -2,7 +2,9 @@
 """Picture files of every mode, compared with what NumPy makes of the pixels written."""
 
 import io
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -99,8 +101,6 @@ def test_16_bits_are_scaled_and_not_clipped(file_format):
 
 def test_16_bits_of_colour():
     """Pillow cannot write them, so the chunks are written by hand."""
-    import struct
-    import zlib
 
     def chunk(name, data):
         body = name + data
@@ -278,6 +278,32 @@ def test_a_colour_profile_is_applied():
     rgba = Image.fromarray(np.dstack([RGB, ALPHA]))
     image = decode(file_of(rgba, "PNG", icc_profile=swapped_profile()), background=BLUE)
     assert np.abs(image - over(RGB[..., ::-1], ALPHA, BLUE)).max() <= 2
+
+
+def grey_profile():
+    """A profile of grey with gamma 1.8, made by hand."""
+    curve = b"curv" + bytes(4) + struct.pack(">IHxx", 1, round(1.8 * 256))
+    white = b"XYZ " + bytes(4) + struct.pack(">iii", 63190, 65536, 54061)
+    tags = struct.pack(">I4sII4sII", 2, b"kTRC", 156, 16, b"wtpt", 172, 20)
+    header = struct.pack(
+        ">I4sI4s4s4s12s4s28siii48x",
+        *(192, b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ ", bytes(12), b"acsp"),
+        *(bytes(28), 63190, 65536, 54061),
+    )
+    return header + tags + curve + white
+
+
+def test_a_profile_of_grey():
+    light = (GREY / 255) ** 1.8
+    # The curve of sRGB, IEC 61966-2-1.
+    curve = np.where(
+        light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055
+    )
+    for pixels in (GREY, np.dstack([GREY, np.full_like(GREY, 255)])):
+        content = file_of(Image.fromarray(pixels), "PNG", icc_profile=grey_profile())
+        image = decode(content)
+        assert np.abs(image - three(np.rint(curve * 255)).astype(float)).max() <= 2
+    assert np.abs(image.astype(int) - three(GREY)).max() > 10  # control
 
 
 def test_profiles_that_do_not_fit_are_ignored():

@@ -80,7 +80,7 @@ def test_every_layout_gives_the_same_pictures(layout, picture_sets, pictures):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_keys_do_not_depend_on_the_place(layout, picture_sets, tmp_path):
-    """A data set encoded from a copy elsewhere is the same to the byte."""
+    """What is encoded from a copy elsewhere has the same records."""
     config = dict(picture_sets[layout])
     field = "path" if "path" in config else "paths"
     old = config[field] if field == "path" else config[field][0]
@@ -492,6 +492,20 @@ def test_parquet_of_hugging_face_and_binary_captions(tmp_path, pictures):
         columns={"captions": ["alt"]},
     )
     np.testing.assert_array_equal(direct.picture(3), pixels(pictures.file(3)))
+
+
+def test_annotations_can_always_be_stored(tmp_path, pictures):
+    """As JSON in UTF-8, whatever a column holds."""
+    write_files(tmp_path, {"p.png": pictures.file(0)})
+    values = ['"\\ud800"', "NaN", "[1, NaN]", "1e400", '{"a": 1}', "7"]
+    lines = [f'{{"image": "p.png", "text": "t", "id": {value}}}' for value in values]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    source = make(
+        kind="table", paths=[str(tmp_path / "t.jsonl")], columns={"annotation": ["id"]}
+    )
+    found = [source.entry(index).annotation["id"] for index in range(6)]
+    assert found == [r"\ud800", None, "[1, nan]", None, {"a": 1}, 7]
+    json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
 
 
 def test_splits_of_a_column(tmp_path, pictures):

@@ -121,11 +121,6 @@ class Columns:
         """
         if self.split is not None:
             split = _text(row, self.split, key)
-        annotation = {name: _plain(find(row, name)) for name in self.annotation}
-        try:
-            json.dumps(annotation)
-        except (TypeError, ValueError):
-            annotation = {name: str(value) for name, value in annotation.items()}
         return Entry(
             key=key,
             captions=tuple(_text(row, name, key) for name in self.captions),
@@ -133,7 +128,7 @@ class Columns:
             licence=_text(row, self.licence, key) if self.licence else "",
             attribution=_text(row, self.attribution, key) if self.attribution else "",
             columns=row,
-            annotation=annotation,
+            annotation={name: _as_json(find(row, name)) for name in self.annotation},
         )
 
 
@@ -262,9 +257,15 @@ def decode_text(content: bytes, *, what: str) -> str:
         ) from None
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON has it: numbers that are none are absent."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _as_json(value: Any) -> Any:
+    """A value that can be stored as JSON in UTF-8: itself, or else its text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError):
+        return str(value).encode(errors="backslashreplace").decode()
+    return value
 
 
 def _listed(names: Collection[str]) -> str:

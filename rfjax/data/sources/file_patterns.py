@@ -81,8 +81,7 @@ def relative_names(paths: Sequence[Path]) -> list[str]:
 
     So keys stay when the whole is moved.
     """
-    if len(paths) == 1:
-        return [paths[0].name]
     absolute = [os.path.abspath(path) for path in paths]
     start = os.path.commonpath([os.path.dirname(path) for path in absolute])
-    return [os.path.relpath(path, start) for path in absolute]
+    names = [os.fsencode(os.path.relpath(path, start)) for path in absolute]
+    return [name.decode(errors="backslashreplace") for name in names]

@@ -14,7 +14,7 @@ import numpy as np
 from rfjax.data.sources.columns import find
 from rfjax.data.sources.packages import import_package
 from rfjax.data.sources.pictures import BrokenPicture
-from rfjax.errors import UserError
+from rfjax.errors import UserError, refusal_of_disk
 
 _KEPT_GROUPS = 2
 
@@ -97,6 +97,8 @@ class ParquetTable:
                 rows = self._group(group, columns)
             (row,) = rows.slice(index - int(self._starts[group]), 1).to_pylist()
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            if refusal_of_disk(error) is not None:
+                raise  # the disk is broken, not the row
             raise BrokenPicture(
                 f"row {key} must be readable, got: {' '.join(str(error).split())[:200]}"
                 "; copy the file again."

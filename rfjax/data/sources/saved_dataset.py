@@ -84,12 +84,13 @@ class _DatasetRows:
         )
         self._top = self._picture.split(".")[0]
         # As they are stored: the library itself would decode the pictures.
-        self._splits = [split.with_format("arrow") for split in splits.values()]
-        self._of_rows = [
+        stored = [split.with_format("arrow") for split in splits.values()]
+        self._pictures = [split.select_columns([self._top]) for split in stored]
+        self._others = [
             split.select_columns(_columns_of_rows(split, self._top, config.columns))
-            for split in self._splits
+            for split in stored
         ]
-        self._starts = [0, *itertools.accumulate(map(len, self._splits))]
+        self._starts = [0, *itertools.accumulate(map(len, stored))]
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -106,8 +107,8 @@ class _DatasetRows:
     def row(self, index: int) -> Mapping[str, Any]:
         """Column -> value; see `Rows`."""
         split, row = self._place(index)
-        (values,) = self._of_rows[split][row].to_pylist()
-        for name, feature in self._of_rows[split].features.items():
+        (values,) = self._others[split][row].to_pylist()
+        for name, feature in self._others[split].features.items():
             names = getattr(feature, "names", None)
             if names and isinstance(values[name], int):
                 values[name] = (
@@ -118,7 +119,7 @@ class _DatasetRows:
     def picture(self, index: int) -> Picture:
         """What the column of pictures holds or names; see `Rows`."""
         split, row = self._place(index)
-        (values,) = self._splits[split].select_columns([self._top])[row].to_pylist()
+        (values,) = self._pictures[split][row].to_pylist()
         return picture_in(
             find(values, self._picture), folder=self._folder, key=self.key(index)
         )

@@ -17,7 +17,7 @@ from rfjax.data.sources.columns import Columns, choose_splits
 from rfjax.data.sources.pictures import WHITE, BrokenPicture, Colour, Picture
 from rfjax.data.sources.rows import NOT_STATED, RowSource
 from rfjax.data.sources.tfrecord_files import TfRecords
-from rfjax.errors import MissingFileError, UserError
+from rfjax.errors import MissingFileError, UserError, refusal_of_disk
 from rfjax.value_types import InputPath, Text, check_fields
 
 
@@ -119,6 +119,8 @@ class _Records:
             record = self._splits[split][number]
             return self._features.deserialize_example_np(record, decoders=self._raw)
         except Exception as error:  # of ArrayRecord or of protobuf, each in its own way
+            if refusal_of_disk(error) is not None:
+                raise  # the disk is broken, not the record
             raise BrokenPicture(
                 f"record {self.key(index)} must be readable, got: "
                 f"{' '.join(str(error).split())[:200]}; copy its file again."

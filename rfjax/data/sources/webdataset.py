@@ -28,6 +28,7 @@ from rfjax.data.sources.pictures import (
 from rfjax.data.sources.rows import NOT_STATED, RowSource
 from rfjax.data.sources.sidecars import TEXT_SUFFIXES, row_of
 from rfjax.data.sources.tar_index import read_index
+from rfjax.errors import UserError
 from rfjax.value_types import InputPath, Text, check_fields
 
 _OPEN_INDICES = 256
@@ -149,6 +150,11 @@ class _Samples:
             for offset, size in places:
                 archive.seek(offset)
                 contents.append(archive.read(size))
+                if len(contents[-1]) < size:
+                    raise UserError(
+                        f"{self._paths[tar]} must stay as it was, got a shorter file; "
+                        "restore it, and run the same command again."
+                    )
         return contents
 
     def _place(self, index: int) -> tuple[int, int]:
