@@ -24,7 +24,8 @@ POINTS = {
     "rfjax.data": ("DATASETS", "shards synthetic"),
     "rfjax.data.sources": (
         "SOURCES",
-        "emoji emoji_scenes image_folder table webdataset saved_dataset tfds_images",
+        "emoji emoji_scenes openclipart image_folder table webdataset saved_dataset "
+        "tfds_images",
     ),
     "rfjax.evaluation": ("EVALUATORS", "validation"),
     "rfjax.train.metric_writers": ("METRIC_WRITERS", "tensorboard"),

