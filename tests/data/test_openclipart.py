@@ -43,11 +43,11 @@ def draw(tmp_path, text, **kwargs):
     [
         'width="100" height="80"',
         'viewBox="0 0 100 80"',
-        'width="210mm" height="297mm"',
+        'width="80mm" height="100mm"',
         'width="400pt" height="300pt"',
         'width="100%" height="100%" viewBox="0 0 100 80"',
         'width="100%" height="100%"',
-        'width="600" height="900"',
+        'width="300" height="400"',
         "",
     ],
 )

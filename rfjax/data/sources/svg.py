@@ -25,7 +25,7 @@ from rfjax.errors import MissingPackageError
 _DPI = 90.0
 
 # The largest canvas in pixels of a side, for drawings that fill little of their page.
-_LARGEST = 2048
+_LARGEST = 1024
 
 
 def draw_svg(path: str | os.PathLike, *, size: int, name: str) -> np.ndarray:
