@@ -12,6 +12,7 @@ from rfjax.data.filters.words import words_of
 from rfjax.errors import MissingFileError, UserError
 from rfjax.value_types import (
     Bounds,
+    Fraction,
     InputPath,
     PositiveInt,
     Real,
@@ -20,7 +21,9 @@ from rfjax.value_types import (
 )
 
 # Cosine of the angle between the descriptors of two pictures.
-Similarity = Annotated[float, Bounds(0.5, 1, remedy="choose for example 0.95")]
+Similarity = Annotated[
+    float, Bounds(0, 1, True, True, remedy="choose for example 0.85")
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +46,11 @@ class FilterConfig:
       max_aspect: longer side over shorter side, at most.
       exact_duplicates: whether only the first of pictures with the same pixels stays.
       near_duplicates: whether only the first of pictures that look the same stays.
-      similarity: cosine of two descriptors from which on pictures look the same.
+      similarity: cosine of two descriptors from which on pictures are compared.
+      max_difference: of pictures that look the same: once one is laid on the other, in
+        the tile that differs most, relative to the picture's contrast.
       embedding_column: column of the source that holds a descriptor of each picture,
-        such as SSCD's; null: `descriptors.describe` makes it.
+        such as SSCD's: `similarity` alone then decides. Null: pixels do.
     """
 
     remove_empty_captions: bool = False
@@ -64,7 +69,8 @@ class FilterConfig:
     max_aspect: Annotated[float, Bounds(1)] | None = None
     exact_duplicates: bool = False
     near_duplicates: bool = False
-    similarity: Similarity = 0.95
+    similarity: Similarity = 0.85
+    max_difference: Fraction = 0.4
     embedding_column: Text | None = None
 
     def __post_init__(self):
@@ -93,12 +99,15 @@ class FilterConfig:
         _phrases(self.deny, field="filters.deny")
 
     @property
+    def compares_pictures(self) -> bool:
+        """Whether near-duplicates are found by pixels."""
+        return self.near_duplicates and self.embedding_column is None
+
+    @property
     def reads_pictures(self) -> bool:
         """Whether any rule looks at pixels."""
-        describes = self.near_duplicates and self.embedding_column is None
-        return bool(
-            self.min_side or self.max_aspect or self.exact_duplicates or describes
-        )
+        by_size = self.min_side is not None or self.max_aspect is not None
+        return by_size or self.exact_duplicates or self.compares_pictures
 
     def denied(self) -> tuple[tuple[str, ...], ...]:
         """The denied phrases, of one word or more, as `words_of` gives them.

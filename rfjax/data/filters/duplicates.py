@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Near-duplicates: descriptors in clusters, of which each is searched alone.
+"""Near-duplicates: descriptors in clusters, of which only some are searched.
 
 As for Stable Diffusion 3 (https://arxiv.org/abs/2403.03206, section 5.1 and appendix
-E), the first of the pictures within a distance stays. Two things are exact here. A
-cluster is searched for a picture whenever one within the distance could be in it, so no
-pair is missed at the borders. And all products are whole numbers below 2^24, so neither
-threads nor the number of clusters change the result.
+E), k-means parts the descriptors, a cluster is searched for each picture, and of the
+pictures that are similar the first stays. Two things are exact here. A cluster is
+searched whenever one within the distance could be in it, so none is missed at the
+borders. And all products are whole numbers below 2^24, so neither threads nor the
+number of clusters change the result.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,17 +21,17 @@ from rfjax.data.filters.descriptors import LENGTH
 from rfjax.errors import MissingPackageError
 
 _BLOCK = 2048  # pictures that are compared at a time
+_CANDIDATES = 8  # of the most similar pictures, for each
 _ROUNDS = 10  # of k-means
 _TRAINING = 256  # pictures for each centre, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Repeated:
-    """Which pictures look like an earlier one.
+    """Which pictures repeat an earlier one.
 
     Attributes:
-      of: [N] int64, row of the most similar picture that stays, the first of several;
-        -1: the picture itself stays.
+      of: [N] int64, row of the picture that stays instead; -1: the picture stays.
       similarity: [N] float32, cosine with that picture; 0 where there is none.
     """
 
@@ -38,15 +40,20 @@ class Repeated:
 
 
 def find_repeated(
-    descriptors: np.ndarray, similarity: float, *, cluster_size: int = 16384
+    descriptors: np.ndarray,
+    similarity: float,
+    *,
+    is_same: Callable[[int, int], bool] = lambda row, earlier: True,
+    cluster_size: int = 16384,
 ) -> Repeated:
-    """Goes through pictures in order; one stays unless it looks like one that stays.
+    """Goes through pictures in order; one stays unless it repeats one that stays.
 
     Args:
       descriptors: [N, D] int16, of the length `descriptors.LENGTH`.
-      similarity: cosine from which on two pictures look the same.
-      cluster_size: descriptors in a cluster, on average; time grows with it, memory
-        does not. It does not change the result.
+      similarity: cosine from which on two pictures may be the same.
+      is_same: whether they are, by their rows; asked of the 8 most similar pictures
+        that stay, the most similar first.
+      cluster_size: descriptors in a cluster, on average. It does not change the result.
 
     Raises:
       MissingPackageError: faiss is not installed.
@@ -58,19 +65,28 @@ def find_repeated(
     products = np.zeros(len(descriptors), np.float32)
     for start in range(0, len(descriptors), _BLOCK):
         block = descriptors[start : start + _BLOCK].astype(np.float32)
-        best, row = clusters.search(block)
-        within = block @ block.T
+        before, rows_before = clusters.search(block)
+        within = np.tril(block @ block.T, -1)
         stays = np.zeros(len(block), bool)
         for i in range(len(block)):
-            here = np.where(stays[:i], within[i, :i], -np.inf)
-            j = int(np.argmax(here)) if i else 0
-            if i and here[j] > best[i]:
-                best[i], row[i] = here[j], start + j
-            stays[i] = best[i] < least
-        of[start : start + len(block)] = np.where(stays, -1, row)
-        products[start : start + len(block)] = np.where(stays, 0, best)
+            here = np.flatnonzero(stays & (within[i] >= least))
+            near, rows = _nearest(
+                np.append(before[i], within[i, here]),
+                np.append(rows_before[i], start + here),
+            )
+            for product, row in zip(near, rows, strict=True):
+                if product >= least and is_same(start + i, int(row)):
+                    of[start + i], products[start + i] = row, product
+                    break
+            stays[i] = of[start + i] < 0
         clusters.add(block[stays], start + np.flatnonzero(stays))
     return Repeated(of, np.minimum(products / LENGTH**2, 1))
+
+
+def _nearest(products: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest products of each line, and their rows; of equal ones the first."""
+    order = np.lexsort((rows, -products), axis=-1)[..., :_CANDIDATES]
+    return tuple(np.take_along_axis(each, order, axis=-1) for each in (products, rows))
 
 
 class _Clusters:
@@ -88,29 +104,30 @@ class _Clusters:
         self._margins = distance * gaps
 
     def search(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The largest product of each descriptor with one that stays, and its row.
+        """The largest products of each descriptor with those that stay, and their rows.
 
         Where x belongs to the centre a, x (b - a) <= 0 for every centre b. So y can be
         within a distance of x only if y (b - a) <= distance |b - a|.
+
+        Returns:
+          [B, 8] float32, -inf where there are fewer, and [B, 8] int64.
         """
-        best = np.full(len(block), -np.inf, np.float32)
-        row = np.full(len(block), -1)
+        best = np.full((len(block), _CANDIDATES), -np.inf, np.float32)
+        best_rows = np.full(best.shape, -1)
         products = (block @ self._centres.T).astype(np.float64)
         nearest = np.argmax(products, axis=1)
         excess = np.max(products, axis=1, keepdims=True) - products
         reached = excess <= self._margins[nearest]
         for cluster, index in enumerate(self._indices):
             asking = np.flatnonzero(reached[:, cluster])
-            if not index.ntotal or not len(asking):
-                continue
-            found, place = (each[:, 0] for each in index.search(block[asking], 1))
-            at = self._rows[cluster][place]
-            better = (found > best[asking]) | (
-                (found == best[asking]) & (at < row[asking])
-            )
-            best[asking[better]] = found[better]
-            row[asking[better]] = at[better]
-        return best, row
+            if index.ntotal and len(asking):
+                found, places = index.search(block[asking], _CANDIDATES)
+                found = np.where(places < 0, -np.inf, found)
+                best[asking], best_rows[asking] = _nearest(
+                    np.concatenate([best[asking], found], axis=1),
+                    np.concatenate([best_rows[asking], self._rows[cluster][places]], 1),
+                )
+        return best, best_rows
 
     def add(self, block: np.ndarray, rows: np.ndarray) -> None:
         """Adds descriptors that stay, with their rows."""

@@ -7,14 +7,14 @@ import collections
 import fnmatch
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from rfjax.data.filters.config import FilterConfig
 from rfjax.data.filters.words import words_of
+from rfjax.data.sources.base import Entry
 from rfjax.errors import UserError
-
-if TYPE_CHECKING:
-    from rfjax.data.sources.base import Entry
 
 
 class EntryRules:
@@ -33,13 +33,20 @@ class EntryRules:
         self._columns: set[str] = set()
         self._has_licences = False
         self._num_entries = 0
+        self._embedding_length: int | None = None
 
     def broken_by(self, entry: Entry) -> tuple[str, str] | None:
         """The reason and the detail of the first rule that a record breaks, if any."""
         self._num_entries += 1
         self._columns.update(entry.columns)
         self._has_licences |= bool(entry.licence)
-        for rule in (self._caption, self._licence, self._score, self._word):
+        for rule in (
+            self._caption,
+            self._licence,
+            self._score,
+            self._word,
+            self._embedding,
+        ):
             for reason, detail in rule(entry):
                 return reason, detail
         return None
@@ -116,6 +123,29 @@ class EntryRules:
                 for phrase in self._denied.get(word, ()):
                     if tuple(words[place : place + len(phrase)]) == phrase:
                         yield "denied word", " ".join(phrase)
+
+    def _embedding(self, entry: Entry) -> Iterator[tuple[str, str]]:
+        column = self._config.embedding_column
+        if column is None:
+            return
+        value = entry.columns.get(column)
+        length = _vector_length(value)
+        if not length:
+            yield f"{column} missing", _spell(value)
+        elif self._embedding_length not in (None, length):
+            yield f"{column} of another length", f"{length}"
+        else:
+            self._embedding_length = length
+
+
+def _vector_length(value: Any) -> int:
+    """Numbers in the vector that a column holds; 0 if it holds none, or only zeros."""
+    try:
+        vector = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return 0
+    is_vector = vector.ndim == 1 and np.isfinite(vector).all() and vector.any()
+    return len(vector) if is_vector else 0
 
 
 def _texts(columns: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[str]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rfjax.data.filters.config import FilterConfig
-from rfjax.data.filters.descriptors import describe
-from rfjax.errors import UserError
-
-if TYPE_CHECKING:
-    from rfjax.data.sources.base import Source
+from rfjax.data.filters.descriptors import describe, thumbnail
+from rfjax.data.sources.base import Source
+from rfjax.data.sources.pictures import BrokenPicture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +22,14 @@ class Look:
       size: height and width in pixels; None if the picture is broken.
       broken: what is wrong with it, in words; "" if it was read.
       digest: of its size and pixels, if exact duplicates are removed.
-      descriptor: [D] int16, if near-duplicates are removed; see `descriptors`.
+      thumbnail: [64, 64, 3] uint8, if near-duplicates are found by pixels.
+      descriptor: [D] int16, likewise; see `descriptors`.
     """
 
     size: tuple[int, int] | None
     broken: str = ""
     digest: bytes = b""
+    thumbnail: np.ndarray | None = None
     descriptor: np.ndarray | None = None
 
 
@@ -41,18 +40,18 @@ def look(source: Source, index: int, config: FilterConfig) -> Look:
     """
     try:
         image = source.picture(index)
-    except UserError as error:
+    except BrokenPicture as error:
         return Look(None, broken=str(error))
     height, width, _ = image.shape
-    digest, descriptor = b"", None
+    seen = Look((height, width))
     if config.exact_duplicates:
-        pixels = np.ascontiguousarray(image)
-        digest = hashlib.blake2b(
-            pixels, digest_size=16, salt=f"{height}x{width}".encode()
-        ).digest()
-    if config.near_duplicates and config.embedding_column is None:
-        descriptor = describe(image)
-    return Look((height, width), digest=digest, descriptor=descriptor)
+        hasher = hashlib.blake2b(f"{height} {width} ".encode(), digest_size=16)
+        hasher.update(np.ascontiguousarray(image))
+        seen = dataclasses.replace(seen, digest=hasher.digest())
+    if config.compares_pictures:
+        small = thumbnail(image)
+        seen = dataclasses.replace(seen, thumbnail=small, descriptor=describe(small))
+    return seen
 
 
 def broken_by(seen: Look, config: FilterConfig) -> tuple[str, str] | None:

@@ -6,20 +6,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rfjax.data.filters import pictures
+from rfjax.data.filters.alignment import difference
 from rfjax.data.filters.config import FilterConfig
 from rfjax.data.filters.descriptors import normalise
 from rfjax.data.filters.duplicates import find_repeated
 from rfjax.data.filters.entries import EntryRules
+from rfjax.data.sources.base import Source
 from rfjax.errors import UserError
-
-if TYPE_CHECKING:
-    from rfjax.data.sources.base import Source
 
 EXACT_DUPLICATE = "exact duplicate"
 NEAR_DUPLICATE = "near-duplicate"
@@ -93,7 +92,7 @@ def select(
       UserError: no record has what a rule asks for, or every record is removed.
     """
     kept, removed = _by_entries(source, config)
-    sizes = descriptors = None
+    seen, sizes = None, None
     if read_pictures or config.reads_pictures:
         if look_at is None:
             look_at = functools.partial(_look_here, source, config)
@@ -101,29 +100,12 @@ def select(
             source, config, kept, removed, _reported(look_at(kept), len(kept), progress)
         )
         sizes = np.array([each.size for each in seen], np.int32).reshape(-1, 2)
-        descriptors = [each.descriptor for each in seen]
-    if config.embedding_column is not None:
-        descriptors = [
-            normalise(source.entry(index).columns[config.embedding_column])
-            for index in kept
-        ]
-    kept = np.array(kept, np.int64)
-    if config.near_duplicates and len(kept):
-        repeated = find_repeated(np.stack(descriptors), config.similarity)
-        for row in np.flatnonzero(repeated.of >= 0):
-            removed.append(
-                Removed(
-                    index=int(kept[row]),
-                    key=source.entry(int(kept[row])).key,
-                    reason=NEAR_DUPLICATE,
-                    detail=f"similarity {repeated.similarity[row]:.3f}",
-                    duplicate_of=int(kept[repeated.of[row]]),
-                )
-            )
-        stays = repeated.of < 0
-        kept, sizes = kept[stays], None if sizes is None else sizes[stays]
-    selection = Selection(len(source), kept, tuple(removed), sizes)
-    if len(source) and not len(kept):
+    if config.near_duplicates:
+        stays = _by_likeness(source, config, kept, removed, seen)
+        kept = list(itertools.compress(kept, stays))
+        sizes = None if sizes is None else sizes[stays]
+    selection = Selection(len(source), np.array(kept, np.int64), tuple(removed), sizes)
+    if removed and not kept:
         reasons = ", ".join(f"{n} {reason}" for reason, n in selection.counts.items())
         raise UserError(
             f"filters must leave a record, got all {len(source)} removed ({reasons}); "
@@ -171,6 +153,45 @@ def _by_pictures(
             kept.append(index)
             seen.append(each)
     return kept, seen
+
+
+def _by_likeness(
+    source: Source,
+    config: FilterConfig,
+    indices: Sequence[int],
+    removed: list[Removed],
+    seen: Sequence[pictures.Look] | None,
+) -> np.ndarray:
+    """Which records repeat none before them; adds the others to `removed`."""
+    if not indices:
+        return np.zeros(0, bool)
+    if config.embedding_column is not None:
+        column = config.embedding_column
+        vectors = [normalise(source.entry(index).columns[column]) for index in indices]
+        repeated = find_repeated(np.stack(vectors), config.similarity)
+        details = [f"similarity {each:.3f}" for each in repeated.similarity]
+    else:
+        differences = {}
+
+        def is_same(row: int, earlier: int) -> bool:
+            """Whether two pictures hardly differ when one is laid on the other."""
+            pair = seen[earlier].thumbnail, seen[row].thumbnail
+            differences[row] = difference(*pair, enough=config.max_difference)
+            return differences[row] <= config.max_difference
+
+        repeated = find_repeated(
+            np.stack([each.descriptor for each in seen]),
+            config.similarity,
+            is_same=is_same,
+        )
+        details = [
+            f"difference {differences.get(row, 0):.3f}" for row in range(len(seen))
+        ]
+    for row in np.flatnonzero(repeated.of >= 0):
+        index, kept = indices[row], indices[repeated.of[row]]
+        key = source.entry(index).key
+        removed.append(Removed(index, key, NEAR_DUPLICATE, details[row], kept))
+    return repeated.of < 0
 
 
 def _look_here(
