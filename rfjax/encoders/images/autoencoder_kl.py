@@ -86,6 +86,7 @@ class AutoencoderKLConfig(TorchWeights):
         """
         network = _read_config(_find(self))
         factor = _factor(network)
+        _check_tiles(self, factor)
         if height % factor or width % factor:
             raise UserError(
                 f"height and width of pictures must be divisible by {factor} for the "
@@ -170,6 +171,7 @@ class AutoencoderKL:
         folder = _find(config)
         fields = _read_config(folder)
         self._channels, self._factor = fields["latent_channels"], _factor(fields)
+        _check_tiles(config, self._factor)
         self.has_variance = config.posterior == "variance"
         self.scaling_factor = float(fields["scaling_factor"])
         self.shift_factor = float(fields["shift_factor"])
@@ -178,7 +180,9 @@ class AutoencoderKL:
             diffusers.AutoencoderKL, folder, weights=config, what=_WHAT
         )
         if config.tile_size:
-            _cut_into_tiles(network, config.tile_size, factor=self._factor)
+            network.enable_tiling()
+            network.tile_sample_min_size = config.tile_size
+            network.tile_latent_min_size = config.tile_size // self._factor
         self.weights = torch_weights.digest(
             network, {"scale": self.scaling_factor, "shift": self.shift_factor}
         )
@@ -371,16 +375,13 @@ def _factor(network: Mapping[str, Any]) -> int:
     return 2 ** (len(network["block_out_channels"]) - 1)
 
 
-def _cut_into_tiles(network: Any, size: int, *, factor: int) -> None:
-    """Has a network encode and decode large pictures in tiles."""
-    if size % (4 * factor):  # tiles overlap by a quarter, in whole latents
+def _check_tiles(config: AutoencoderKLConfig, factor: int) -> None:
+    """Raises UserError unless tiles, which overlap by a quarter, are whole latents."""
+    if config.tile_size % (4 * factor):
         raise UserError(
             f"codec.tile_size must be divisible by {4 * factor} for this autoencoder, "
-            f"got {size}; choose for example {64 * factor}."
+            f"got {config.tile_size}; choose for example {64 * factor}."
         )
-    network.enable_tiling()
-    network.tile_sample_min_size = size
-    network.tile_latent_min_size = size // factor
 
 
 def _moments(network: Any, images: Any) -> tuple[Any, Any]:
