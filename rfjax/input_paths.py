@@ -74,6 +74,8 @@ def _map_paths(
         """A value of a type, or a section of one of several kinds."""
         if isinstance(value, str) and _is_input(hint):
             return moved(value)
+        if isinstance(value, list | tuple) and _is_input(hint):
+            return [moved(path) if isinstance(path, str) else path for path in value]
         if isinstance(value, list | tuple) and kinds is not None:
             return [mapped(section, hint, kinds) for section in value]
         if not isinstance(value, Mapping):
@@ -97,6 +99,6 @@ def _is_section(hint: Any) -> bool:
 
 
 def _is_input(hint: Any) -> bool:
-    """Whether a type, or a member of a union, is the path of an input."""
+    """Whether a type, a member of a union or an element is the path of an input."""
     members = (hint, *typing.get_args(hint))
     return any(isinstance(rule, Input) for each in members for rule in rules_of(each))

@@ -207,6 +207,7 @@ def test_fields_that_may_change_when_a_run_resumes_are_known():
         "model.unroll",
         "data.read_threads",
         "data.prefetch_batches",
+        "data.encoders",
         "data.path",
         "mesh.",
         "train.log_every_steps",

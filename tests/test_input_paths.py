@@ -14,7 +14,7 @@ def fields(path, *, position_file="table.npy"):
     return {
         "seed": 3,
         "model": {"kind": "mmdit", "depth": 1, "position_file": position_file},
-        "data": {"kind": "shards", "path": path},
+        "data": {"kind": "shards", "path": path, "encoders": [path]},
         "train": {"num_steps": 2},
         "metric_writers": [{"kind": "tensorboard", "folder": "tensorboard"}],
         "unknown": {"path": "data"},
@@ -48,6 +48,7 @@ def test_paths_are_seen_from_the_folder_and_back(home, folder, expected):
     given = fields("data")
     stored = input_paths.to_folder(Config, given, folder)
     assert paths_of(stored) == expected
+    assert stored["data"]["encoders"] == [expected[0]]
     # Nothing else is a path of an input.
     assert {**stored, "data": 0, "model": 0} == {**given, "data": 0, "model": 0}
     assert input_paths.from_folder(Config, stored, folder) == given

@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[1]
 # A new flag is a decision: add it here on purpose, or to a config section instead.
 FLAGS = {
     "encode": "config out",
-    "verify": "data workdir step picture",
+    "verify": "data workdir step picture encoders",
     "config": "config",
     "train": "config workdir branch-from",
     "evaluate": "workdir step num-samples data json picture",
     "sample": "workdir prompt sheet out step weights seed num-steps solver grid "
-    "guidance-scale aspect data",
+    "guidance-scale aspect data encoders",
     "plan": "config topology num-images json summary picture search limit",
     "layout": "config devices topology json picture",
     "sweep": "config workdir dry-run launcher cells",
@@ -248,6 +248,16 @@ DATA_SET = f"--config={ROOT}/configs/data/emoji.py"
         (["sample", "--workdir=w"], 1, r"either --sheet or"),
         (["verify", "--data=w"], 1, r"data folder w does not exist"),
         (["verify", "--data=w", "--step=3"], 1, r"--step goes with --workdir=DIR"),
+        (
+            ["verify", "--workdir=w", "--encoders=w"],
+            1,
+            r"--encoders goes with --data=D",
+        ),
+        (
+            ["verify", "--data=w", "--encoders=x"],
+            1,
+            r"--encoders must be a folder, got ",
+        ),
         (["verify", "--workdir=w", "--picture=p"], 1, r"--picture goes with --data=D"),
         (["verify"], 1, r"give either --data=DIR or --workdir=DIR"),
         (["verify", "--workdir=w"], 1, r"--workdir=w holds no config\.json"),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -49,6 +49,8 @@ SHEETS = (".png", ".jpg", ".jpeg", ".webp")
 
 # Where the data of a run is now, if it was moved.
 RunData = Annotated[LocalPath | None, Parameter(name="--data")]
+# Folders where the weights of its encoders are now.
+RunEncoders = Annotated[Sequence[LocalPath], Parameter(name="--encoders")]
 JsonFile = Annotated[LocalPath | None, Parameter(name="--json")]
 
 Step = NaturalInt | None  # of a checkpoint; imported weights are step 0

@@ -26,7 +26,7 @@ from rfjax.data.implausible import describe_bad_rows
 from rfjax.data.joined import name_of_record
 from rfjax.data.manifest import Manifest
 from rfjax.data.order import shares_of
-from rfjax.errors import UserError
+from rfjax.errors import MissingFileError, UserError
 from rfjax.evaluation import Evaluator, Subject, validation
 from rfjax.flow import formulations
 from rfjax.models import Model, make_model
@@ -45,12 +45,18 @@ from rfjax.train.state import TrainState, init_state
 from rfjax.train.step import make_train_step
 
 
-def load_trained(workdir: Path | str, *, data: Path | str | None = None) -> Config:
+def load_trained(
+    workdir: Path | str,
+    *,
+    data: Path | str | None = None,
+    encoders: Sequence[Path | str] = (),
+) -> Config:
     """The config of a run whose data is read again, which is there.
 
     Args:
       workdir: run folder.
       data: folder of the data set, if it was moved, or is to be another.
+      encoders: folders where the weights of its encoders are now, if they were moved.
 
     Raises:
       MissingFileError: `workdir` is not a run folder, or its data is not found.
@@ -61,7 +67,24 @@ def load_trained(workdir: Path | str, *, data: Path | str | None = None) -> Conf
     found, _ = trained_on.find(
         config.data, record, given=None if data is None else str(data)
     )
+    if encoders:
+        found = dataclasses.replace(found, encoders=checked_folders(encoders))
     return dataclasses.replace(config, data=found)
+
+
+def checked_folders(encoders: Sequence[Path | str]) -> tuple[str, ...]:
+    """The folders of --encoders, once it is certain that they are there.
+
+    Raises:
+      MissingFileError: one is not.
+    """
+    for folder in encoders:
+        if not Path(folder).is_dir():
+            raise MissingFileError(
+                f"--encoders must be a folder, got {str(folder)!r}; name the one that "
+                "holds the weights, as text_encoder and vae of a pipeline."
+            )
+    return tuple(map(str, encoders))
 
 
 def read_manifest(config: Config) -> Manifest:

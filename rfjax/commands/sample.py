@@ -14,7 +14,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from rfjax import checkpoint, whole_files
-from rfjax.commands.flags import SHEETS, RunData, Step, Weights
+from rfjax.commands.flags import SHEETS, RunData, RunEncoders, Step, Weights
 from rfjax.commands.job import abstract_params_on, load_trained, make_reading_mesh
 from rfjax.config import Config
 from rfjax.data import sheet
@@ -73,6 +73,7 @@ def sample(
     guidance_scale: NonNegativeFloat | None = None,
     aspect: Aspect | None = None,
     data: RunData = None,
+    encoders: RunEncoders = (),
 ) -> PictureFile:
     """Draws pictures of prompts, or a sheet of seen and held-out captions.
 
@@ -94,6 +95,8 @@ def sample(
         data set's buckets is drawn; squares if absent. A sheet has each caption in
         the bucket of its own picture.
       data: folder of the data set, if it was moved.
+      encoders: folder with the weights of text encoders and autoencoder, if they were
+        moved; may be given several times.
 
     Raises:
       UserError: a wrong setting, a prompt that is blank or too long, or data without
@@ -112,6 +115,7 @@ def sample(
         "grid": grid,
         "guidance_scale": guidance_scale,
         "data": data,
+        "encoders": encoders,
     }
     if of_data == bool(prompts):
         raise UserError("give either --sheet or at least one --prompt=TEXT.")
@@ -146,6 +150,7 @@ def sample_prompts(
     seed: Seed = 0,
     aspect: Aspect | None = None,
     data: LocalPath | None = None,
+    encoders: Sequence[LocalPath] = (),
     warn: Callable[[str], None] = warnings.warn,
     **settings: Any,
 ) -> np.ndarray:
@@ -159,7 +164,9 @@ def sample_prompts(
       seed: of the noise.
       aspect: width over height: the nearest of the data set's buckets; square if None.
       data: folder of the data set, if it was moved.
-      warn: told in a sentence which words the text encoder does not know, if any.
+      encoders: folders with the weights of its encoders, if they were moved.
+      warn: told which words a text encoder does not know and which prompts it cuts, if
+        any.
       **settings: fields of `SampleConfig` that differ from the run's; None is ignored.
 
     Returns:
@@ -170,12 +177,12 @@ def sample_prompts(
       UserError: if a prompt is blank or too long, or the data set has no pictures, or
         pictures of one size only.
     """
-    config = _load_config(workdir, settings, data=data)
+    config = _load_config(workdir, settings, data=data, encoders=encoders)
     codec = config.data.codec()
     shape = _shape_of(config.data.manifest(), aspect)
-    conditioning, unknown = captions.encode_prompts(config.data, prompts)
-    if unknown:
-        warn(unknown)
+    conditioning, lost = captions.encode_prompts(config.data, prompts)
+    if lost:
+        warn(lost)
     images = _draw(
         workdir,
         config,
@@ -200,6 +207,7 @@ def sample_sheet(
     num_seen: PositiveInt = 24,
     num_held_out: PositiveInt = 16,
     data: LocalPath | None = None,
+    encoders: Sequence[LocalPath] = (),
     **settings: Any,
 ) -> Path:
     """Draws captions the run was trained on and captions it never saw, on one sheet.
@@ -215,6 +223,7 @@ def sample_sheet(
       num_seen: pictures of training captions.
       num_held_out: pictures of validation captions.
       data: folder of the data set, if it was moved.
+      encoders: folders with the weights of its codec, if they were moved.
       **settings: fields of `SampleConfig` that differ from the run's; None is ignored.
 
     Returns:
@@ -222,7 +231,7 @@ def sample_sheet(
     """
     if out is not None:
         out = _checked_picture(out)
-    config = _load_config(workdir, settings, data=data)
+    config = _load_config(workdir, settings, data=data, encoders=encoders)
     codec = config.data.codec()
     parts = [
         ("captions seen in training", "train", num_seen),
@@ -328,10 +337,14 @@ def _draw(
 
 
 def _load_config(
-    workdir: Path | str, settings: Mapping[str, Any], *, data: Path | str | None
+    workdir: Path | str,
+    settings: Mapping[str, Any],
+    *,
+    data: Path | str | None,
+    encoders: Sequence[Path | str],
 ) -> Config:
     """The config of a run, with settings of its `sample` section that differ."""
-    config = load_trained(workdir, data=data)
+    config = load_trained(workdir, data=data, encoders=encoders)
     given = {name: value for name, value in settings.items() if value is not None}
     sample_config = dataclasses.replace(config.sample, **given)
     return dataclasses.replace(config, sample=sample_config)

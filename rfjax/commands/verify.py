@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rfjax import checkpoint, checksums, run_folder, whole_files
-from rfjax.commands.flags import SHEETS, Report, Step
+from rfjax.commands.flags import SHEETS, Report, RunEncoders, Step
+from rfjax.commands.job import checked_folders
 from rfjax.config import load_config
 from rfjax.data.verify import verify as verify_data
 from rfjax.errors import UserError
@@ -43,6 +44,7 @@ def verify(
     workdir: LocalPath | None = None,
     step: Step = None,
     picture: LocalPath | None = None,
+    encoders: RunEncoders = (),
     report: Report = lambda line: None,
 ) -> Verification:
     """Checks a data set and draws a contact sheet of it, or checks a run's checkpoints.
@@ -53,6 +55,8 @@ def verify(
       step: checkpoint to check; all of them if absent.
       picture: contact sheet to write; DATA/contact_sheet.png if absent, if files can be
         written there.
+      encoders: folder with the weights of text encoders and autoencoder, if they were
+        moved since the data was encoded; may be given several times.
       report: receives a line for each checkpoint.
 
     Raises:
@@ -68,11 +72,15 @@ def verify(
         raise UserError("give either --data=DIR or --workdir=DIR.")
     if picture is not None and data is None:
         raise UserError("--picture goes with --data=DIR; leave it out.")
+    if encoders and data is None:
+        raise UserError("--encoders goes with --data=DIR; leave it out.")
     if step is not None and workdir is None:
         raise UserError("--step goes with --workdir=DIR; leave it out.")
     if workdir is not None:
         return Verification(_verify_run(workdir, step=step, report=report))
-    found = verify_data(data, picture=_sheet_of(data, picture))
+    found = verify_data(
+        data, picture=_sheet_of(data, picture), encoders=checked_folders(encoders)
+    )
     return Verification({str(data): found.problems}, str(found))
 
 

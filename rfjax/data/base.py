@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from rfjax import schema
 from rfjax.data import order, pipeline
 from rfjax.data.manifest import Manifest
 from rfjax.data.order import Group
@@ -16,6 +17,7 @@ from rfjax.data.pipeline import Reading, Records, TrainStream
 from rfjax.encoders.images import ImageCodec
 from rfjax.errors import UserError
 from rfjax.types import Batch
+from rfjax.value_types import InputPath
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,13 @@ class Dataset(Reading, abc.ABC):
         "unpadded".
       context_length: int32, tokens that are not pads.
       pooled: [pooled_dim] bfloat16.
+
+    Attributes:
+      encoders: folders where weights of text encoders and autoencoders are now; looked
+        into before the paths with which the data was encoded. Training needs none.
     """
+
+    encoders: tuple[InputPath, ...] = schema.changeable(())
 
     @abc.abstractmethod
     def manifest(self) -> Manifest:

@@ -9,21 +9,28 @@ from typing import Any
 import numpy as np
 
 from rfjax.data.manifest import EncoderSpec, Manifest
-from rfjax.encoders.text import TEXT_ENCODERS, EncodedText, make_text_encoder
-from rfjax.errors import MissingPackageError, UserError
+from rfjax.data.text_encoders import open_text_encoder
+from rfjax.encoders.text import TEXT_ENCODERS, EncodedText
+from rfjax.errors import MissingFileError, MissingPackageError, UserError
 
 # One rounding to bfloat16, and what another machine's sums may add to it.
 _RTOL = 2.0**-6
+# Of an encoder whose every layer rounds, in the order of another device.
+_RTOL_BFLOAT16 = 2.0**-3
 
 
 def compare_states(
-    manifest: Manifest, examples: Sequence[tuple[str, str, Mapping[str, Any]]]
+    manifest: Manifest,
+    examples: Sequence[tuple[str, str, Mapping[str, Any]]],
+    *,
+    folders: Sequence[str] = (),
 ) -> tuple[list[str], list[str]]:
     """Encodes some captions again, and compares the result with what is stored.
 
     Args:
       manifest: of the data set.
       examples: (what it is, its caption, the features stored of it).
+      folders: where the weights of encoders may be now.
 
     Returns:
       What is wrong, and what could not be compared, one sentence each.
@@ -37,8 +44,8 @@ def compare_states(
             )
             continue
         try:
-            problems += _compare(encoder, examples)
-        except MissingPackageError as error:
+            problems += _compare(encoder, examples, folders)
+        except (MissingPackageError, MissingFileError) as error:
             notes.append(f"states of {encoder.name} are not compared: {error}")
         except UserError as error:
             problems.append(f"captions cannot be encoded by {encoder.name}: {error}")
@@ -46,9 +53,11 @@ def compare_states(
 
 
 def _compare(
-    encoder: EncoderSpec, examples: Sequence[tuple[str, str, Mapping[str, Any]]]
+    encoder: EncoderSpec,
+    examples: Sequence[tuple[str, str, Mapping[str, Any]]],
+    folders: Sequence[str],
 ) -> list[str]:
-    made = make_text_encoder(encoder.kind, length=encoder.length)
+    made = open_text_encoder(encoder, folders=folders)
     dims = {"context_dim": made.context_dim, "pooled_dim": made.pooled_dim}
     problems = [
         f"{name} of text encoder {encoder.name} must be {dim}, which {encoder.kind} "
@@ -60,27 +69,29 @@ def _compare(
         return problems
     text = made.encode([caption for _, caption, _ in examples])
     return [
-        f"{where}: text states are not what {encoder.kind} makes of {caption!r}."
+        f"{where}: text states are not what {encoder.name} makes of {caption!r}."
         for row, (where, caption, features) in enumerate(examples)
-        if not _equal(text, row, features, prefix=encoder.prefix)
+        if not _equal(text, row, features, encoder)
     ]
 
 
 def _equal(
-    text: EncodedText, row: int, features: Mapping[str, Any], *, prefix: str
+    text: EncodedText, row: int, features: Mapping[str, Any], encoder: EncoderSpec
 ) -> bool:
     """Whether the stored states are those of a row, but for rounding."""
-    length = int(features[f"{prefix}context_length"])
-    context = np.asarray(features[f"{prefix}context"], np.float32)
-    pooled = np.asarray(features[f"{prefix}pooled"], np.float32)
-    return (
-        length == text.context_length[row]
-        and _close(context[:length], text.context[row][:length])
-        and _close(pooled, text.pooled[row])
-    )
+    rtol = _RTOL_BFLOAT16 if encoder.fields.get("dtype") == "bfloat16" else _RTOL
+    length = int(features[f"{encoder.prefix}context_length"])
+    if length != text.context_length[row]:
+        return False
+    for part, made in (("context", text.context[row]), ("pooled", text.pooled[row])):
+        if made.shape[-1]:
+            stored = np.asarray(features[f"{encoder.prefix}{part}"], np.float32)
+            if not _close(stored, made[: len(stored)], rtol=rtol):
+                return False
+    return True
 
 
-def _close(stored: np.ndarray, made: np.ndarray) -> bool:
+def _close(stored: np.ndarray, made: np.ndarray, *, rtol: float) -> bool:
     """Whether two arrays are equal up to a fraction of their typical size."""
     size = np.sqrt(np.mean(np.square(made)))
-    return np.allclose(stored, made, rtol=_RTOL, atol=_RTOL * size)
+    return np.allclose(stored, made, rtol=rtol, atol=rtol * size)

@@ -22,7 +22,7 @@ from rfjax.data.manifest import NO_CODEC, EncoderSpec, Manifest, StoredFile
 from rfjax.data.order import groups_of
 from rfjax.data.sheet import Section, draw_sheet, save_picture
 from rfjax.data.stored_text import compare_states
-from rfjax.errors import MissingFileError, UserError
+from rfjax.errors import MissingFileError, MissingPackageError, UserError
 
 MOST_PROBLEMS = 50  # that are printed
 MOST_ENCODED = 8  # captions of a split whose states are computed again
@@ -91,7 +91,10 @@ class VerifyReport:
 
 
 def verify(
-    root: str | os.PathLike, *, picture: str | os.PathLike | None = None
+    root: str | os.PathLike,
+    *,
+    picture: str | os.PathLike | None = None,
+    encoders: Sequence[str] = (),
 ) -> VerifyReport:
     """Checks a whole data set, and draws a contact sheet of it.
 
@@ -99,6 +102,7 @@ def verify(
       root: the data folder.
       picture: where to write the sheet, e.g. "sheet.png"; none when None, or when
         files or records are damaged.
+      encoders: folders where the weights of text encoders and autoencoder may be now.
 
     Returns:
       A report; `str(report)` is for people.
@@ -119,7 +123,9 @@ def verify(
         for file in manifest.files:
             if file.split in splits and (Path(root) / file.path).is_file():
                 splits[file.split].read(root, manifest, file)
-        found, notes = _check_text(root, manifest, list(splits.values()))
+        found, notes = _check_text(
+            root, manifest, list(splits.values()), encoders=encoders
+        )
     bad_records = [problem for split in splits.values() for problem in split.problems]
     (notes if manifest.latent.codec_scale else found).extend(
         _check_moments(splits["train"])
@@ -128,11 +134,12 @@ def verify(
     drawn = None
     if picture is not None and not damage and not bad_records:
         try:
-            save_picture(contact_sheet(root), picture)
+            save_picture(contact_sheet(root, encoders=encoders), picture)
             drawn = Path(picture)
-        except (MissingFileError, UserError) as error:  # no codec, or a damaged one
-            none = manifest.latent.codec == NO_CODEC
-            (notes if none else found).append(f"no contact sheet: {error}")
+        except UserError as error:  # no codec, a damaged one, or weights elsewhere
+            elsewhere = isinstance(error, MissingFileError | MissingPackageError)
+            is_harmless = elsewhere or manifest.latent.codec == NO_CODEC
+            (notes if is_harmless else found).append(f"no contact sheet: {error}")
     mean, variance = splits["train"].moments
     return VerifyReport(
         manifest=manifest,
@@ -224,6 +231,8 @@ def _check_text(
     root: str | os.PathLike,
     manifest: Manifest,
     splits: Sequence[_Split],
+    *,
+    encoders: Sequence[str],
 ) -> tuple[list[str], list[str]]:
     """Checks names of encoders, the empty caption, and the states of some captions."""
     for field in ("name", "prefix"):
@@ -236,7 +245,7 @@ def _check_text(
     except (MissingFileError, UserError) as error:
         problems.append(str(error))
     examples = [example for split in splits for example in split.examples]
-    found, notes = compare_states(manifest, empty + examples)
+    found, notes = compare_states(manifest, empty + examples, folders=encoders)
     return problems + found, notes
 
 
@@ -267,7 +276,11 @@ def _check_captions(splits: Mapping[str, _Split]) -> list[str]:
 
 
 def contact_sheet(
-    root: str | os.PathLike, *, columns: int = 8, rows: int = 4
+    root: str | os.PathLike,
+    *,
+    columns: int = 8,
+    rows: int = 4,
+    encoders: Sequence[str] = (),
 ) -> Image.Image:
     """Draws examples of both splits, decoded from their latents, with captions.
 
@@ -275,12 +288,13 @@ def contact_sheet(
       root: the data folder.
       columns: pictures in a row.
       rows: rows of training pictures; half as many of validation pictures follow.
+      encoders: folders where the weights of the codec may be now.
 
     Returns:
       A Pillow picture.
     """
     manifest = shards.read_manifest(root)
-    codec = shards.read_codec(root)
+    codec = shards.read_codec(root, folders=encoders)
     decode = getattr(codec, "decode_preview", codec.decode)
     sections = []
     for split, num_rows in (("train", rows), ("validation", max(1, rows // 2))):

@@ -15,9 +15,9 @@ import dataclasses
 import importlib
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import xxhash
 
@@ -27,6 +27,8 @@ from rfjax.value_types import OneOf, StoredPath
 
 DEVICES = ("auto", "cpu", "cuda", "jax")
 DTYPES = ("float32", "bfloat16")
+
+Encoder = TypeVar("Encoder")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # What is asked of a hub: pickles can run code, and other files are other formats.
@@ -84,8 +86,8 @@ def find_folder(weights: TorchWeights, *, parts: Sequence[str], what: str) -> Pa
       what: whose weights they are, for errors.
 
     Raises:
-      MissingFileError: there is no such folder, or a part is missing.
-      UserError: the hub cannot be reached, or refuses the model.
+      MissingFileError: there is no such folder, a part is missing, or the hub cannot be
+        reached or refuses the model.
     """
     folder = Path(weights.path).expanduser()
     if not folder.is_dir():
@@ -116,12 +118,12 @@ def _download(name: str, parts: Sequence[str], *, what: str) -> Path:
             hub.snapshot_download(name, allow_patterns=allowed, ignore_patterns=ignored)
         )
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        raise UserError(
+        raise MissingFileError(
             f"path of {what} must be a folder, or the name of a model that can be "
             f"downloaded, got {name!r}: there is no such folder, and "
             f"{_first_line(error)}; download it where the hub can be reached, by "
             f"`hf download {name}` (after `hf auth login` if it asks for a licence), "
-            "and name its folder."
+            "and name its folder (path of the config, or --encoders=DIR)."
         ) from error
 
 
@@ -181,7 +183,16 @@ def load_model(
         )
     with reading(f"weights of {what} in {folder}"):
         model, found = model_class.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True
+            folder,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+        )
+    if other := sorted(found["mismatched_keys"]):
+        name, stored, needed = other[0]
+        raise UserError(
+            f"{name} of {what} in {folder} must be {list(needed)} as config.json says, "
+            f"got {list(stored)}; download both again."
         )
     missing = sorted(found["missing_keys"])
     if missing:
@@ -209,6 +220,47 @@ def choose_device(device: str, *, what: str) -> str:
             f"{torch.__version__} finds no GPU; set device to auto or cpu."
         )
     return "cuda" if there and device in ("auto", "cuda") else "cpu"
+
+
+def make_with(
+    digest: str,
+    make: Callable[[str], Encoder],
+    paths: Sequence[str],
+    *,
+    what: str,
+) -> Encoder:
+    """Makes an encoder from the first folder that holds certain weights.
+
+    Args:
+      digest: of those weights; empty: any will do.
+      make: path -> encoder, whose attribute `weights` is their digest.
+      paths: where they may be, in order; see `TorchWeights.path`.
+      what: whose weights they are, for errors.
+
+    Raises:
+      MissingFileError: they are in none of them.
+      UserError: only others are, or what is there cannot be loaded.
+    """
+    refusals: list[UserError] = []
+    for path in paths:
+        try:
+            encoder = make(path)
+            if not digest or encoder.weights == digest:
+                return encoder
+            raise UserError(
+                f"weights of {what} in {path} must be those that encoded the data set, "
+                f"of digest {digest[:12]}, got {encoder.weights[:12]}; name the folder "
+                "where those are with --encoders=DIR."
+            )
+        except MissingPackageError:
+            raise
+        except UserError as error:
+            refusals.append(error)
+    if len(refusals) == 1:
+        raise refusals[0]
+    missing = all(isinstance(error, MissingFileError) for error in refusals)
+    kind = MissingFileError if missing else UserError
+    raise kind(" / ".join(map(str, refusals))) from refusals[0]
 
 
 def digest(model: Any, facts: Mapping[str, Any]) -> str:

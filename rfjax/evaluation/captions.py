@@ -12,7 +12,8 @@ import numpy as np
 
 from rfjax.data import Dataset
 from rfjax.data.conditioning import join_captions
-from rfjax.encoders.text import UnknownWords, make_text_encoder
+from rfjax.data.text_encoders import open_text_encoder
+from rfjax.encoders.text import CutCaptions, UnknownWords
 from rfjax.types import Conditioning
 
 
@@ -20,25 +21,49 @@ def encode_prompts(config: Dataset, prompts: Sequence[str]) -> tuple[Conditionin
     """Encodes B prompts with the data set's own text encoders.
 
     Returns:
-      What the model is given, and a sentence about words that an encoder does not
-      know, empty if they know all.
+      What the model is given, and sentences about words that an encoder does not know
+      and prompts that it cuts; empty if there are none.
 
     Raises:
-      MissingPackageError: if the encoders' packages are not installed.
-      UserError: if a prompt has more tokens than the data set's captions may have.
+      MissingPackageError: the encoders' packages are not installed.
+      MissingFileError: their weights are not found.
+      UserError: a prompt has more tokens than the data set's captions may have, or the
+        encoders found are others than the data set's.
+    """
+    rows, notes = prompt_features(config, prompts)
+    return _stack(config, rows), " ".join(notes)
+
+
+def prompt_features(
+    config: Dataset, prompts: Sequence[str]
+) -> tuple[list[dict[str, np.ndarray]], list[str]]:
+    """What a record of the data set would hold of each prompt, before any rounding.
+
+    One encoder is in memory at a time.
+
+    Returns:
+      The features of each prompt, and sentences about words that encoders do not know
+      and prompts that they cut.
+
+    Raises:
+      As `encode_prompts`.
     """
     manifest = config.manifest()
     rows: list[dict[str, np.ndarray]] = [{} for _ in prompts]
     notes = []
     for encoder in manifest.text.encoders:
-        encoded = make_text_encoder(encoder.kind, length=encoder.length).encode(prompts)
-        unknown = UnknownWords(encoder.kind)
-        unknown.add(prompts, encoded)
-        notes += filter(None, [str(unknown)])
+        made = open_text_encoder(encoder, folders=config.encoders)
+        encoded = made.encode(prompts)
+        for lost in (
+            UnknownWords(encoder.name),
+            CutCaptions(encoder.name, encoder.length),
+        ):
+            lost.add(prompts, encoded)
+            notes += filter(None, [str(lost)])
         for index, row in enumerate(rows):
             for part in ("context", "context_length", "pooled"):
                 row[manifest.feature(0, encoder, part)] = getattr(encoded, part)[index]
-    return _stack(config, rows), " ".join(notes)
+    return rows, notes
 
 
 def stored_captions(

@@ -255,7 +255,7 @@ def test_other_weights_are_refused(released, tmp_path):
     with torch.no_grad():
         other.encoder.conv_in.bias[0] += 1e-3
     other.save_pretrained(tmp_path / "p" / "vae")
-    with pytest.raises(ValueError, match="must be those that made the latents"):
+    with pytest.raises(ValueError, match="must be those that encoded the data set"):
         AutoencoderKLConfig.load(tmp_path / "codec.npz")
     # The same weights with another scale make other latents too.
     network.save_pretrained(tmp_path / "p" / "vae")
@@ -263,11 +263,13 @@ def test_other_weights_are_refused(released, tmp_path):
     path = tmp_path / "p" / "vae" / "config.json"
     fields = json.loads(path.read_text())
     path.write_text(json.dumps(fields | {"scaling_factor": 1.5}))
-    with pytest.raises(ValueError, match="must be those that made the latents"):
+    with pytest.raises(ValueError, match="must be those that encoded the data set"):
         AutoencoderKLConfig.load(tmp_path / "codec.npz")
-    shutil.rmtree(tmp_path / "p")
+    network.save_pretrained(tmp_path / "p" / "vae")
+    moved = (tmp_path / "p").rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match="path of codec autoencoder_kl must be"):
         AutoencoderKLConfig.load(tmp_path / "codec.npz")
+    AutoencoderKLConfig.load(tmp_path / "codec.npz", [str(tmp_path), str(moved)])
 
 
 @pytest.mark.parametrize(

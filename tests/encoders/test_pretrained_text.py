@@ -232,7 +232,11 @@ WEIGHTS, CONFIG = "text_encoder/model.safetensors", "text_encoder/config.json"
         (lambda f: (f / WEIGHTS).unlink(), {}, "must be safetensors, got config.json;"),
         (pickle_weights, {}, "got config.json, pytorch_model.bin; take those"),
         (drop_projection, {}, "WithProjection, got none for text_projection.weight;"),
-        (lambda f: edit(f / CONFIG, hidden_size=32), {}, "must be whole and of this"),
+        (
+            lambda f: edit(f / CONFIG, hidden_size=32),
+            {},
+            "must be .77, 32. as .* .77, 24.;",
+        ),
         (lambda f: edit(f / CONFIG, hidden_act="x"), {}, "must be whole and of this"),
         (lambda f: edit(f / CONFIG, vocab_size=99), {}, "at most the 99 tokens .* 519"),
         (lambda f: edit(f / CONFIG, eos_token_id=7), {}, "the token 518 with .* got 7"),

@@ -24,7 +24,7 @@ from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
 from rfjax.data.sources import Source
 from rfjax.data.sources.held_out import is_held_out
 from rfjax.encoders.images import ImageCodec
-from rfjax.encoders.text import EncodedText, TextEncoder, UnknownWords
+from rfjax.encoders.text import CutCaptions, EncodedText, TextEncoder, UnknownWords
 
 
 def encode_dataset(
@@ -40,7 +40,8 @@ def encode_dataset(
       config: what and how.
       out: must be new or empty; appears only when complete.
       progress: called with (examples done, examples in all).
-      warn: told in a sentence which words the text encoder does not know, if any.
+      warn: told in a sentence each which words a text encoder does not know and which
+        captions it cuts, if any.
 
     Returns:
       The manifest of the data set.
@@ -58,13 +59,17 @@ def encode_dataset(
     codec = config.codec.make(_TrainingImages(source, splits["train"]))
     manifest = _describe(config, source, splits, codec, text_encoders)
     reporter = _Progress(progress, total=len(source))
-    unknown = [UnknownWords(encoder.name) for encoder in manifest.text.encoders]
+    lost = [
+        (UnknownWords(encoder.name), CutCaptions(encoder.name, encoder.length))
+        for encoder in manifest.text.encoders
+    ]
 
     def encode_captions(captions: Sequence[str]) -> list[EncodedText]:
-        """Encodes captions by each encoder, and notes what it does not know."""
+        """Encodes captions by each encoder, and notes what it loses of them."""
         texts = [encoder.encode(captions) for encoder in text_encoders]
-        for words, text in zip(unknown, texts, strict=True):
-            words.add(captions, text)
+        for kinds, text in zip(lost, texts, strict=True):
+            for each in kinds:
+                each.add(captions, text)
         return texts
 
     manifest = shards.write_dataset(
@@ -86,8 +91,8 @@ def encode_dataset(
         save_codec=codec.save,
         records_per_shard=config.records_per_shard,
     )
-    for words in filter(str, unknown):
-        warn(str(words))
+    for sentence in filter(None, (str(each) for kinds in lost for each in kinds)):
+        warn(sentence)
     return manifest
 
 

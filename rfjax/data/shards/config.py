@@ -50,4 +50,4 @@ class ShardsConfig(Dataset):
 
     def codec(self) -> ImageCodec:
         """Reads PATH/codec.npz."""
-        return read_codec(self.path)
+        return read_codec(self.path, folders=self.encoders)

@@ -104,12 +104,16 @@ def _open_bucket(
     )
 
 
-def read_codec(root: str | os.PathLike) -> ImageCodec:
+def read_codec(root: str | os.PathLike, *, folders: Sequence[str] = ()) -> ImageCodec:
     """Returns the codec whose `decode` turns this data set's latents into pictures.
 
+    Args:
+      root: the data folder.
+      folders: where its weights may be now, if it has some of its own.
+
     Raises:
-      MissingFileError: data set or codec is missing.
-      UserError: the codec is unknown or damaged.
+      MissingFileError: data set, codec or weights are missing.
+      UserError: the codec is unknown or damaged, or its weights are others.
     """
     kind = read_manifest(root).latent.codec
     if kind not in IMAGE_CODECS:
@@ -117,7 +121,7 @@ def read_codec(root: str | os.PathLike) -> ImageCodec:
             f"latent.codec of {root} must be one of {sorted(IMAGE_CODECS)} to make "
             f"pictures, got {kind!r}."
         )
-    return IMAGE_CODECS[kind].load(verified(root, CODEC_FILE))
+    return IMAGE_CODECS[kind].load(verified(root, CODEC_FILE), folders)
 
 
 def read_empty_caption(root: str | os.PathLike) -> dict[str, np.ndarray]:

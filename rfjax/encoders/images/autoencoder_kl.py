@@ -107,8 +107,12 @@ class AutoencoderKLConfig(TorchWeights):
         return AutoencoderKL(self)
 
     @staticmethod
-    def load(path: str | os.PathLike) -> AutoencoderKL:
+    def load(path: str | os.PathLike, folders: Sequence[str] = ()) -> AutoencoderKL:
         """Reads what `AutoencoderKL.save` wrote, and loads the weights that it names.
+
+        Args:
+          path: of the file.
+          folders: see `rfjax.encoders.images.base.ImageCodecConfig`.
 
         Raises:
           FileNotFoundError: no such file, or the autoencoder is not where it was.
@@ -131,13 +135,12 @@ class AutoencoderKLConfig(TorchWeights):
                 f"{path} does not name an autoencoder ({error}); make the data set "
                 "again with `rfjax encode`."
             ) from error
-        codec = config.make()
-        if weights not in ("", codec.weights):
-            raise UserError(
-                f"weights of the autoencoder in {config.path} must be those that made "
-                f"the latents, {weights}, got {codec.weights}; put the same ones there."
-            )
-        return codec
+        return torch_weights.make_with(
+            weights,
+            lambda path: dataclasses.replace(config, path=path).make(),
+            (*folders, config.path),
+            what=_WHAT,
+        )
 
 
 DECODING = """\

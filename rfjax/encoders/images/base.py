@@ -90,10 +90,15 @@ class ImageCodecConfig(Protocol):
         """
 
     @staticmethod
-    def load(path: str | os.PathLike) -> ImageCodec:
+    def load(path: str | os.PathLike, folders: Sequence[str] = ()) -> ImageCodec:
         """Reads what `ImageCodec.save` wrote.
 
+        Args:
+          path: of the file.
+          folders: where weights that the file only names may be now; they are tried
+            before the path in the file.
+
         Raises:
-          FileNotFoundError: no such file.
-          UserError: not a file of this kind.
+          FileNotFoundError: no such file, or no weights.
+          UserError: not a file of this kind, or the weights found are others.
         """

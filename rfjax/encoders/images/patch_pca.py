@@ -110,8 +110,8 @@ class PatchPCAConfig:
         )
 
     @staticmethod
-    def load(path: str | os.PathLike) -> PatchPCA:
-        """Reads what `PatchPCA.save` wrote.
+    def load(path: str | os.PathLike, folders: Sequence[str] = ()) -> PatchPCA:
+        """Reads what `PatchPCA.save` wrote; `folders` are not needed.
 
         Raises:
           FileNotFoundError: no such file.

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from rfjax.encoders import torch_weights
 from rfjax.encoders.text.base import EncodedText, TextEncoder, TextEncoderConfig
 from rfjax.encoders.text.clip import CLIPConfig
 from rfjax.encoders.text.cut_captions import CutCaptions
 from rfjax.encoders.text.minilm import MiniLMConfig
 from rfjax.encoders.text.t5 import T5Config
 from rfjax.encoders.text.unknown_words import UnknownWords
-from rfjax.errors import MissingPackageError, UserError
+from rfjax.errors import UserError
 
 __all__ = [
     "TEXT_ENCODERS",
@@ -66,21 +67,15 @@ def make_text_encoder(
     _check_fields(kind, fields)
     if name and any(f.name == "name" for f in dataclasses.fields(TEXT_ENCODERS[kind])):
         fields = {**fields, "name": name}
-    paths = (*folders, fields["path"]) if "path" in fields else (None,)
-    refusals: list[UserError] = []
-    for path in paths:
-        moved = fields if path is None else {**fields, "path": str(path)}
-        try:
-            encoder = TEXT_ENCODERS[kind](length=length, **moved).make()
-            _check_weights(encoder, weights, where=path or kind)
-            return encoder
-        except MissingPackageError:
-            raise
-        except UserError as error:
-            refusals.append(error)
-    if len(refusals) == 1:
-        raise refusals[0]
-    raise UserError(" / ".join(map(str, refusals))) from refusals[0]
+    config = TEXT_ENCODERS[kind](length=length, **fields)
+    if "path" not in fields:
+        return config.make()
+    return torch_weights.make_with(
+        weights,
+        lambda path: dataclasses.replace(config, path=path).make(),
+        (*folders, fields["path"]),
+        what=f"text encoder {name or kind}",
+    )
 
 
 def _check_fields(kind: str, fields: Mapping[str, Any]) -> None:
@@ -93,14 +88,4 @@ def _check_fields(kind: str, fields: Mapping[str, Any]) -> None:
             f"{', '.join(needed) or 'none'} at least, got "
             f"{', '.join(fields) or 'none'}; read the data with the version of rfjax "
             "that encoded it."
-        )
-
-
-def _check_weights(encoder: TextEncoder, weights: str, *, where: str) -> None:
-    """Raises unless an encoder is that of a data set."""
-    if weights and encoder.weights != weights:
-        raise UserError(
-            f"weights and tokenizer in {where} must be those that encoded the data "
-            f"set, of digest {weights[:12]}, got {encoder.weights[:12]}; name the "
-            "folder where those are now (--encoders=DIR)."
         )
