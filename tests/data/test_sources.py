@@ -303,6 +303,12 @@ def test_a_folder_of_hugging_face(tmp_path, pictures, suffix):
     assert "No such file" in broken(source)[4]
 
 
+def test_metadata_that_lists_no_pictures(tmp_path, pictures):
+    write_files(tmp_path, {"a.png": pictures.file(0), "metadata.csv": "id,n\n1,2\n"})
+    with pytest.raises(UserError, match=r"has id, n, got 'file_name'.*rename one"):
+        make(kind="image_folder", path=str(tmp_path))
+
+
 def test_folders_that_name_no_split(tmp_path, pictures):
     write_files(tmp_path, {"train/a.png": pictures.file(0), "train/a.txt": "a"})
     write_files(tmp_path, {"misc/b.png": pictures.file(0), "misc/b.txt": "b"})
@@ -664,6 +670,15 @@ def test_saved_data_sets(tmp_path, pictures):
         make(**config, splits=["dev"])
     with pytest.raises(UserError, match="source.picture must be a column .*'photo'"):
         make(**config, picture="photo")
+    datasets.DatasetDict(a=both["train"], b=both["test"]).save_to_disk(tmp_path / "ab")
+    with pytest.raises(
+        UserError, match="source.splits must be among train, .*got a, b"
+    ):
+        make(kind="saved_dataset", path=str(tmp_path / "ab"))
+    assert len(make(kind="saved_dataset", path=str(tmp_path / "ab"), splits=["b"])) == 2
+    datasets.DatasetDict().save_to_disk(tmp_path / "none")
+    with pytest.raises(UserError, match="got no split in"):
+        make(kind="saved_dataset", path=str(tmp_path / "none"))
     file = next((tmp_path / "both" / "test").glob("*.arrow"))
     assert captions(make(kind="saved_dataset", path=str(file))) == ["a cat", "a dog"]
     file.write_bytes(file.read_bytes()[:100])

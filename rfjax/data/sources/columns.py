@@ -174,8 +174,14 @@ def choose_splits(
 ) -> dict[str, Any]:
     """The splits by name: those wanted, or all.
 
+    Args:
+      found: name -> split, of those that there are; the only one may have no name.
+      wanted: names; all if empty.
+      where: they are, for errors.
+
     Raises:
-      UserError: one that is wanted is not there.
+      UserError: one that is wanted is not there, or of several one is neither for
+        training nor for validation.
     """
     for name in wanted:
         if name not in found:
@@ -184,7 +190,14 @@ def choose_splits(
                 f"{', '.join(filter(None, found)) or 'no names of splits'}, got "
                 f"{name!r}; correct it."
             )
-    return {name: found[name] for name in wanted or found}
+    chosen = {name: found[name] for name in wanted or found}
+    unknown = [name for name in chosen if name.lower() not in _SPLITS]
+    if not chosen or (len(chosen) > 1 and unknown):
+        raise UserError(
+            f"source.splits must be among {', '.join(_SPLITS)} if there are several, "
+            f"got {', '.join(chosen) or 'no split'} in {where}; name those to use."
+        )
+    return chosen
 
 
 def split_of(name: str, *, key: str) -> str:

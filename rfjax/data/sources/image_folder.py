@@ -30,7 +30,7 @@ from rfjax.data.sources.pictures import (
 from rfjax.data.sources.rows import NOT_STATED, RowSource
 from rfjax.data.sources.sidecars import TEXT_SUFFIXES, Tally, row_of
 from rfjax.data.sources.table import TableRows
-from rfjax.errors import MissingFileError, refusal_of_disk
+from rfjax.errors import MissingFileError, UserError, refusal_of_disk
 from rfjax.value_types import InputPath, Text, check_fields
 
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -200,7 +200,13 @@ class _Listed(TableRows):
     """Pictures that tables in the folder list."""
 
     def __init__(self, files: _Files, splits_by_folder: bool):
-        super().__init__(files.tables, picture="file_name")
+        try:
+            super().__init__(files.tables, picture="file_name")
+        except UserError as error:
+            raise UserError(
+                f"{error} A file {', '.join(_METADATA)} in source.path must list its "
+                "pictures in the column file_name; rename one that does not."
+            ) from error
         self.where = str(files.folder)
         self._files, self._splits_by_folder = files, splits_by_folder
 

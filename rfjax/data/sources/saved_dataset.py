@@ -77,7 +77,11 @@ class _DatasetRows:
         self._names = list(splits)
         first = next(iter(splits.values()))
         self.licence = first.info.license or NOT_STATED
-        self.columns: Collection[str] = first.column_names
+        self.columns: Collection[str] = [
+            name
+            for name in first.column_names
+            if all(name in split.column_names for split in splits.values())
+        ]
         self._picture = config.picture or _picture_column(first)
         check_column(
             self._picture, self.columns, field="source.picture", where=self.where
