@@ -195,7 +195,7 @@ BUCKETS = ((2, 6), (4, 4), (6, 2))  # of latents: 3, 4 and 3 tokens
 def write_bucketed():
     """(root, counts by split, seed) -> a data set on disk with three aspect buckets.
 
-    The sizes are those of `tiny_model`. latents[0, 0, 0] is the number of the record.
+    Sizes are those of `tiny_model`; 64 latents[0, 0, 0] is the number of the record.
     """
     import ml_dtypes
 
@@ -224,7 +224,7 @@ def write_bucketed():
         for split, counts in (("train", train), ("validation", validation)):
             examples[split] = list(make_records(split, counts, seed))
             for number, record in enumerate(examples[split]):
-                record["latents"][0, 0, 0] = number
+                record["latents"][0, 0, 0] = number / 64
                 record["caption"] = f"{split} {number}"
         codec = PatchPCAConfig(patch_size=2, channels=4).make(
             np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 3))

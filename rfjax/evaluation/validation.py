@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -170,6 +171,15 @@ class Validation:
         for host_batch in self.first_batches():
             batch, valid = put_batch(host_batch, mesh=self.mesh)
             jax.block_until_ready(self.level_losses(params, batch, valid))
+
+
+def subset_names(metrics: Mapping[str, Any]) -> list[str]:
+    """The buckets and parts whose loss is among the metrics of a validation."""
+    levels = {f"t{level}" for level in range(NUM_LEVELS)}
+    names = [
+        key.removeprefix("val/loss_") for key in metrics if key.startswith("val/loss_")
+    ]
+    return [name for name in names if name not in levels]
 
 
 def make_validation(

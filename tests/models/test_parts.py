@@ -8,6 +8,7 @@ import pytest
 import torch
 from flax import nnx
 
+from rfjax.data.buckets import bucket_sizes
 from rfjax.models import attention, embeddings, layers
 
 
@@ -134,6 +135,46 @@ def test_stored_positions_are_cropped_from_their_centre(tmp_path):
     file.unlink()
     with pytest.raises(FileNotFoundError, match="positions.npy does not exist"):
         embeddings.position_table(2, 5, **options)
+
+
+def test_every_bucket_is_cropped_as_diffusers_crops(tmp_path):
+    """From the centre of the table of released models, at all aspect ratios."""
+    from diffusers.models.embeddings import PatchEmbed
+
+    embed = PatchEmbed(256, 256, 2, 4, 16, pos_embed_max_size=40)
+    file = tmp_path / "positions.npy"
+    np.save(file, embed.pos_embed[0].numpy())
+    options = {"width": 16, "grid_tokens": 16, "max_grid_tokens": 40}
+    for pixels in bucket_sizes(256, multiple=16, max_aspect=4):
+        rows, columns = (side // 16 for side in pixels)
+        ours = embeddings.position_table(rows, columns, file=str(file), **options)
+        theirs = embed.cropped_pos_embed(2 * rows, 2 * columns)[0].numpy()
+        np.testing.assert_array_equal(ours, theirs)
+        turned = embed.cropped_pos_embed(2 * columns, 2 * rows)[0].numpy()
+        assert rows == columns or np.abs(ours - turned).max() > 0.1  # control
+
+
+def test_every_bucket_is_centred_as_the_paper_says():
+    """Row p of h_max is at (p - (h_max - s) / 2) 256 / S, cropped to the picture."""
+    size, patch = 512, 16
+    sizes = bucket_sizes(size, multiple=2 * patch, max_aspect=4)
+    longest, side = max(max(s) for s in sizes) // patch, size // patch
+    grid = [(p - (longest - side) / 2) * 256 / size for p in range(longest)]
+    for height, width in sizes:
+        rows, columns = height // patch, width // patch
+        table = embeddings.position_table(
+            rows,
+            columns,
+            width=16,
+            grid_tokens=side,
+            max_grid_tokens=longest,
+            scale=256 / size,
+        ).reshape(rows, columns, 16)
+        top, left = (longest - rows) // 2, (longest - columns) // 2
+        for row, column in ((0, 0), (rows - 1, columns - 1)):
+            expected = position_by_hand(grid[top + row], grid[left + column], width=16)
+            np.testing.assert_allclose(table[row, column], expected, atol=1e-6)
+    assert grid[(longest - side) // 2] == 0  # a square begins at 0
 
 
 @pytest.mark.parametrize("masked", [False, True])
