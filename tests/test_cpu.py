@@ -74,3 +74,48 @@ def test_a_restarted_process_has_large_pages_and_its_arguments():
 
     assert large_kilobytes("restart") > 2**17
     assert large_kilobytes("plain") < 2**12
+
+
+FAULTS = """
+import os, resource, sys
+for name in list(os.environ):
+    if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES":
+        del os.environ[name]
+os.environ.update(dict(item.split("=", 1) for item in sys.argv[2:]))
+from rfjax import cpu
+if sys.argv[1] == "keep":
+    cpu.keep_freed_memory()
+def read_batch():
+    records = [b"x" * 2**21 for _ in range(16)]
+for _ in range(3):
+    read_batch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    read_batch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_memory_is_used_again():
+    """Without page faults; controls: unless asked for, and where a user decides."""
+
+    def faults(*arguments):
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("MALLOC_") and name != "GLIBC_TUNABLES"
+        }
+        result = subprocess.run(
+            [sys.executable, "-c", FAULTS, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environ,
+        )
+        return int(result.stdout)
+
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("another C library")
+    # 320 MiB are 81,920 pages of 4 KiB.
+    assert faults("keep") < 5_000 < 50_000 < faults("leave")
+    assert faults("keep", "MALLOC_TRIM_THRESHOLD_=131072") > 50_000

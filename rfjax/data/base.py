@@ -13,7 +13,8 @@ from rfjax import schema
 from rfjax.data import order, pipeline
 from rfjax.data.manifest import Manifest
 from rfjax.data.order import Group
-from rfjax.data.pipeline import Reading, Records, TrainStream
+from rfjax.data.pipeline import TrainStream
+from rfjax.data.reading import Reading, Records
 from rfjax.encoders.images import ImageCodec
 from rfjax.errors import UserError
 from rfjax.types import Batch

@@ -9,72 +9,21 @@ batches.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import grain
-import jax
-import ml_dtypes
 import numpy as np
 
-from rfjax import schema
-from rfjax.data.conditioning import (
-    CaptionChoices,
-    CaptionJoiner,
-    caption_weights,
-    join_captions,
-)
+from rfjax.cpu import keep_freed_memory
+from rfjax.data.assembly import BatchAssembler, batch_spec, validation_assembler
 from rfjax.data.joined import name_of_record
 from rfjax.data.manifest import Manifest
 from rfjax.data.order import Group, Order, bucket_of, in_turn
+from rfjax.data.reading import Reading, Records
 from rfjax.errors import UserError
-from rfjax.types import Batch, Conditioning
-from rfjax.value_types import (
-    BatchCount,
-    Fraction,
-    NonNegativeFloat,
-    OneOf,
-    Seed,
-    ThreadCount,
-    check_fields,
-)
-
-LATENT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-
-# Records by number, each feature name -> value; read from several threads at a time.
-Records = Sequence[Mapping[str, np.ndarray | bytes]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How records become batches.
-
-    Attributes:
-      caption_dropout: probability that a caption is replaced by the empty one.
-      encoder_dropout: probability that a text encoder is dropped, each by itself: its
-        part of context and pooled is zero. SD3 trains with 0.464.
-      caption_weights: how often each kind of caption is read, for data that has
-        several of each picture; equally often when empty.
-      context_mask: give batches a mask that hides pad tokens. SD3 has none.
-      latents_dtype: "float32" or "bfloat16" (as stored; half the bytes to copy).
-      shuffle_seed: order of the stream; the run's seed when None.
-      read_threads: threads that read and assemble batches, in this process.
-      prefetch_batches: batches that are ready or being read, at most.
-    """
-
-    caption_dropout: Fraction = 0.1
-    encoder_dropout: Fraction = 0.0
-    caption_weights: tuple[NonNegativeFloat, ...] = ()
-    context_mask: bool = False
-    latents_dtype: Annotated[str, OneOf(LATENT_DTYPES)] = "float32"
-    shuffle_seed: Seed | None = None
-    read_threads: ThreadCount = schema.changeable(16)
-    prefetch_batches: BatchCount = schema.changeable(16)
-
-    def __post_init__(self):
-        check_fields(self, section="data")
+from rfjax.types import Batch
 
 
 class TrainStream:
@@ -192,82 +141,38 @@ def train_stream(
       UserError: the batch is not divisible by `process_count`, or larger than a bucket.
     """
     local_batch_size = _local_batch_size(global_batch_size, process_count)
+    keep_freed_memory()
     order = Order(
         groups,
         global_batch_size=global_batch_size,
         seed=seed if reading.shuffle_seed is None else reading.shuffle_seed,
         weights=weights,
     )
-
-    prepare = _row_maker(
-        manifest=manifest, empty_caption=empty_caption, reading=reading, seed=seed
+    assembler = BatchAssembler(
+        records,
+        manifest=manifest,
+        reading=reading,
+        empty_caption=empty_caption,
+        seed=seed,
     )
 
     def assemble(batch: int) -> Batch:
         """This process's rows of a global batch."""
         rows = range(process_index, global_batch_size, process_count)
-        numbers = order.records(batch, rows)
-        prepared = [
-            prepare(batch * global_batch_size + row, records[number])
-            for row, number in zip(rows, numbers, strict=True)
-        ]
-        return _to_batch(jax.tree.map(lambda *leaves: np.stack(leaves), *prepared))
+        start = batch * global_batch_size
+        return assembler(order.records(batch, rows), [start + row for row in rows])
 
     return TrainStream(
         assemble,
         manifest=manifest,
-        specs=make_specs(
-            manifest, order.buckets, reading=reading, batch_size=local_batch_size
-        ),
+        specs=[
+            batch_spec(manifest, bucket, reading=reading, batch_size=local_batch_size)
+            for bucket in order.buckets
+        ],
         global_batch_size=global_batch_size,
         name_of=lambda position: name_of_record(records, order.record(position)),
-        # One thread assembles one batch; more threads than batches would idle.
-        read_options=grain.ReadOptions(
-            num_threads=min(reading.read_threads, reading.prefetch_batches),
-            prefetch_buffer_size=reading.prefetch_batches
-            if reading.read_threads
-            else 0,
-        ),
+        read_options=reading.options(),
     )
-
-
-def _row_maker(
-    *,
-    manifest: Manifest,
-    empty_caption: Mapping[str, np.ndarray],
-    reading: Reading,
-    seed: int,
-) -> Callable[[int, Mapping[str, Any]], dict[str, np.ndarray]]:
-    """(position, record) -> the row of a training batch."""
-    joiner = CaptionJoiner(manifest)
-    kind_weights = caption_weights(manifest.text, reading.caption_weights)
-    choices = CaptionChoices(
-        seed=seed,
-        caption_dropout=reading.caption_dropout,
-        encoder_dropout=reading.encoder_dropout,
-        weights=kind_weights,
-        num_encoders=len(manifest.text.encoders),
-    )
-
-    def prepare(
-        position: int, record: Mapping[str, np.ndarray | bytes]
-    ) -> dict[str, np.ndarray]:
-        """One record of the stream, as it enters a batch."""
-        has_caption = [
-            joiner.has_caption(record, kind) for kind in range(len(kind_weights))
-        ]
-        choice = choices.at(position, has_caption)
-        caption = joiner.allocate(1)
-        joiner.write(
-            empty_caption if choice.is_empty else record,
-            caption,
-            0,
-            caption=0 if choice.is_empty else choice.caption,
-            dropped=choice.dropped,
-        )
-        return _prepare(record, caption=caption, reading=reading, sample_index=position)
-
-    return prepare
 
 
 def validation_batches(
@@ -313,6 +218,8 @@ def validation_batches(
             "ask for fewer."
         )
 
+    assembler = validation_assembler(records, manifest=manifest, reading=reading)
+
     def generate() -> Iterator[tuple[Batch, np.ndarray]]:
         """One pass over the split."""
         first = process_index * local_batch_size
@@ -325,19 +232,8 @@ def validation_batches(
             if only_first and bucket in seen:
                 continue
             seen.add(bucket)
-            prepared = []
-            for index in numbers[own].tolist():
-                record = records[index]
-                prepared.append(
-                    _prepare(
-                        record,
-                        caption=join_captions([record], manifest),
-                        reading=reading,
-                        sample_index=index,
-                    )
-                )
-            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *prepared)
-            yield _to_batch(stacked), valid[own]
+            own_numbers = numbers[own].tolist()
+            yield assembler(own_numbers, own_numbers), valid[own]
 
     # Checked above at once, not at the first batch.
     return generate()
@@ -356,62 +252,3 @@ def _local_batch_size(global_batch_size: int, process_count: int) -> int:
             f"processes {process_count}; choose a multiple of {process_count}."
         )
     return local_batch_size
-
-
-def _prepare(
-    record: Mapping[str, Any],
-    *,
-    caption: Mapping[str, np.ndarray],
-    reading: Reading,
-    sample_index: int,
-) -> dict[str, np.ndarray]:
-    """One row of a batch: the latents of a record, with the caption given."""
-    return {
-        "latents": record["latents"].astype(LATENT_DTYPES[reading.latents_dtype]),
-        "sample_index": np.uint32(sample_index % 2**32),
-        **{
-            name: array[0]
-            for name, array in caption.items()
-            if name != "context_mask" or reading.context_mask
-        },
-    }
-
-
-def _to_batch(fields: Mapping[str, Any]) -> Batch:
-    return Batch(
-        latents=fields["latents"],
-        conditioning=Conditioning(
-            context=fields["context"],
-            pooled=fields["pooled"],
-            context_mask=fields.get("context_mask"),
-        ),
-        sample_index=fields["sample_index"],
-    )
-
-
-def make_specs(
-    manifest: Manifest,
-    buckets: Sequence[tuple[int, int]],
-    *,
-    reading: Reading,
-    batch_size: int,
-) -> tuple[Batch, ...]:
-    """For each bucket a Batch of `jax.ShapeDtypeStruct`, of `batch_size` rows."""
-
-    def struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of one field of a batch."""
-        return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
-
-    length, context_dim = manifest.context_shape
-    fields = {
-        "context": struct((length, context_dim), ml_dtypes.bfloat16),
-        "pooled": struct((manifest.pooled_dim,), ml_dtypes.bfloat16),
-        "sample_index": struct((), np.uint32),
-    }
-    if reading.context_mask:
-        fields["context_mask"] = struct((length,), np.bool_)
-    channels, dtype = manifest.latent_shape[-1], LATENT_DTYPES[reading.latents_dtype]
-    return tuple(
-        _to_batch(fields | {"latents": struct((*bucket, channels), dtype)})
-        for bucket in buckets
-    )

@@ -20,7 +20,7 @@ import numpy as np
 from rfjax import schema
 from rfjax.data.base import Dataset
 from rfjax.data.manifest import NO_CODEC, EncoderSpec, LatentSpec, Manifest, TextSpec
-from rfjax.data.pipeline import Reading
+from rfjax.data.reading import Reading
 from rfjax.errors import UserError
 from rfjax.value_types import BatchCount, PositiveInt, Seed, Size, ThreadCount
 

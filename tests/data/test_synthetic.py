@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rfjax.data import SyntheticConfig
-from rfjax.data.pipeline import Reading
+from rfjax.data.reading import Reading
 
 CONFIG = SyntheticConfig(num_train=64, num_validation=10)
 

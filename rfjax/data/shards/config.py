@@ -11,7 +11,7 @@ import numpy as np
 from rfjax import schema
 from rfjax.data.base import Dataset
 from rfjax.data.manifest import Manifest
-from rfjax.data.pipeline import Records
+from rfjax.data.reading import Records
 from rfjax.data.shards.check import check_shards
 from rfjax.data.shards.layout import read_manifest
 from rfjax.data.shards.read import open_split, read_codec, read_empty_caption

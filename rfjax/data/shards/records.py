@@ -91,37 +91,40 @@ class RecordSource(Sequence):
 
 
 def _byte_features(record: bytes) -> Iterator[tuple[str, int, int]]:
-    """Yields (name, start, stop) of each feature's byte string in the record."""
-    ((_, *features),) = _fields(record, 0, len(record))
-    for _, start, stop in _fields(record, *features):
-        name, value = "", (0, 0)
-        for number, begin, end in _fields(record, start, stop):
-            if number == 1:
-                name = record[begin:end].decode()
-            else:
-                value = begin, end
-        ((kind, *values),) = _fields(record, *value)
-        if kind != _BYTES_LIST:
+    """Yields (name, start, stop) of each feature's byte string in the record.
+
+    Straight on rather than in general: this runs for every feature of every record.
+    """
+    entry, end = _contents(record, 0)
+    while entry < end:
+        key, entry_end = _contents(record, entry)
+        start, value = _contents(record, key)
+        name = record[start:value].decode()
+        kind, _ = _contents(record, value)
+        if record[kind] >> 3 != _BYTES_LIST:
             raise UserError(
                 f"feature {name} of a stored record is not a byte string, as rfjax "
                 "writes them; make the data set again with `rfjax encode`."
             )
-        ((_, first, last),) = _fields(record, *values)
-        yield name, first, last
+        text, list_end = _contents(record, kind)
+        start, stop = _contents(record, text)
+        if not stop == list_end == entry_end <= end:
+            raise ValueError(f"feature {name} ends at a wrong place")
+        yield name, start, stop
+        entry = entry_end
 
 
-def _fields(record: bytes, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Yields (field number, start, stop) of each field of a message."""
-    while position < stop:
-        tag = record[position]  # number * 8 + wire type, here always 2: length first
+def _contents(record: bytes, position: int) -> tuple[int, int]:
+    """(start, stop) of the contents of the field at a position.
+
+    A field is its tag (number * 8 + wire type, here always 2), its length and contents.
+    """
+    byte = record[position + 1]
+    position += 2
+    length, shift = byte & 0x7F, 7
+    while byte >= 0x80:
+        byte = record[position]
         position += 1
-        length, shift = 0, 0
-        while True:
-            byte = record[position]
-            position += 1
-            length |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                break
-            shift += 7
-        yield tag >> 3, position, position + length
-        position += length
+        length |= (byte & 0x7F) << shift
+        shift += 7
+    return position, position + length
