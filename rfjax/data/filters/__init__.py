@@ -7,10 +7,13 @@ entries       rules about metadata
 words         what a word is
 pictures      rules about pixels
 descriptors   what a picture looks like, in numbers
+alignment     how two pictures differ once one is laid on the other
 duplicates    which pictures look the same
+report        a page about all of it
 """
 
 from rfjax.data.filters.config import FilterConfig
+from rfjax.data.filters.report import report_page
 from rfjax.data.filters.selection import Removed, Selection, select
 
-__all__ = ["FilterConfig", "Removed", "Selection", "select"]
+__all__ = ["FilterConfig", "Removed", "Selection", "report_page", "select"]

@@ -70,7 +70,7 @@ class FilterConfig:
     exact_duplicates: bool = False
     near_duplicates: bool = False
     similarity: Similarity = 0.85
-    max_difference: Fraction = 0.4
+    max_difference: Fraction = 0.35
     embedding_column: Text | None = None
 
     def __post_init__(self):
