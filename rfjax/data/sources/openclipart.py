@@ -21,7 +21,7 @@ import numpy as np
 from rfjax.data.sources.base import Entry, ImageSize
 from rfjax.data.sources.held_out import is_held_out
 from rfjax.data.sources.main_colour import main_colour
-from rfjax.data.sources.openclipart_captions import captions_of
+from rfjax.data.sources.openclipart_captions import captions_of, names_colour
 from rfjax.data.sources.openclipart_titles import repair, subject_of
 from rfjax.data.sources.openmoji import COLOURS
 from rfjax.data.sources.pictures import BrokenPicture
@@ -57,7 +57,8 @@ class OpenClipartConfig:
         colours say; False: title and keywords, as they are in the file.
       held_out: short captions that are held out, so that a prompt for them asks for a
         combination of words that no training caption begins with.
-      validation_fraction: share of the other short captions that is held out, by hash.
+      validation_fraction: share of the other short captions that name a colour that is
+        held out, by hash: combinations of colours and nouns that are seen otherwise.
     """
 
     path: InputPath = FOLDER
@@ -65,7 +66,7 @@ class OpenClipartConfig:
     background: Annotated[str, OneOf(COLOURS)] = "white"
     clean_captions: bool = True
     held_out: tuple[Text, ...] = ("red car", "green tree")
-    validation_fraction: OpenFraction = 0.05
+    validation_fraction: OpenFraction = 0.1
 
     def __post_init__(self):
         check_fields(self, section="source")
@@ -177,8 +178,11 @@ class OpenClipartSource:
         return draw_svg(self._root / key, size=size, name=key)
 
     def _is_held_out(self, caption: str) -> bool:
-        return caption in self._config.held_out or is_held_out(
-            caption, fraction=self._config.validation_fraction
+        """Whether it is one of the combinations that training does not see."""
+        config = self._config
+        return caption in config.held_out or (
+            names_colour(caption)
+            and is_held_out(caption, fraction=config.validation_fraction)
         )
 
 

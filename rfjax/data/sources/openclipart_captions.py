@@ -28,7 +28,7 @@ _MANNERS = frozenset(
     "silhouet simple sketch style stylized symbol white whole".split()
 )
 _MOST_KINDS = 2
-_MOST_WORDS = 3  # of a short caption, without its colour
+_MOST_WORDS = 3  # of a short caption, without its colour and "queen of"
 
 
 def captions_of(
@@ -53,7 +53,7 @@ def captions_of(
         head.pop()
     noun = next((n for n in (" ".join(head[-2:]), head[-1]) if n in NOUNS), "")
     is_plain = len(subject.split()) <= _MOST_WORDS
-    if " of " in subject and is_plain:
+    if " of " in subject and len(subject.split()) <= _MOST_WORDS + 2:
         short, full = subject, subject
     elif noun and " of " not in subject:
         short, full = noun, subject
@@ -66,6 +66,11 @@ def captions_of(
     return f"{colour} {short}".strip(), ", ".join(
         [f"{colour} {full}".strip(), *further]
     )
+
+
+def names_colour(caption: str) -> bool:
+    """Whether a caption begins with a colour."""
+    return caption.split(" ", 1)[0] in _COLOURS
 
 
 def _take_colour(subject: str, colour: str) -> tuple[str, str]:
