@@ -8,14 +8,16 @@ set was encoded with is in its manifest; data that never were pictures, whose co
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rfjax.data.manifest import NO_CODEC, EncoderSpec, Manifest
+from rfjax.data.text_encoders import open_text_encoder
 from rfjax.encoders.images.autoencoder_kl import AutoencoderKLConfig
-from rfjax.errors import UserError
+from rfjax.errors import MissingPackageError, UserError
 
 AUTOENCODER = "AutoencoderKL"
 # diffusers' own values where a config.json has none.
@@ -74,46 +76,97 @@ def check_autoencoder(
 
 
 def check_text_encoders(
-    manifest: Manifest, parts: Mapping[str, tuple[Mapping[str, Any], int | None]]
+    manifest: Manifest,
+    parts: Mapping[str, tuple[Mapping[str, Any], int | None]],
+    *,
+    source: Path,
 ) -> None:
-    """Compares kind and length of the text encoders.
+    """Compares kinds, order, sizes, lengths and weights of the text encoders.
 
     Args:
       manifest: of the data set of the run.
       parts: name of a text encoder in the pipeline -> (its config.json with its class,
         the tokens that its tokenizer takes at most, if known); none if it has none.
+      source: folder of the pipeline.
 
     Raises:
       UserError: captions of the data set were encoded by something else.
+      MissingPackageError: weights can be compared only with PyTorch.
     """
     if not parts or manifest.latent.codec == NO_CODEC:
         return
+    left = dict(parts)
     for encoder in manifest.text.encoders:
-        same = [part for part, (config, _) in parts.items() if _is(encoder, config)]
-        if not same:
-            there = ", ".join(
-                config["architectures"][0] for config, _ in parts.values()
-            )
+        # Pooled vectors are joined in the order of the encoders, so the first it is.
+        part = next((p for p in left if _is_kind(encoder.kind, left[p][0])), None)
+        if part is None:
+            there = ", ".join(c["architectures"][0] for c, _ in left.values())
             raise UserError(
-                f"text encoders of the pipeline must hold {encoder.kind}, which "
-                f"encoded data set {manifest.name}, got {there}; {_REMEDY}"
+                f"text encoders of the pipeline must hold {encoder.name}, a "
+                f"{encoder.kind} that encoded data set {manifest.name}, got "
+                f"{there or 'no others'}; {_REMEDY}"
             )
-        lengths = [parts[part][1] for part in same if parts[part][1] is not None]
-        if lengths and encoder.length > max(lengths):
-            raise UserError(
-                f"tokens of {' and '.join(same)} must be at least those of "
-                f"{encoder.name} in data set {manifest.name}, {encoder.length}, got "
-                f"{max(lengths)}; {_REMEDY}"
-            )
+        _check_sizes(manifest, encoder, part, *left.pop(part))
+        _check_weights(encoder, part, source)
+    if left:
+        raise UserError(
+            f"{' and '.join(left)} of the pipeline must have encoded data set "
+            f"{manifest.name}, got {', '.join(e.name for e in manifest.text.encoders)} "
+            "in its place; take it out of the folder, or export without --pipeline."
+        )
 
 
-def _is(encoder: EncoderSpec, config: Mapping[str, Any]) -> bool:
+def _check_sizes(
+    manifest: Manifest,
+    encoder: EncoderSpec,
+    part: str,
+    config: Mapping[str, Any],
+    num_tokens: int | None,
+) -> None:
+    """Raises unless a part gives states of the sizes that the data set has."""
+    is_clip = _is_kind("clip", config)
+    names = ("hidden_size", "projection_dim") if is_clip else ("d_model", "")
+    dims = (encoder.context_dim, encoder.pooled_dim)
+    for name, dim in zip(names, dims, strict=True):
+        if name in config and dim not in (0, config[name]):
+            raise UserError(
+                f"{name} of {part} must be that of {encoder.name} in data set "
+                f"{manifest.name}, {dim}, got {config[name]}; {_REMEDY}"
+            )
+    if num_tokens is not None and encoder.length > num_tokens:
+        raise UserError(
+            f"tokens of {part} must be at least those of {encoder.name} in data set "
+            f"{manifest.name}, {encoder.length}, got {num_tokens}; {_REMEDY}"
+        )
+
+
+def _check_weights(encoder: EncoderSpec, part: str, source: Path) -> None:
+    """Raises unless a part has the weights and the tokenizer of an encoder."""
+    if not encoder.weights:
+        return
+    here = {
+        "path": str(source),
+        "subfolder": part,
+        "tokenizer": part.replace("text_encoder", "tokenizer"),
+        "device": "cpu",
+    }
+    fields = {**encoder.fields, **here}
+    try:
+        open_text_encoder(dataclasses.replace(encoder, fields=fields))
+    except MissingPackageError:
+        raise
+    except UserError as error:
+        raise UserError(f"{error} Or {_REMEDY}") from error
+
+
+def _is_kind(kind: str, config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a kind of text encoder."""
     names: Sequence[str] = (
         *config["architectures"],
         config.get("model_type", ""),
         config.get("_name_or_path", ""),
     )
-    return any(_plain(encoder.kind) in _plain(name) for name in names)
+    return any(_plain(kind) in _plain(name) for name in names)
 
 
 def _plain(name: str) -> str:

@@ -79,7 +79,7 @@ def _check_identity(source: Path, parts: Sequence[str], run: Run) -> None:
             limits = whole_files.read_json(path) if path.is_file() else {}
             config = {"architectures": [PARTS[part][1]]} | _read_config(source / part)
             encoders[part] = config, limits.get("model_max_length")
-    data_identity.check_text_encoders(manifest, encoders)
+    data_identity.check_text_encoders(manifest, encoders, source=source)
 
 
 def _check_sizes(source: Path, parts: Sequence[str], run: Run) -> None:

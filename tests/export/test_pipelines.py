@@ -10,7 +10,7 @@ from rfjax.checksums import digest
 from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
 from rfjax.encoders.images.autoencoder_kl import AutoencoderKLConfig
 from rfjax.evaluation.sample import SampleConfig
-from rfjax.export import card, save
+from rfjax.export import card, data_identity, save
 
 pytestmark = [
     # Warnings of torch and diffusers about themselves.
@@ -152,19 +152,22 @@ def refused(run, tmp_path, source, message, *, error=ValueError, **choices):
     assert not list(tmp_path.glob(".*"))
 
 
-def on_data(run, *, codec, length=77, kind="clip", **latent):
+def on_data(run, *, codec, length=77, kinds=("clip", "clip", "t5"), **latent):
     """Puts the run on an encoded data set, of which there is the manifest alone."""
     folder = run.parent / "data"
     folder.mkdir()
-    encoder = EncoderSpec(
-        name="text", kind=kind, context_dim=20, length=length, pooled_dim=12
-    )
+    sizes = {"clip": [(6, 5), (9, 7)], "t5": [(20, 0)] * 2, "minilm": [(20, 12)]}
+    encoders = []
+    for number, kind in enumerate(kinds):
+        context_dim, pooled_dim = sizes[kind].pop(0)
+        name = f"{kind}{number}"
+        encoders.append(EncoderSpec(name, kind, context_dim, length, pooled_dim, name))
     manifest = Manifest(
         name="photos",
         grade="photos",
         splits={"train": 1, "validation": 1},
         latent=LatentSpec(shape=(8, 8, 3), codec=codec, **latent),
-        text=TextSpec(encoders=(encoder,)),
+        text=TextSpec(encoders=tuple(encoders)),
         creation={"codec": {"dtype": "float32"}},
     )
     (folder / "rfjax.json").write_text(manifest.to_json())
@@ -190,12 +193,20 @@ SAME = {"codec": "autoencoder_kl", "codec_scale": 1.5, "codec_shift": 0.1}
         (SAME | {"codec_scale": None}, "scaling_factor .* photos, None, got 1.5"),
         (SAME | {"codec_weights": "0" * 32}, "weights .* must be .* photos, 00000"),
         (
-            SAME | {"kind": "minilm"},
-            "hold minilm, .* got CLIPText.*, CLIP.*, T5Encoder",
+            SAME | {"kinds": ("minilm",)},
+            "hold minilm0, a minilm .* got CLIPText.*, CLIP.*, T5Encoder",
+        ),
+        (
+            SAME | {"kinds": ("clip", "clip")},
+            "text_encoder_3 of .* must have encoded .*, got clip0, clip1 in",
+        ),
+        (
+            SAME | {"kinds": ("clip", "clip", "t5", "t5")},
+            "must hold t53, a t5 .* got no others",
         ),
         (
             SAME | {"length": 78},
-            "tokens of text_encoder and text_encoder_2 .* 78, got 77",
+            "tokens of text_encoder must be at least those of clip0 .* 78, got 77",
         ),
     ],
 )
@@ -209,13 +220,42 @@ def test_parts_of_another_data_set(config, make_run, parts, tmp_path, data, mess
     refused(on_data(make_run(config), **data), tmp_path, source, message)
 
 
-@pytest.mark.parametrize("kind", ["clip", "T5"])
-def test_parts_of_the_data_set(config, make_run, parts, tmp_path, kind):
+def test_parts_of_the_data_set(config, make_run, parts, tmp_path):
     source = add_encoders(parts, tmp_path, clip=(5, 7), t5=20)
     weights = AutoencoderKLConfig(path=str(parts / "vae"), device="cpu").make().weights
-    run = on_data(make_run(config), **SAME, kind=kind, codec_weights=weights)
+    run = on_data(make_run(config), **SAME, codec_weights=weights)
     report = save.export_run(run, out=tmp_path / "export", pipeline=source)
     assert "vae/config.json" in report.files
+
+
+def test_weights_of_text_encoders_are_those_of_the_data_set(sd3_parts, tmp_path):
+    """By their digests: others of the same size would be mistaken for them."""
+    import shutil
+
+    from rfjax.encoders.text.clip import CLIPConfig
+
+    source = tmp_path / "source"
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(sd3_parts / part, source / part)
+    config = CLIPConfig(path=str(sd3_parts), subfolder="text_encoder")
+    weights = config.make().weights
+    spec = EncoderSpec(
+        "clip_l", "clip", 24, 77, 24,
+        fields={"path": "gone", "subfolder": "text_encoder"}, weights=weights,
+    )  # fmt: skip
+    manifest = Manifest(
+        "photos", "photos", {}, LatentSpec((8, 8, 3), "vq"), TextSpec((spec,))
+    )
+    path = source / "text_encoder" / "config.json"
+    fields = json.loads(path.read_text())
+    there = {"text_encoder": (fields, 77)}
+    data_identity.check_text_encoders(manifest, there, source=source)
+    path.write_text(json.dumps(fields | {"hidden_act": "gelu"}))
+    with pytest.raises(ValueError, match=f"of digest {weights[:12]}, .* or export wit"):
+        data_identity.check_text_encoders(manifest, there, source=source)
+    there = {"text_encoder": (fields | {"hidden_size": 32}, 77)}
+    with pytest.raises(ValueError, match="hidden_size of text_encoder .* 24, got 32"):
+        data_identity.check_text_encoders(manifest, there, source=source)
 
 
 def test_parts_that_cannot_be_compared(config, make_run, parts, tmp_path):
