@@ -67,6 +67,12 @@ def move_content(content: Path) -> None:
     _move_entries(content.rename(content.parent / _COMPLETE))
 
 
+def go_on_moving(folder: Path) -> None:
+    """Goes on with `move_content` of a folder in it, if that was cut short."""
+    if (folder / _COMPLETE).is_dir():
+        _move_entries(folder / _COMPLETE)
+
+
 def clear_dead(path: Path) -> bool:
     """Removes what killed processes of this host left unfinished for a path.
 
@@ -169,8 +175,7 @@ def _remove(partial: Path) -> None:
     if not partial.is_dir():
         partial.unlink(missing_ok=True)
         return
-    if (partial / _COMPLETE).is_dir():
-        _move_entries(partial / _COMPLETE)
+    go_on_moving(partial)
     for entry in partial.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)

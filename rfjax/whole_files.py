@@ -194,13 +194,19 @@ def unused(path: Path | str) -> Path:
     return chosen
 
 
-def check_free(path: Path | str, *, field: str) -> None:
+def check_free(path: Path | str, *, field: str, besides: Collection[str] = ()) -> None:
     """Raises UserError unless a folder can be made at `path`, or is there and empty.
 
     What a killed process left unfinished there is removed.
+
+    Args:
+      path: of the folder.
+      field: what the user calls the path.
+      besides: names of what it may hold.
     """
     target = _folder_at(path, field=field)
-    _check_holds_only(target, (), path, field=field)
+    if set(foreign(target)).difference(besides):
+        _check_holds_only(target, (), path, field=field)
     _check_can_make(target, Path(path), field=field)
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 # A new flag is a decision: add it here on purpose, or to a config section instead.
 FLAGS = {
-    "encode": "config out",
+    "encode": "config out workers shard estimate price-per-hour",
     "verify": "data workdir step picture encoders",
     "config": "config",
     "train": "config workdir branch-from",

@@ -47,6 +47,12 @@ SHOWN_BY = {
     "checkpoint.collector._remove_renamed": "test_a_checkpoint_with_notes_in_it_stays",
     "checkpoint.collector.remove_leftovers": "test_a_checkpoint_with_notes_in_it_stays",
     "checksums.join_parts": "test_parts_of_a_list_are_joined",
+    "data.encode.merge._move_shards": "test_what_others_put_into_the_folder_stays",
+    "data.encode.work_folder.publish": "test_what_others_put_into_the_folder_stays",
+    "data.encode.work_folder.remove": "test_what_others_put_into_the_folder_stays",
+    "data.encode.work_folder._remove_if_empty": (
+        "test_what_others_put_into_the_folder_stays"
+    ),
     "bench.checkpoint.measure_saving": "test_all_of_the_state_is_saved",
 }
 

@@ -32,7 +32,7 @@ CONFIGS = {
 }
 # What else a command needs before its flags are looked at.
 NEEDS = {
-    "encode": ["--out=o"],
+    "encode": ["--out=o", "--estimate"],
     "train": ["--workdir=w"],
     "evaluate": ["--workdir=w"],
     "sample": ["--workdir=w", "--sheet"],
@@ -51,6 +51,7 @@ FORMS = {
     "--forecast": ["", "depth", "depth=-2", "depth=nan", "samples=", "width=2"],
     "--depths": ["", "0", "1;2", "1,-2", "1,", "1,2.5"],
     "--cells": ["", ",", "a,,b"],
+    "--shard": ["", "1", "2/2", "-1/2", "a/b", "1/2/3", "1.5/2"],
     "--shell": ["", "csh"],
     "objective": ["", "rf/lognrm(0,1)"],
     "name": ["", "my emoji"],

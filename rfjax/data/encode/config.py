@@ -7,11 +7,20 @@ import dataclasses
 from typing import Annotated
 
 from rfjax import schema
+from rfjax.data.buckets import BucketConfig
+from rfjax.data.filters import FilterConfig
 from rfjax.data.sources import SOURCES, SourceConfig
 from rfjax.encoders.images import IMAGE_CODECS, ImageCodecConfig
 from rfjax.encoders.text import TEXT_ENCODERS, TextEncoderConfig
 from rfjax.errors import UserError
-from rfjax.value_types import Fraction, OneOf, OpenFraction, PositiveInt, check_fields
+from rfjax.value_types import (
+    Bounds,
+    Fraction,
+    OneOf,
+    OpenFraction,
+    PositiveInt,
+    check_fields,
+)
 
 LAYOUTS = ("padded", "unpadded")
 
@@ -23,6 +32,8 @@ class EncodeConfig:
     Attributes:
       name: name of the TFDS data set; a Python identifier.
       source: pictures and captions.
+      filters: which of them are left out.
+      buckets: the sizes that pictures are brought to.
       codec: pictures to latents.
       text_encoders: captions to text states, each on its own.
       text_layout: "padded" keeps the pads' states; "unpadded" stores real tokens only.
@@ -31,12 +42,16 @@ class EncodeConfig:
       validation_fraction: share of the captions that are held out, chosen by hash, of a
         source that has no splits of its own.
       max_broken: share of the pictures that may be broken; they are left out.
+      num_threads: that each process computes with; sums depend on it in their last
+        bits, so it is part of what is encoded.
       batch_size: examples that are encoded at a time.
       records_per_shard: examples in a file, at most.
     """
 
     name: str
     source: SourceConfig = schema.one_of(SOURCES)
+    filters: FilterConfig = FilterConfig()
+    buckets: BucketConfig = BucketConfig()
     codec: ImageCodecConfig = schema.one_of(IMAGE_CODECS, default="patch_pca")
     text_encoders: tuple[TextEncoderConfig, ...] = schema.many_of(
         TEXT_ENCODERS, default=("minilm",)
@@ -44,7 +59,8 @@ class EncodeConfig:
     text_layout: Annotated[str, OneOf(LAYOUTS)] = "padded"
     context_dim: PositiveInt | None = None
     validation_fraction: OpenFraction = 0.02
-    max_broken: Fraction = 0.01
+    max_broken: Fraction = schema.changeable(0.01)
+    num_threads: Annotated[int, Bounds(1, 1024)] = 1
     batch_size: PositiveInt = 256
     records_per_shard: PositiveInt = 1024
 
@@ -56,8 +72,21 @@ class EncodeConfig:
                 "digits and underscores."
             )
         self._check_encoders()
-        size = self.source.image_size
-        self.codec.latent_shape(size, size)  # raises unless they fit
+        self.latent_shapes()  # raises unless sizes, buckets and codec fit
+
+    @property
+    def square(self) -> tuple[int, int]:
+        """The size of a square picture, (H, W) in pixels."""
+        return self.source.image_size, self.source.image_size
+
+    def latent_shapes(self) -> dict[tuple[int, int], tuple[int, int, int]]:
+        """The size of each bucket, (H, W) in pixels -> (h, w, C) of its latents.
+
+        Raises:
+          UserError: the codec cannot encode pictures of such a size.
+        """
+        sizes = {self.square, *self.buckets.sizes(self.source.image_size)}
+        return {size: self.codec.latent_shape(*size) for size in sorted(sizes)}
 
     @property
     def encoder_names(self) -> tuple[str, ...]:

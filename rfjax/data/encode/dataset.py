@@ -1,240 +1,322 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoding: pictures and captions become latents and text states in shards.
+"""Encodes a data set: makes a plan, does its tasks, and merges what they wrote.
 
-A source gives numbered examples; the codec is made, fitted to training pictures if it
-needs to be; then batches go through codec and text encoder into the writer, one example
-at a time.
+Whatever is done stays done: the same call goes on after a kill, and what comes out is
+the same to the byte, however often it was killed and however many processes took part.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
-from rfjax import schema, whole_files
+from rfjax import schema
 from rfjax.data import shards
+from rfjax.data.encode import looks, merge
 from rfjax.data.encode.config import EncodeConfig
-from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
-from rfjax.data.sources import Source
-from rfjax.data.sources.held_out import is_held_out
-from rfjax.encoders.images import ImageCodec
-from rfjax.encoders.text import CutCaptions, EncodedText, TextEncoder, UnknownWords
+from rfjax.data.encode.plan import PLAN_FILE, Plan, check_creation
+from rfjax.data.encode.planning import make_plan
+from rfjax.data.encode.task import Tasks
+from rfjax.data.encode.work_folder import WorkFolder
+from rfjax.data.encode.workers import HERE, do_tasks, suitable_workers
+from rfjax.data.filters.pictures import Look
+from rfjax.data.manifest import MANIFEST_FILE, Manifest
+from rfjax.errors import UserError
+
+Progress = Callable[[int, int], None]  # called with (examples done, examples in all)
+Report = Callable[[str], None]
+
+LOOK_SECONDS = 5.0  # between looks at what other shares have done
+MOST_ROUNDS = 3  # in which shards that changed are encoded again
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Some of the shards of an encoding, which other processes share.
+
+    Attributes:
+      index: of this share, from 0.
+      count: of the shares.
+    """
+
+    index: int
+    count: int
 
 
 def encode_dataset(
     config: EncodeConfig,
     *,
     out: str | os.PathLike,
-    progress: Callable[[int, int], None] | None = None,
-    warn: Callable[[str], None] = warnings.warn,
+    num_workers: int | None = HERE,
+    progress: Progress | None = None,
+    look_progress: Progress | None = None,
+    report: Report | None = None,
+    warn: Report = warnings.warn,
 ) -> Manifest:
     """Encodes a whole data set into the folder `out`.
 
     Args:
       config: what and how.
-      out: must be new or empty; appears only when complete.
-      progress: called with (examples done, examples in all).
-      warn: told in a sentence each which words a text encoder does not know and which
-        captions it cuts, if any.
+      out: must be new or empty; appears only when complete. Until then OUT.encoding
+        holds what is done, and the same call goes on from there.
+      num_workers: processes; 0: this one alone; None: as many as suit this machine.
+      progress: of encoding.
+      look_progress: of looking at pictures, if filters or buckets ask for it.
+      report: told at once of workers that died and files that changed; `warn` if None.
+      warn: told in the end what the user has to know, a sentence at a time: broken
+        records, captions that were cut, words that a text encoder does not know.
 
     Returns:
       The manifest of the data set.
 
     Raises:
-      UserError: `out` is not empty, or a caption is too long.
+      UserError: `out` is not empty, or in use; more records are broken than
+        `config.max_broken` allows; or config, encoders or source are not those with
+        which the encoding began.
       MissingPackageError: a package of source, codec or text encoder is missing.
+      StorageError: the disk is full; what is done is kept.
     """
-    whole_files.check_free(out, field="out")
-    source = config.source.make()
-    for note in getattr(source, "notes", ()):
-        warn(note)
-    text_encoders = [encoder.make() for encoder in config.text_encoders]
-    splits = _split(config, source)
-    codec = config.codec.make(_TrainingImages(source, splits["train"]))
-    manifest = _describe(config, source, splits, codec, text_encoders)
-    reporter = _Progress(progress, total=len(source))
-    lost = [
-        (UnknownWords(encoder.name), CutCaptions(encoder.name, encoder.length))
-        for encoder in manifest.text.encoders
-    ]
-
-    def encode_captions(captions: Sequence[str]) -> list[EncodedText]:
-        """Encodes captions by each encoder, and notes what it loses of them."""
-        texts = [encoder.encode(captions) for encoder in text_encoders]
-        for kinds, text in zip(lost, texts, strict=True):
-            for each in kinds:
-                each.add(captions, text)
-        return texts
-
-    manifest = shards.write_dataset(
-        out,
-        manifest=manifest,
-        examples={
-            split: _encode_split(
-                config, source, numbers, manifest, codec, encode_captions, reporter
-            )
-            for split, numbers in splits.items()
-        },
-        empty_caption=_text_features(
-            manifest,
-            0,
-            [encoder.encode([""]) for encoder in text_encoders],
-            0,
-            layout="padded",
-        ),
-        save_codec=codec.save,
-        records_per_shard=config.records_per_shard,
+    work = WorkFolder(out)
+    encoding = _Encoding(
+        config, work, num_workers, progress, look_progress, report or warn, warn
     )
-    for sentence in filter(None, (str(each) for kinds in lost for each in kinds)):
-        warn(sentence)
-    return manifest
+    if work.path.is_dir() and (manifest := encoding.published()):
+        return manifest
+    work.check_free()
+    _ = encoding.tasks.source  # what is wrong with it is said before there is a folder
+    with work.held(alone=True):
+        encoding.make_plan()
+        plan = encoding.tasks.plan
+        plan.check_source(encoding.tasks.source, work)
+        return encoding.finish(merge.unfinished(plan, work))
 
 
-def _split(config: EncodeConfig, source: Source) -> dict[str, list[int]]:
-    """Split -> numbers of its records in the source."""
-    splits: dict[str, list[int]] = {"train": [], "validation": []}
-    for index in range(len(source)):
-        entry = source.entry(index)
-        held_out = is_held_out(entry.captions[0], fraction=config.validation_fraction)
-        splits[entry.split or ("validation" if held_out else "train")].append(index)
-    return splits
-
-
-def _describe(
-    config: EncodeConfig,
-    source: Source,
-    splits: Mapping[str, Sequence[int]],
-    codec: ImageCodec,
-    text_encoders: Sequence[TextEncoder],
-) -> Manifest:
-    """The manifest of what will be written; its kinds are keys of the tables."""
-    creation = schema.to_dict(config)
-    size = config.source.image_size
-    kinds = source.caption_kinds
-    return Manifest(
-        name=config.name,
-        grade=creation["source"]["kind"],
-        splits={split: len(numbers) for split, numbers in splits.items()},
-        latent=LatentSpec(
-            shape=config.codec.latent_shape(size, size),
-            codec=creation["codec"]["kind"],
-            codec_scale=getattr(codec, "scaling_factor", None),
-            codec_shift=getattr(codec, "shift_factor", None),
-        ),
-        text=TextSpec(
-            encoders=tuple(
-                _describe_encoder(
-                    name, section, encoder, is_only=len(text_encoders) < 2
-                )
-                for name, section, encoder in zip(
-                    config.encoder_names,
-                    creation["text_encoders"],
-                    text_encoders,
-                    strict=True,
-                )
-            ),
-            layout=config.text_layout,
-            captions=kinds if len(kinds) > 1 else (),
-            context_dim=config.context_dim,
-        ),
-        licence=source.licence,
-        creation=creation,
-    )
-
-
-def _describe_encoder(
-    name: str, section: Mapping[str, Any], encoder: TextEncoder, *, is_only: bool
-) -> EncoderSpec:
-    """What the manifest says of an encoder, made by a section of the config."""
-    own = ("kind", "name", "length")
-    return EncoderSpec(
-        name=name,
-        kind=section["kind"],
-        context_dim=encoder.context_dim,
-        length=section["length"],
-        pooled_dim=encoder.pooled_dim,
-        prefix="" if is_only else f"{name}_",
-        joined=encoder.joined,
-        mask=encoder.mask,
-        fields={key: value for key, value in section.items() if key not in own},
-        weights=encoder.weights,
-    )
-
-
-class _TrainingImages(Sequence):
-    """The pictures of a source's training split, each drawn when it is asked for."""
-
-    def __init__(self, source: Source, numbers: Sequence[int]):
-        self._source, self._numbers = source, numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._source.picture(self._numbers[index])
-
-
-def _encode_split(
-    config: EncodeConfig,
-    source: Source,
-    numbers: Sequence[int],
-    manifest: Manifest,
-    codec: ImageCodec,
-    encode_captions: Callable[[Sequence[str]], list[EncodedText]],
-    reporter: _Progress,
-) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(numbers), config.batch_size):
-        batch = numbers[start : start + config.batch_size]
-        entries = [source.entry(index) for index in batch]
-        latents = codec.encode(np.stack([source.picture(index) for index in batch]))
-        texts = encode_captions([entry.captions[0] for entry in entries])
-        for row, entry in enumerate(entries):
-            yield {
-                "latents": latents[row].astype(ml_dtypes.bfloat16),
-                "caption": entry.captions[0],
-                "annotation": json.dumps(entry.annotation, ensure_ascii=False),
-                **_text_features(manifest, 0, texts, row, layout=config.text_layout),
-            }
-        reporter.add(len(batch))
-
-
-def _text_features(
-    manifest: Manifest,
-    caption: int,
-    texts: Sequence[EncodedText],
-    row: int,
+def encode_share(
+    out: str | os.PathLike,
+    share: Share,
     *,
-    layout: str,
-) -> dict[str, np.ndarray]:
-    """What a record holds of one of its captions, encoded by each encoder."""
-    features = {}
-    for encoder, text in zip(manifest.text.encoders, texts, strict=True):
-        length = text.context_length[row]
-        context = text.context[row]
-        if layout == "unpadded":
-            context = context[:length]
-        for part, value in (("context", context), ("pooled", text.pooled[row])):
-            if value.shape[-1]:
-                name = manifest.feature(caption, encoder, part)
-                features[name] = value.astype(ml_dtypes.bfloat16)
-        features[manifest.feature(caption, encoder, "context_length")] = length
-    return features
+    config: EncodeConfig | None = None,
+    num_workers: int | None = HERE,
+    progress: Progress | None = None,
+    look_progress: Progress | None = None,
+    report: Report | None = None,
+    warn: Report = warnings.warn,
+) -> Manifest | None:
+    """Encodes one share of a data set; who ends last makes the data set of them all.
+
+    Shares may run at the same time, on several hosts that see the same folder, and any
+    of them may be run again.
+
+    Args:
+      out: as of `encode_dataset`, the same for all shares.
+      share: which.
+      config: as of `encode_dataset`; None: of the plan that is there.
+      num_workers: as of `encode_dataset`, of this share.
+      progress: of encoding, all shares together.
+      look_progress: of looking at pictures before there is a plan.
+      report: as of `encode_dataset`.
+      warn: as of `encode_dataset`.
+
+    Returns:
+      The manifest once the data set is complete; None while other shares are not.
+
+    Raises:
+      UserError, MissingPackageError, StorageError: as `encode_dataset` does.
+    """
+    work = WorkFolder(out)
+    if config is None:
+        config = _config_of(work)
+    encoding = _Encoding(
+        config, work, num_workers, progress, look_progress, report or warn, warn
+    )
+    if manifest := encoding.published():
+        return manifest
+    work.check_free()
+    _ = encoding.tasks.source
+    with work.held(alone=False):
+        with work.turn():
+            encoding.make_plan()
+        plan = encoding.tasks.plan
+        own = range(share.index, len(plan.shards), share.count)
+        encoding.encode([n for n in merge.unfinished(plan, work) if n in own])
+        with work.turn():
+            if manifest := encoding.published():
+                return manifest
+            if merge.unfinished(plan, work):
+                return None
+            return encoding.finish(())
 
 
-class _Progress:
-    """Counts over all splits."""
+class _Encoding:
+    """The steps of an encoding."""
 
-    def __init__(self, callback: Callable[[int, int], None] | None, *, total: int):
-        self._callback, self._total, self._done = callback, total, 0
+    def __init__(
+        self,
+        config: EncodeConfig,
+        work: WorkFolder,
+        num_workers: int | None,
+        progress: Progress | None,
+        look_progress: Progress | None,
+        report: Report,
+        warn: Report,
+    ):
+        self.tasks = Tasks(config, work)
+        self._config, self._work = config, work
+        self._num_workers = num_workers
+        self._progress, self._look_progress = progress, look_progress
+        self._report, self._warn = report, warn
+
+    def published(self) -> Manifest | None:
+        """The manifest if the data set is complete, of which a work folder may be left.
+
+        Raises:
+          UserError: it is of another config.
+        """
+        work = self._work
+        work.go_on_publishing()
+        if work.dataset.is_dir() or not (work.out / MANIFEST_FILE).is_file():
+            return None
+        manifest = shards.read_manifest(work.out)
+        check_creation(manifest.creation, self._config, work)
+        if (work.plan / PLAN_FILE).is_file():
+            self._remove_work(Plan.read(work))
+        return manifest
+
+    def make_plan(self) -> None:
+        """Makes the plan, unless it is there."""
+        if not (self._work.plan / PLAN_FILE).is_file():
+            make_plan(
+                self._config, self.tasks.source, self._work, look_at=self._look_at
+            )
+
+    def encode(self, numbers: Sequence[int]) -> None:
+        """Encodes shards of the plan."""
+        tally = _Tally(self.tasks.plan, self._work, numbers, self._progress)
+        self._do(
+            [{"shard": number} for number in numbers],
+            progress=tally.add,
+            describe=lambda place: f"shard {numbers[place]}",
+        )
+
+    def finish(self, numbers: Sequence[int]) -> Manifest:
+        """Encodes what is left of the plan, and makes the data set of it.
+
+        Raises:
+          UserError: files change again and again after they were written.
+        """
+        plan, work = self.tasks.plan, self._work
+        self.encode(numbers)
+        for _ in range(MOST_ROUNDS):
+            changed = merge.find_changed(plan, work)
+            if not changed:
+                break
+            named = ", ".join(map(str, changed[:5])) + ", ..." * (len(changed) > 5)
+            self._report(
+                f"shard {named} of {work.shards} changed after it was written; it is "
+                "encoded again. See whether the disk is broken."
+            )
+            self.encode(changed)
+        else:
+            raise UserError(
+                f"shards must stay as they were written, but {named} of {work.shards} "
+                f"changed {MOST_ROUNDS} times; see whether the disk is broken, and "
+                "run the same command again."
+            )
+        max_broken = self._config.max_broken
+        manifest = merge.merge(plan, work, max_broken=max_broken, warn=self._warn)
+        self._remove_work(plan)
+        return manifest
+
+    def _remove_work(self, plan: Plan) -> None:
+        self._work.remove(merge.files_of(plan, self._work))
+
+    def _look_at(self, indices: Sequence[int]) -> Iterator[tuple[Look, int]]:
+        """Looks at pictures, those that no process has looked at yet."""
+        source, work = self.tasks.source, self._work
+        parts = looks.make_parts(self._config, source, indices, work.looks)
+        missing = [part for part in parts if not part.file.is_file()]
+        done = len(indices) - sum(len(part.indices) for part in missing)
+
+        def add(num_pictures: int) -> None:
+            """Counts pictures, and reports it."""
+            nonlocal done
+            done += num_pictures
+            if self._look_progress:
+                self._look_progress(done, len(indices))
+
+        self._do(
+            [{"look": part.indices, "file": str(part.file)} for part in missing],
+            progress=add,
+            describe=lambda place: f"pictures from {missing[place].indices[0]} on",
+        )
+        for part in parts:
+            yield from looks.read_part(part)
+
+    def _do(
+        self,
+        given: Sequence[Mapping[str, Any]],
+        *,
+        progress: Callable[[int], None],
+        describe: Callable[[int], str],
+    ) -> None:
+        """Does tasks, by workers or here."""
+        num_workers = self._num_workers
+        if num_workers is None:
+            num_workers = suitable_workers(self._config, num_tasks=len(given))
+        progress(0)
+        do_tasks(
+            self.tasks,
+            given,
+            num_workers=num_workers,
+            progress=progress,
+            describe=describe,
+            warn=self._report,
+        )
+
+
+class _Tally:
+    """Counts the examples of a plan that are done, by whomever.
+
+    Args:
+      plan: of which shards are encoded.
+      work: where others may encode further ones.
+      numbers: of the shards that are counted here.
+      progress: told the sum.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        work: WorkFolder,
+        numbers: Sequence[int],
+        progress: Progress | None,
+    ):
+        self._plan, self._work, self._progress = plan, work, progress
+        self._others = [n for n in range(len(plan.shards)) if n not in set(numbers)]
+        self._own = self._of_others = 0
+        self._looked_at = -math.inf
 
     def add(self, num_examples: int) -> None:
-        """Counts examples as done, and reports it."""
-        self._done += num_examples
-        if self._callback:
-            self._callback(self._done, self._total)
+        """Counts examples that were encoded here, and reports all."""
+        self._own += num_examples
+        if self._progress is None:
+            return
+        if time.monotonic() - self._looked_at > LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            missing = set(merge.unfinished(self._plan, self._work))
+            self._of_others = sum(
+                len(self._plan.shards[n]) for n in self._others if n not in missing
+            )
+        self._progress(self._own + self._of_others, self._plan.num_records)
+
+
+def _config_of(work: WorkFolder) -> EncodeConfig:
+    """The config of the plan of a folder, or of the data set that it became."""
+    if (work.plan / PLAN_FILE).is_file():
+        return Plan.read(work).config
+    return schema.build(EncodeConfig, shards.read_manifest(work.out).creation)

@@ -12,7 +12,7 @@ compression saves a fifth of bfloat16 data and costs half of the reading rate.
 TensorFlow is never imported.
 """
 
-from rfjax.data.shards.check import check_shards, find_damage
+from rfjax.data.shards.check import check_shards, find_damage, sha256_of
 from rfjax.data.shards.config import ShardsConfig
 from rfjax.data.shards.contents import problems_of_record
 from rfjax.data.shards.features import check_features
@@ -28,21 +28,38 @@ from rfjax.data.shards.read import (
     read_codec,
     read_empty_caption,
 )
-from rfjax.data.shards.write import write_dataset
+from rfjax.data.shards.write import (
+    RecordEncoder,
+    check_splits,
+    finish_dataset,
+    save_empty_caption,
+    shard_bounds,
+    shard_file,
+    write_dataset,
+    write_shard,
+)
 
 __all__ = [
     "CODEC_FILE",
     "EMPTY_CAPTION_FILE",
+    "RecordEncoder",
     "ShardsConfig",
     "check_features",
     "check_shards",
+    "check_splits",
     "find_damage",
+    "finish_dataset",
     "open_shards",
     "open_split",
     "problems_of_record",
     "read_codec",
     "read_empty_caption",
     "read_manifest",
+    "save_empty_caption",
+    "sha256_of",
+    "shard_bounds",
+    "shard_file",
     "tfds_folder",
     "write_dataset",
+    "write_shard",
 ]

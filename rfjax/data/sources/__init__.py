@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources of pictures and captions: one file per source, and the table of them all."""
 
-from rfjax.data.sources.base import Entry, Source, SourceConfig
+from rfjax.data.sources.base import EncodedSource, Entry, Source, SourceConfig
 from rfjax.data.sources.emoji import EmojiConfig
 from rfjax.data.sources.emoji_scenes import ScenesConfig
 from rfjax.data.sources.image_folder import ImageFolderConfig
@@ -11,7 +11,7 @@ from rfjax.data.sources.table import TableConfig
 from rfjax.data.sources.tfds_images import TfdsImagesConfig
 from rfjax.data.sources.webdataset import WebDatasetConfig
 
-__all__ = ["SOURCES", "Entry", "Source", "SourceConfig"]
+__all__ = ["SOURCES", "EncodedSource", "Entry", "Source", "SourceConfig"]
 
 # `source.kind` of an encode config -> the other fields.
 SOURCES: dict[str, type[SourceConfig]] = {

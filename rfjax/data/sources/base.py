@@ -9,6 +9,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from rfjax.data.manifest import EncoderSpec, LatentSpec
 from rfjax.value_types import Bounds
 
 ImageSize = Annotated[int, Bounds(1, 8192)]  # pixels of a side
@@ -70,6 +71,39 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class EncodedSource(Protocol):
+    """Records that others have encoded: features instead of pictures.
+
+    Attributes:
+      licence: as of a `Source`.
+      caption_kinds: as of a `Source`.
+      latent_spec: what the latents are.
+      encoder_specs: what the text states are.
+    """
+
+    licence: str
+    caption_kinds: tuple[str, ...]
+    latent_spec: LatentSpec
+    encoder_specs: tuple[EncoderSpec, ...]
+
+    def __len__(self) -> int:
+        """The number of records."""
+
+    def entry(self, index: int) -> Entry:
+        """As of a `Source`."""
+
+    def features(self, index: int) -> Mapping[str, np.ndarray]:
+        """Latents, log-variance and text states, as a record holds them.
+
+        Raises:
+          BrokenPicture: they are damaged.
+        """
+
+    def empty_caption(self) -> Mapping[str, np.ndarray]:
+        """The text states of the empty caption."""
+
+
+@runtime_checkable
 class SourceConfig(Protocol):
     """A frozen dataclass: what the config section `source` holds beside `kind`.
 
@@ -80,7 +114,7 @@ class SourceConfig(Protocol):
 
     image_size: int
 
-    def make(self) -> Source:
+    def make(self) -> Source | EncodedSource:
         """Opens the source; packages that it alone needs are imported here or later.
 
         Raises:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rfjax.encoders.text.base import EncodedText
 
@@ -32,6 +33,23 @@ class UnknownWords:
                 self._example = self._example or caption
                 self._num_affected += 1
                 self._words.update(set(words))
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What was counted, as plain values."""
+        return {
+            "num_captions": self._num_captions,
+            "num_affected": self._num_affected,
+            "example": self._example,
+            "words": dict(self._words),
+        }
+
+    def add_counts(self, counts: Mapping[str, Any]) -> None:
+        """Adds the `counts` of other captions of the same encoder."""
+        self._num_captions += counts["num_captions"]
+        self._num_affected += counts["num_affected"]
+        self._example = self._example or counts["example"]
+        self._words.update(counts["words"])
 
     def __str__(self) -> str:
         """One sentence with counts and examples; empty if every word is known."""
