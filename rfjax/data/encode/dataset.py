@@ -88,7 +88,7 @@ def encode_dataset(
     if work.path.is_dir() and (manifest := encoding.published()):
         return manifest
     work.check_free()
-    _ = encoding.tasks.source  # what is wrong with it is said before there is a folder
+    encoding.open_source()  # what is wrong with it is said before there is a folder
     with work.held(alone=True):
         encoding.make_plan()
         plan = encoding.tasks.plan
@@ -137,7 +137,7 @@ def encode_share(
     if manifest := encoding.published():
         return manifest
     work.check_free()
-    _ = encoding.tasks.source
+    encoding.open_source()
     with work.held(alone=False):
         with work.turn():
             encoding.make_plan()
@@ -186,6 +186,11 @@ class _Encoding:
         if (work.plan / PLAN_FILE).is_file():
             self._remove_work(Plan.read(work))
         return manifest
+
+    def open_source(self) -> None:
+        """Opens the source, and tells what it has to say."""
+        for note in getattr(self.tasks.source, "notes", ()):
+            self._warn(note)
 
     def make_plan(self) -> None:
         """Makes the plan, unless it is there."""

@@ -68,14 +68,15 @@ def write_part(
     for index in part.indices:
         looks.append(pictures.look(watched, index, config.filters))
         progress(len(looks))
-    descriptors = [look.descriptor for look in looks if look.descriptor is not None]
+    compared = [look for look in looks if look.descriptor is not None]
     with whole_files.replacing(part.file) as partial, partial.open("wb") as file:
         np.savez(
             file,
             sizes=np.array([look.size or (0, 0) for look in looks], np.int32),
             broken=np.array([look.broken for look in looks]),
             digests=np.array([look.digest.hex() for look in looks]),
-            descriptors=np.array(descriptors, np.int16),
+            thumbnails=np.array([look.thumbnail for look in compared], np.uint8),
+            descriptors=np.array([look.descriptor for look in compared], np.int16),
             pictures=np.array(
                 [watched.digests.get(i, NOT_LOOKED_AT) for i in part.indices], np.uint64
             ),
@@ -92,16 +93,18 @@ def read_part(part: LooksPart) -> Iterator[tuple[pictures.Look, int]]:
     try:
         with np.load(part.file) as file:
             arrays = dict(file)
-        descriptors = iter(arrays["descriptors"])
+        compared = iter(zip(arrays["thumbnails"], arrays["descriptors"], strict=True))
         for row in range(len(part.indices)):
             broken = str(arrays["broken"][row])
-            has_descriptor = len(arrays["descriptors"]) and not broken
+            is_compared = len(arrays["descriptors"]) and not broken
+            small, descriptor = next(compared) if is_compared else (None, None)
             yield (
                 pictures.Look(
                     None if broken else tuple(map(int, arrays["sizes"][row])),
                     broken=broken,
                     digest=bytes.fromhex(str(arrays["digests"][row])),
-                    descriptor=next(descriptors) if has_descriptor else None,
+                    thumbnail=small,
+                    descriptor=descriptor,
                 ),
                 int(arrays["pictures"][row]),
             )

@@ -169,20 +169,21 @@ def _make_codec(
 ) -> ImageCodec:
     train = [shard for shard in planned if shard.split == "train"]
     own = [number for shard in train for number in numbers[shard.start : shard.stop]]
-    return config.codec.make(TrainingImages(source, sorted(own), config.square))
+    return config.codec.make(TrainingImages(config, source, sorted(own)))
 
 
 class TrainingImages(Sequence):
-    """Pictures of a source in one size, each drawn when it is asked for.
+    """Pictures of a source in the sizes of buckets, drawn when they are asked for.
 
     Args:
+      config: says the buckets.
       source: of the pictures.
       numbers: theirs in the source.
-      size: (H, W) that they are brought to.
     """
 
-    def __init__(self, source: Source, numbers: Sequence[int], size: tuple[int, int]):
-        self._source, self._numbers, self._size = source, numbers, size
+    def __init__(self, config: EncodeConfig, source: Source, numbers: Sequence[int]):
+        self._source, self._numbers = source, numbers
+        self._sizes = tuple(config.latent_shapes())
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -194,7 +195,8 @@ class TrainingImages(Sequence):
         for place in [*range(index, len(self)), *range(index)]:
             with contextlib.suppress(BrokenPicture):
                 picture = self._source.picture(int(self._numbers[place]))
-                return fit(picture, self._size)[0]
+                size = nearest_bucket(*picture.shape[:2], self._sizes)
+                return fit(picture, size)[0]
         raise UserError(
             "source must hold a picture that is whole, got none in its training split; "
             "see whether its files are all there."

@@ -161,7 +161,7 @@ class Tasks:
         else:
             encoders = [config.make() for config in self.config.text_encoders]
             numbers = sorted({index for batch in batches for index in batch})
-            images = TrainingImages(self.source, numbers, self.config.square)
+            images = TrainingImages(self.config, self.source, numbers)
             codec = self.config.codec.make(images)
         manifest = describe(
             self.config, self.source, codec, encoders, splits={}, shapes=[shape]
