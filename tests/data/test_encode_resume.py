@@ -76,8 +76,8 @@ def world(monkeypatch):
     @dataclasses.dataclass(frozen=True)
     class PosteriorConfig(PatchPCAConfig):
         @staticmethod
-        def load(path):
-            return Posterior(**vars(PatchPCAConfig.load(path)))
+        def load(path, folders=()):
+            return Posterior(**vars(PatchPCAConfig.load(path, folders)))
 
         def make(self, training_images):
             return Posterior(**vars(super().make(training_images)))
@@ -537,8 +537,8 @@ def test_broken_records_are_named_and_left_out(tmp_path, world, has_buckets):
         "picture 3 is cut short",
         "1 of 36 have no original caption",
         "12 of 36 have no synthetic caption",
-        "text encoder a cut 1 captions",
-        "of up to 20 tokens, such as 'yyy",
+        "captions were cut to the 14 tokens that the text encoder a takes, "
+        "the longest of 20: 'yyy",
     ):
         assert part in told, told
     assert verify_records(out, manifest) == 36

@@ -5,43 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rfjax import whole_files
-from rfjax.encoders.text import EncodedText, UnknownWords
+from rfjax.encoders.text import CutCaptions, EncodedText, UnknownWords
 from rfjax.errors import UserError
 
 MOST_NAMED = 3  # records that a message names
-
-
-@dataclasses.dataclass
-class Cut:
-    """Captions that were longer than a text encoder takes.
-
-    Attributes:
-      num_captions: so many were cut.
-      most_tokens: of the longest of them.
-      example: one of them.
-    """
-
-    num_captions: int = 0
-    most_tokens: int = 0
-    example: str = ""
-
-    def add(self, captions: Sequence[str], text: EncodedText, *, length: int) -> None:
-        """Counts captions of which the encoder took only `length` tokens."""
-        if text.num_tokens is None:
-            return
-        for caption, num_tokens in zip(captions, text.num_tokens, strict=True):
-            if num_tokens > length:
-                self.merge(Cut(1, int(num_tokens), caption))
-
-    def merge(self, other: Cut) -> None:
-        """Adds what was counted elsewhere."""
-        self.num_captions += other.num_captions
-        self.most_tokens = max(self.most_tokens, other.most_tokens)
-        self.example = self.example or other.example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +58,7 @@ class Notes:
     sha256: str = ""
     broken: list[Broken] = dataclasses.field(default_factory=list)
     empty_captions: dict[str, int] = dataclasses.field(default_factory=dict)
-    cut: dict[str, Cut] = dataclasses.field(default_factory=dict)
+    cut: dict[str, CutCaptions] = dataclasses.field(default_factory=dict)
     unknown_words: dict[str, UnknownWords] = dataclasses.field(default_factory=dict)
     credits: list[Credit] = dataclasses.field(default_factory=list)
 
@@ -95,8 +67,9 @@ class Notes:
     ) -> None:
         """Counts what an encoder, by its name, did not take of captions."""
         words = self.unknown_words.setdefault(encoder, UnknownWords(encoder))
-        words.add(captions, text)
-        self.cut.setdefault(encoder, Cut()).add(captions, text, length=length)
+        cut = self.cut.setdefault(encoder, CutCaptions(encoder, length))
+        for each in (words, cut):
+            each.add(captions, text)
 
     def merge(self, other: Notes) -> None:
         """Adds the counts of another shard; its credits stay with it."""
@@ -105,11 +78,7 @@ class Notes:
         self.broken += other.broken
         for kind, count in other.empty_captions.items():
             self.empty_captions[kind] = self.empty_captions.get(kind, 0) + count
-        for encoder, cut in other.cut.items():
-            self.cut.setdefault(encoder, Cut()).merge(cut)
-        for encoder, words in other.unknown_words.items():
-            mine = self.unknown_words.setdefault(encoder, UnknownWords(encoder))
-            mine.add_counts(words.counts)
+        self._add_counts(other._counts())
 
     def sentences(self) -> list[str]:
         """What the user has to know, one sentence each."""
@@ -120,23 +89,14 @@ class Notes:
             if count:
                 name = kind if kind == "caption" else f"{kind} caption"
                 said.append(f"{count:,} of {self.num_records:,} have no {name}.")
-        for encoder, cut in self.cut.items():
-            if cut.num_captions:
-                said.append(
-                    f"text encoder {encoder} cut {cut.num_captions:,} captions that "
-                    f"were too long for it, of up to {cut.most_tokens} tokens, such as "
-                    f"{cut.example[:80]!r}."
-                )
-        return said + [
-            str(words) for words in self.unknown_words.values() if str(words)
-        ]
+        lost = [*self.cut.values(), *self.unknown_words.values()]
+        return said + [sentence for each in lost if (sentence := str(each))]
 
     def write(self, path: Path) -> None:
         """Writes them as JSON; the file appears whole."""
-        fields = dataclasses.asdict(self) | {
-            "unknown_words": {n: w.counts for n, w in self.unknown_words.items()}
-        }
-        whole_files.write_json(path, fields)
+        counts = self._counts()
+        plain = dataclasses.replace(self, cut={}, unknown_words={})
+        whole_files.write_json(path, dataclasses.asdict(plain) | counts)
 
     @classmethod
     def read(cls, path: Path) -> Notes:
@@ -148,23 +108,37 @@ class Notes:
         """
         fields = whole_files.read_json(path)
         try:
-            words = {name: UnknownWords(name) for name in fields["unknown_words"]}
-            for name, counts in fields["unknown_words"].items():
-                words[name].add_counts(counts)
-            return cls(
+            counts = {name: fields.pop(name) for name in ("cut", "unknown_words")}
+            notes = cls(
                 **fields
                 | {
                     "broken": [Broken(**each) for each in fields["broken"]],
-                    "cut": {name: Cut(**cut) for name, cut in fields["cut"].items()},
-                    "unknown_words": words,
                     "credits": [Credit(**each) for each in fields["credits"]],
                 }
             )
+            notes._add_counts(counts)
+            return notes
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} must hold what a shard is, got something else ({error!r}); "
                 "remove it, and run the same command again."
             ) from error
+
+    def _counts(self) -> dict[str, dict[str, Any]]:
+        """What encoders did not take, as plain values."""
+        return {
+            "cut": {name: each.counts for name, each in self.cut.items()},
+            "unknown_words": {n: each.counts for n, each in self.unknown_words.items()},
+        }
+
+    def _add_counts(self, counts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Adds what `_counts` of others gave."""
+        for encoder, each in counts["cut"].items():
+            empty = CutCaptions(encoder, each["length"])
+            self.cut.setdefault(encoder, empty).add_counts(each)
+        for encoder, each in counts["unknown_words"].items():
+            words = self.unknown_words.setdefault(encoder, UnknownWords(encoder))
+            words.add_counts(each)
 
 
 def describe_broken(broken: Sequence[Broken]) -> str:

@@ -86,8 +86,8 @@ def make_plan(
     records["picture"] = [pictures.get(int(i), NOT_LOOKED_AT) for i in numbers]
     batches = BatchEncoder(config, source, manifest, codec, text_encoders)
     with whole_files.new_folder(work.plan) as folder:
-        if codec is not None:
-            codec.save(folder / shards.CODEC_FILE)
+        save_codec = source.save_codec if codec is None else codec.save
+        save_codec(folder / shards.CODEC_FILE)
         shards.save_empty_caption(
             folder / shards.EMPTY_CAPTION_FILE, batches.empty_caption()
         )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -101,6 +102,9 @@ class EncodedSource(Protocol):
 
     def empty_caption(self) -> Mapping[str, np.ndarray]:
         """The text states of the empty caption."""
+
+    def save_codec(self, path: str | os.PathLike) -> None:
+        """Writes what `load` of the codec's config needs, as `ImageCodec.save` does."""
 
 
 @runtime_checkable

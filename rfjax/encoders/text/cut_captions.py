@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,24 @@ class CutCaptions:
         row = int(np.argmax(text.num_tokens))
         if text.num_tokens[row] > max(self._longest, self._length):
             self._longest, self._example = int(text.num_tokens[row]), captions[row]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What was counted, as plain values."""
+        return {
+            "length": self._length,
+            "num_captions": self._num_captions,
+            "num_cut": self._num_cut,
+            "longest": self._longest,
+            "example": self._example,
+        }
+
+    def add_counts(self, counts: Mapping[str, Any]) -> None:
+        """Adds the `counts` of other captions of the same encoder."""
+        self._num_captions += counts["num_captions"]
+        self._num_cut += counts["num_cut"]
+        if counts["longest"] > self._longest:
+            self._longest, self._example = counts["longest"], counts["example"]
 
     def __str__(self) -> str:
         """One sentence with counts and the longest; empty if none was cut."""
