@@ -24,6 +24,7 @@ ENCODE = [
     # Sources of pictures.
     "braceexpand",
     "datasets",
+    "faiss-cpu",
     "pyarrow",
 ]
 TENSORBOARD = ["tensorflow-cpu", "tensorboard"]

@@ -235,6 +235,31 @@ def test_what_no_record_has_is_refused_by_name(rules, message):
     assert len(select(Records([]), filters(**rules)).kept) == 0
 
 
+def test_latents_are_not_filtered_by_pixels():
+    class Latents:
+        """As MLPerf's: entries, and features instead of pictures."""
+
+        caption_kinds = ("original",)
+
+        def __len__(self):
+            return 2
+
+        def entry(self, index):
+            return entry(("a red car", "car")[index])
+
+    rules = filters(min_side=64, near_duplicates=True)
+    with pytest.raises(
+        UserError, match="got filters.min_side, filters.near_duplicates"
+    ):
+        select(Latents(), rules)
+    rules = filters(min_caption_words=2)
+    selection = select(Latents(), rules)
+    assert selection.kept.tolist() == [0]
+    page = report_page(Latents(), rules, selection, name="latents")
+    assert "no picture" in page
+    assert "caption too short: 1" in page
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [

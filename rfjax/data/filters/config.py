@@ -104,10 +104,20 @@ class FilterConfig:
         return self.near_duplicates and self.embedding_column is None
 
     @property
+    def pixel_rules(self) -> tuple[str, ...]:
+        """Fields of the rules that look at pixels."""
+        rules = {
+            "filters.min_side": self.min_side is not None,
+            "filters.max_aspect": self.max_aspect is not None,
+            "filters.exact_duplicates": self.exact_duplicates,
+            "filters.near_duplicates": self.compares_pictures,
+        }
+        return tuple(name for name, is_set in rules.items() if is_set)
+
+    @property
     def reads_pictures(self) -> bool:
         """Whether any rule looks at pixels."""
-        by_size = self.min_side is not None or self.max_aspect is not None
-        return by_size or self.exact_duplicates or self.compares_pictures
+        return bool(self.pixel_rules)
 
     def denied(self) -> tuple[tuple[str, ...], ...]:
         """The denied phrases, of one word or more, as `words_of` gives them.

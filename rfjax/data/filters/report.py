@@ -176,7 +176,9 @@ def _figure(source: Source, removed: Removed) -> str:
 
 
 def _picture(source: Source, index: int) -> str:
-    """A small picture as an <img>; a box if it cannot be read."""
+    """A small picture as an <img>; a box if there is none, or it cannot be read."""
+    if not hasattr(source, "picture"):
+        return "<div class=none>no picture</div>"
     try:
         image = Image.fromarray(np.ascontiguousarray(source.picture(index)))
     except BrokenPicture:

@@ -90,7 +90,13 @@ def select(
 
     Raises:
       UserError: no record has what a rule asks for, or every record is removed.
+      MissingPackageError: near-duplicates are to be found, and faiss is not installed.
     """
+    if config.reads_pictures and not hasattr(source, "picture"):
+        raise UserError(
+            "filters must not look at pixels of a source that holds latents, got "
+            f"{', '.join(config.pixel_rules)}; leave them out."
+        )
     kept, removed = _by_entries(source, config)
     seen, sizes = None, None
     if read_pictures or config.reads_pictures:
