@@ -730,7 +730,9 @@ def test_labels_and_sequences_of_tfds_in_tfrecord_files(tmp_path, pictures):
     np.testing.assert_array_equal(source.picture(3), pixels(pictures.file(3)))
     texts = make(**config, splits=["train"], columns={"captions": ["captions.text.1"]})
     assert captions(texts) == ["text 0.1", "text 1.1", "text 2.1"]
-    with pytest.raises(UserError, match="one of the Image features, image among"):
+    with pytest.raises(
+        UserError, match="one of the Image features, image among captions, image, label"
+    ):
         make(**config, picture="label")
     path = tmp_path / "picture_set-train.tfrecord-00000-of-00001"
     content = path.read_bytes()

@@ -83,7 +83,8 @@ class _Records:
         }
         self._raw = images
         self._picture = _choose_picture(config.picture, info.features, images)
-        self.columns: Collection[str] = [n for n in info.features if n not in images]
+        # TFDS gives them in another order in each process.
+        self.columns: Collection[str] = sorted(set(info.features) - set(images))
         splits = choose_splits(info.splits, config.splits, where=self.where)
         self._names = list(splits)
         opened = [_open_split(split, info.file_format) for split in splits.values()]
@@ -184,8 +185,8 @@ def _choose_picture(
     if len(names) != 1 or names[0] not in images:
         raise UserError(
             "source.picture must be one of the Image features, "
-            f"{', '.join(images) or 'of which there are none'} among "
-            f"{', '.join(features)}, got {name!r}; choose one."
+            f"{', '.join(sorted(images)) or 'of which there are none'} among "
+            f"{', '.join(sorted(features))}, got {name!r}; choose one."
         )
     if features[names[0]].np_dtype == np.float32:
         raise UserError(
