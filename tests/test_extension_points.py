@@ -25,7 +25,7 @@ POINTS = {
     "rfjax.data.sources": (
         "SOURCES",
         "emoji emoji_scenes openclipart image_folder table webdataset saved_dataset "
-        "tfds_images",
+        "tfds_images mlperf_flux",
     ),
     "rfjax.evaluation": ("EVALUATORS", "validation"),
     "rfjax.train.metric_writers": ("METRIC_WRITERS", "tensorboard"),

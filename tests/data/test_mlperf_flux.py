@@ -4,14 +4,19 @@
 import dataclasses
 import hashlib
 import io
+import json
 import math
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from rfjax.data import shards
 from rfjax.data.sources.mlperf_flux import MLPerfFluxConfig
 from rfjax.data.sources.pictures import BrokenPicture
+from rfjax.data.verify import verify
 
 pa = pytest.importorskip("pyarrow")
 torch = pytest.importorskip("torch")
@@ -347,3 +352,58 @@ def test_wrong_fields(download):
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(config, **fields).make()
+
+
+# Prints what there is to know, and fails if a package of encoders is imported.
+CONVERT = """
+import json, sys
+from rfjax import commands
+encoded = commands.encode(json.loads(sys.argv[1]), out=sys.argv[2], progress=False)
+assert not {"torch", "transformers", "diffusers"} & set(sys.modules)
+print(json.dumps(encoded.warnings))
+"""
+
+
+def test_the_data_set_holds_every_value(download, tmp_path_factory):
+    rows, empty, root = download
+    bad = dict(rows[2], mean=_with_nan(rows[2]["mean"]))
+    path = root / "cc12m_preprocessed" / "data-00000-of-00002.arrow"
+    write_stream(path, [rows[0], rows[1], bad])
+    out = tmp_path_factory.mktemp("out") / "flux"
+    fields = {
+        "name": "flux",
+        "source": {"kind": "mlperf_flux", "path": str(root), "autoencoder": "/none"},
+        "max_broken": 0.2,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CONVERT, json.dumps(fields), str(out)],
+        check=True,
+        capture_output=True,
+    )
+    left_out, captions = json.loads(done.stdout)
+    assert left_out.startswith("left out")
+    assert "00000-of-00002.arrow:2 must be finite, got 2 values" in left_out
+    assert captions == "7 of 7 have no caption."
+    manifest = shards.read_manifest(out)
+    assert manifest.splits == {"train": 4, "validation": 3}
+    assert manifest.latent.codec == "autoencoder_kl"
+    assert manifest.context_shape == (6, 10)
+    assert manifest.pooled_dim == 5
+    source = MLPerfFluxConfig(str(root)).make()
+    expected = {"train": [0, 1, 3, 4], "validation": [5, 6, 7]}
+    for split, indices in expected.items():
+        records = shards.open_split(out, split)
+        for record, index in zip(records, indices, strict=True):
+            for name, values in source.features(index).items():
+                np.testing.assert_array_equal(record[name], values)
+            annotation = json.loads(record["annotation"])
+            assert annotation["source"]["key"] == source.entry(index).key
+            timestep = source.entry(index).annotation.get("timestep")
+            assert annotation.get("timestep") == timestep
+    stored = shards.read_empty_caption(out)
+    np.testing.assert_array_equal(
+        bits(stored["t5_context"]), bits(empty["t5_encodings"])
+    )
+    report = verify(out, picture=out / "sheet.png")
+    assert all("not compared" in n or "sheet" in n or "var" in n for n in report.notes)
+    assert report.ok, str(report)

@@ -5,6 +5,7 @@ from rfjax.data.sources.base import EncodedSource, Entry, Source, SourceConfig
 from rfjax.data.sources.emoji import EmojiConfig
 from rfjax.data.sources.emoji_scenes import ScenesConfig
 from rfjax.data.sources.image_folder import ImageFolderConfig
+from rfjax.data.sources.mlperf_flux import MLPerfFluxConfig
 from rfjax.data.sources.openclipart import OpenClipartConfig
 from rfjax.data.sources.saved_dataset import SavedDatasetConfig
 from rfjax.data.sources.table import TableConfig
@@ -23,4 +24,5 @@ SOURCES: dict[str, type[SourceConfig]] = {
     "webdataset": WebDatasetConfig,
     "saved_dataset": SavedDatasetConfig,
     "tfds_images": TfdsImagesConfig,
+    "mlperf_flux": MLPerfFluxConfig,
 }
