@@ -172,6 +172,8 @@ class _Workers:
                 except subprocess.TimeoutExpired:
                     worker.process.kill()
                     worker.process.wait()
+                with contextlib.suppress(BrokenPipeError):  # of what it never read
+                    worker.process.stdin.close()
 
     def _start(self, number: int) -> _Worker:
         """Starts a process, whose lines become answers; its last one is empty."""
@@ -191,8 +193,9 @@ class _Workers:
 
         def receive() -> None:
             """Passes lines on."""
-            for line in process.stdout:
-                self._answers.put((worker, line))
+            with process.stdout:
+                for line in process.stdout:
+                    self._answers.put((worker, line))
             self._answers.put((worker, ""))
 
         threading.Thread(target=receive, daemon=True).start()
