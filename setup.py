@@ -27,6 +27,9 @@ ENCODE = [
     "faiss-cpu",
     "pyarrow",
 ]
+# Text encoders and autoencoders on the devices of JAX, such as TPUs; the newest release
+# that is no pre-release fails to import with PyTorch 2.13.
+TORCHAX = ["torchax==0.0.14.dev20260814"]
 TENSORBOARD = ["tensorflow-cpu", "tensorboard"]
 NOTEBOOKS = ["ipykernel", "nbformat", "nbclient", "nbmake"]
 DOCS = ["sphinx", "myst-parser", "furo"]
@@ -70,6 +73,7 @@ setup(
         "plan": ["libtpu"],
         "encode": ENCODE,
         "demo": ENCODE,
+        "torchax": ENCODE + TORCHAX,
         "tensorboard": TENSORBOARD,
         "notebooks": NOTEBOOKS,
         "docs": DOCS,

@@ -76,7 +76,7 @@ def _in_jax(network: Any, what: str) -> Network:
     except ImportError as error:
         raise MissingPackageError(
             f"device of {what} is 'jax', which needs torchax, which is not installed; "
-            "install it with `pip install torchax==0.0.14.dev20260814`."
+            'install it with `pip install "rfjax[torchax]"`.'
         ) from error
     weights, function = torchax.extract_jax(network)
     compiled = jax.jit(lambda weights, rows: function(weights, (rows,)))

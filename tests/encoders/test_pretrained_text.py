@@ -2,8 +2,10 @@
 """Text encoders with the user's weights, against diffusers' own pipeline."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -152,6 +154,12 @@ def test_jax_computes_the_same(ours, sd3_parts):
         assert encoder.weights == ours[name][0].weights
 
 
+def test_jax_needs_torchax(sd3_parts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchax", None)
+    with pytest.raises(ImportError, match=r"device of t5 is 'jax', .*rfjax\[torchax\]"):
+        config_of("t5", sd3_parts, device="jax").make()
+
+
 def test_other_choices_would_differ(ours, sd3_parts):
     """Controls: the final layer, its norm, a padding mask, the other encoder."""
     import torch
@@ -280,6 +288,16 @@ def test_a_t5_whose_pads_are_others(sd3_parts, tmp_path):
     folder = copied(sd3_parts, tmp_path / "parts")
     edit(folder / "text_encoder_3" / "config.json", pad_token_id=3)
     with pytest.raises(ValueError, match="pad_token_id .* tokenizer, 0, got 3; give"):
+        config_of("t5", folder).make()
+
+
+def test_a_t5_of_old_needs_another_package(sd3_parts, tmp_path):
+    if importlib.util.find_spec("sentencepiece"):
+        pytest.skip("sentencepiece is installed")
+    folder = copied(sd3_parts, tmp_path / "parts")
+    tokenizer = folder / "tokenizer_3"
+    (tokenizer / "tokenizer.json").rename(tokenizer / "spiece.model")
+    with pytest.raises(ImportError, match="of t5 .*pip install sentencepiece"):
         config_of("t5", folder).make()
 
 

@@ -2,11 +2,14 @@
 """Prompts and stored captions of a data set with the encoders of Stable Diffusion 3."""
 
 import json
+import runpy
 import shutil
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+from PIL import Image
 
 from rfjax import commands
 from rfjax.data import ShardsConfig
@@ -20,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
+ROOT = Path(__file__).parents[2]
 PROMPTS = ["a fox", "A red cat, asleep"]
 T5_LENGTH = 100
 
@@ -45,6 +49,26 @@ def encoded(parts, tmp_path_factory):
     }  # fmt: skip
     out = tmp_path_factory.mktemp("data") / "few"
     return commands.encode(fields, out=out, progress=False)
+
+
+def test_the_shipped_config_encodes_pictures(sd3_parts, tmp_path):
+    """Pictures, captions and all parts of the pipeline, with one prompt after it."""
+    for number, caption in enumerate(["a fox", "red cat", "a fox and a cat", "fox"]):
+        picture = Image.fromarray(np.full((32, 32, 3), 60 * number, np.uint8))
+        picture.save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(caption)
+    path = ROOT / "configs" / "data" / "stable_diffusion_3.py"
+    config = runpy.run_path(path)["get_config"](f"{tmp_path},{sd3_parts}")
+    fields = config.to_dict() | {"validation_fraction": 0.3}
+    fields["source"]["image_size"] = 32
+    encoded = commands.encode(fields, out=tmp_path / "data", progress=False)
+    assert encoded.manifest.context_shape == (154, 80)
+    assert encoded.manifest.pooled_dim == 64
+    found = verify(encoded.out)
+    assert found.ok, str(found)
+    assert not [note for note in found.notes if "not compared" in note]
+    made, _ = captions.encode_prompts(ShardsConfig(str(encoded.out)), ["a red fox"])
+    assert made.context.shape == (1, 154, 80)
 
 
 def test_prompts_are_encoded_as_the_pipeline_does(encoded, parts):

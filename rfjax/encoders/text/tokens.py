@@ -7,6 +7,7 @@ Everything here works with any fast tokenizer of transformers.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,11 @@ import numpy as np
 
 from rfjax import whole_files
 from rfjax.encoders.torch_weights import reading
-from rfjax.errors import MissingFileError, UserError
+from rfjax.errors import MissingFileError, MissingPackageError, UserError
 
 TOO_LONG = ("refuse", "cut")
+
+_PIECES = "spiece.model"
 
 # What tells tokenizers apart that share a vocabulary: cases, accents, spaces, scripts.
 _PROBE = "A red  fox's DEN, caf\u00e9 \u2014 n\u00b0 42!\n\u732b \U0001f98a"
@@ -60,6 +63,7 @@ def load_tokenizer(
 
     Raises:
       MissingFileError: there is no vocabulary.
+      MissingPackageError: it is in a format that needs another package.
       UserError: the tokenizer is another one, or damaged.
     """
     if not any(all((folder / name).is_file() for name in names) for names in files):
@@ -68,6 +72,8 @@ def load_tokenizer(
             f"{' or '.join(' and '.join(names) for names in files)}, got {folder}; "
             "set the field tokenizer to the subfolder that has them."
         )
+    if not (folder / "tokenizer.json").is_file() and folder.joinpath(_PIECES).is_file():
+        _need_sentencepiece(folder, what=what)
     path = folder / "tokenizer_config.json"
     found = (
         whole_files.read_json(path).get("tokenizer_class") if path.exists() else None
@@ -79,6 +85,16 @@ def load_tokenizer(
         )
     with reading(f"tokenizer of {what} in {folder}"):
         return tokenizer_class.from_pretrained(folder)
+
+
+def _need_sentencepiece(folder: Path, *, what: str) -> None:
+    """Raises unless the package is there that alone can read T5's older files."""
+    if importlib.util.find_spec("sentencepiece") is None:
+        raise MissingPackageError(
+            f"tokenizer of {what} in {folder} is {_PIECES} without tokenizer.json, and "
+            "needs sentencepiece, which is not installed; install it with "
+            "`pip install sentencepiece`."
+        )
 
 
 def tokenize(
