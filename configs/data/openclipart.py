@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 
 # Keywords, words of titles and names of folders of drawings that are left out.
 NOT_FOR_EVERYONE = (
-    *("bullet bullets bullethole gun guns gunshot pistol rifle ak47 weapon weapons".split()),
+    *(
+        "bullet bullets bullethole gun guns gunshot pistol rifle ak47 weapon weapons".split()
+    ),
     *("bomb bombs grenade explosive mortar gallows wmd antiwar".split()),
     *("sexy sex erotik erotic nude naked stripper pantyhose collant lingerie".split()),
     *("cannabis joint marijuana cigarette cigarettes suicide".split()),

@@ -364,6 +364,7 @@ def test_what_others_put_into_the_folder_stays(tmp_path, monkeypatch):
         "codec.npz",
         "empty_caption.npz",
         "credits.csv",
+        "report.html",
         "tfds",
     }
 

@@ -16,7 +16,7 @@ import scipy.ndimage
 from PIL import Image
 
 from rfjax import schema
-from rfjax.data.filters import FilterConfig, pictures, report_page, select
+from rfjax.data.filters import FilterConfig, pictures, report_page, select, with_notes
 from rfjax.data.filters.alignment import difference
 from rfjax.data.filters.descriptors import LENGTH, describe, normalise, thumbnail
 from rfjax.data.filters.duplicates import find_repeated
@@ -582,11 +582,12 @@ def test_the_page_shows_what_went_and_why(drawings):
     extras = {
         "splits": {"train": 1, "validation": 1},
         "buckets": {"64 x 64": 2},
-        "notes": ["3 captions were cut to 12 tokens."],
     }
     page = report_page(source, rules, selection, name="clip & art", **extras)
     again = report_page(source, rules, selection, name="clip & art", **extras)
     assert page == again
+    late = [("<i>.png", "cut off")]
+    page = with_notes(page, ["3 captions were cut to 12 tokens."], late)
     read = Page(page)
     assert not read.open
     assert "script" not in read.tags
@@ -595,6 +596,7 @@ def test_the_page_shows_what_went_and_why(drawings):
     for expected in (
         "2 of 34 records stay", "denied word: 30", "near-duplicate: 1", evil, "<b>.png",
         "broken picture: 1", "broken.png", "3 captions were cut", "64 x 64",
+        "<i>.png: cut off",
         "clip & art", "Licences CC0 2", "stays: a frog",
     ):  # fmt: skip
         assert expected in text, expected

@@ -22,8 +22,9 @@ from rfjax.data import shards
 from rfjax.data.encode.describe import with_shapes
 from rfjax.data.encode.looks import looks_files
 from rfjax.data.encode.notes import Broken, Notes, check_broken
-from rfjax.data.encode.plan import PLAN_FILE, RECORDS_FILE, Plan
+from rfjax.data.encode.plan import PLAN_FILE, RECORDS_FILE, REPORT_FILE, Plan
 from rfjax.data.encode.work_folder import WorkFolder
+from rfjax.data.filters import with_notes
 from rfjax.data.manifest import Manifest, StoredFile
 from rfjax.errors import UserError, needing_room
 
@@ -95,6 +96,7 @@ def merge(
         _copy_from_plan(plan, work)
         licences = _write_credits(plan, work)
         _write_broken(total.broken, work.dataset / BROKEN_FILE)
+        _complete_report(plan, total, work)
         manifest = shards.finish_dataset(
             work.dataset,
             dataclasses.replace(manifest, licences=licences, creation=creation),
@@ -214,6 +216,15 @@ def _write_credits(plan: Plan, work: WorkFolder) -> dict[str, int]:
                         (credit.key, shard.split, credit.licence, credit.attribution)
                     )
     return {name: count for name, count in sorted(licences.items()) if name}
+
+
+def _complete_report(plan: Plan, total: Notes, work: WorkFolder) -> None:
+    """Adds what was found while encoding to the page of the plan."""
+    page = (work.plan / REPORT_FILE).read_text(encoding="utf-8")
+    found = total.broken[len(plan.broken) :]
+    broken = [(each.key, each.reason) for each in found]
+    page = with_notes(page, total.sentences(), broken)
+    whole_files.write_text(work.dataset / REPORT_FILE, page)
 
 
 def _write_broken(broken: Sequence[Broken], path: Path) -> None:

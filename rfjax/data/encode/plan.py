@@ -5,6 +5,7 @@
     OUT.encoding/plan/records.npy         number and digests of each record, in order
     OUT.encoding/plan/codec.npz           the codec, fitted to the training pictures
     OUT.encoding/plan/empty_caption.npz   encoded once
+    OUT.encoding/plan/report.html         which records were left out, and why
 
 Whoever encodes a part compares what it has with the plan: config, encoders and records
 must be those that the plan was made of.
@@ -32,6 +33,7 @@ from rfjax.errors import UserError
 VERSION = 1
 PLAN_FILE = "plan.json"
 RECORDS_FILE = "records.npy"
+REPORT_FILE = "report.html"
 
 # Number in the source; digests of its entry, and of its picture if that was looked at.
 RECORD = np.dtype([("index", "<i8"), ("entry", "<u8"), ("picture", "<u8")])

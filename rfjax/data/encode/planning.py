@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -19,13 +20,14 @@ from rfjax.data.encode.notes import Broken, check_broken
 from rfjax.data.encode.plan import (
     NOT_LOOKED_AT,
     RECORD,
+    REPORT_FILE,
     Plan,
     PlannedShard,
     digest_of_entry,
     digest_of_source,
 )
 from rfjax.data.encode.work_folder import WorkFolder
-from rfjax.data.filters import Selection, select
+from rfjax.data.filters import Selection, report_page, select
 from rfjax.data.filters.pictures import Look
 from rfjax.data.sources import EncodedSource, Source
 from rfjax.data.sources.held_out import is_held_out
@@ -91,6 +93,8 @@ def make_plan(
         shards.save_empty_caption(
             folder / shards.EMPTY_CAPTION_FILE, batches.empty_caption()
         )
+        report = _report(config, source, selection, planned)
+        (folder / REPORT_FILE).write_text(report, encoding="utf-8")
         plan = Plan(
             manifest=manifest,
             shards=tuple(planned),
@@ -148,6 +152,27 @@ def _deal(
         start += count
     numbers = [index for key in sorted(dealt) for index in dealt[key]]
     return planned, np.array(numbers, np.int64)
+
+
+def _report(
+    config: EncodeConfig,
+    source: Source | EncodedSource,
+    selection: Selection,
+    planned: Sequence[PlannedShard],
+) -> str:
+    """The page about the records that came in, went and stay."""
+    splits, buckets = collections.Counter(), collections.Counter()
+    for shard in planned:
+        splits[shard.split] += len(shard)
+        buckets["{} x {}".format(*shard.shape)] += len(shard)
+    return report_page(
+        source,
+        config.filters,
+        selection,
+        name=config.name,
+        splits=splits,
+        buckets=buckets,
+    )
 
 
 def _check_splits(config: EncodeConfig, planned: Sequence[PlannedShard]) -> None:

@@ -13,7 +13,14 @@ report        a page about all of it
 """
 
 from rfjax.data.filters.config import FilterConfig
-from rfjax.data.filters.report import report_page
+from rfjax.data.filters.report import report_page, with_notes
 from rfjax.data.filters.selection import Removed, Selection, select
 
-__all__ = ["FilterConfig", "Removed", "Selection", "report_page", "select"]
+__all__ = [
+    "FilterConfig",
+    "Removed",
+    "Selection",
+    "report_page",
+    "select",
+    "with_notes",
+]

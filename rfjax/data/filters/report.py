@@ -21,9 +21,11 @@ from rfjax.data.sources.base import Source
 from rfjax.data.sources.pictures import BrokenPicture
 
 _EXAMPLES = 12  # of each reason
-_NAMES = 1000  # of broken pictures, at most
+_NAMES = 1000  # in a list, at most
 _ROWS = 30  # of a table
 _SIDE = 128  # pixels of a picture's longer side
+
+_PLACE_OF_NOTES = "<!-- what encoding has found -->"
 
 _CSS = """
 body { font: 16px/1.5 Georgia, serif; max-width: 60rem; margin: 3rem auto;
@@ -61,7 +63,6 @@ def report_page(
     name: str,
     splits: Mapping[str, int] | None = None,
     buckets: Mapping[str, int] | None = None,
-    notes: Sequence[str] = (),
 ) -> str:
     """The page; it needs nothing but itself, and is the same for the same arguments.
 
@@ -71,8 +72,7 @@ def report_page(
       selection: what they decided.
       name: of the data set.
       splits: split -> records in it.
-      buckets: "height x width" -> records in it.
-      notes: sentences about what was encoded: captions cut, words unknown.
+      buckets: "height x width" of latents -> records in it.
     """
     sections = [
         *_summary(selection, name),
@@ -83,9 +83,9 @@ def report_page(
             for section in _reason(source, selection, reason)
         ),
         "<h2>What stays</h2>",
-        *(f"<p>{html.escape(note)}</p>" for note in notes),
+        _PLACE_OF_NOTES,
         *_counts("Splits", splits or {}),
-        *_counts("Buckets, in pixels", buckets or {}),
+        *_counts("Buckets: height and width of latents", buckets or {}),
         *_describe_kept(source, selection),
     ]
     return (
@@ -93,6 +93,22 @@ def report_page(
         f"<title>{html.escape(name)}: records</title><style>{_CSS}</style>\n"
         "<body>" + "\n".join(sections) + "</body></html>\n"
     )
+
+
+def with_notes(
+    page: str, sentences: Sequence[str], broken: Sequence[tuple[str, str]] = ()
+) -> str:
+    """A page with what encoding has found.
+
+    Args:
+      page: of `report_page`.
+      sentences: such as those about captions that were cut, and unknown words.
+      broken: name and problem of each record that could not be encoded after all.
+    """
+    notes = [f"<p>{html.escape(sentence)}</p>" for sentence in sentences]
+    if broken:
+        notes.append(_names("left out while encoding", broken))
+    return page.replace(_PLACE_OF_NOTES, "\n".join(notes))
 
 
 def _summary(selection: Selection, name: str) -> Iterator[str]:
@@ -143,13 +159,18 @@ def _reason(source: Source, selection: Selection, reason: str) -> Iterator[str]:
     yield f"<div class=grid>{''.join(figures)}</div>"
     if all(each.detail == "" or each.duplicate_of is not None for each in removed):
         return
+    yield _names("by name", [(each.key, each.detail) for each in removed])
+
+
+def _names(title: str, records: Sequence[tuple[str, str]]) -> str:
+    """A list of records, each with what is wrong, that opens on a click."""
     items = (
-        f"<li>{html.escape(each.key)}: {html.escape(each.detail)}"
-        for each in removed[:_NAMES]
+        f"<li>{html.escape(key)}: {html.escape(problem)}"
+        for key, problem in records[:_NAMES]
     )
-    more = f"; the first {_NAMES:,}" if len(removed) > _NAMES else ""
-    yield (
-        f"<details><summary>by name{more}</summary><ul>{''.join(items)}</ul></details>"
+    more = f"; the first {_NAMES:,}" if len(records) > _NAMES else ""
+    return (
+        f"<details><summary>{title}{more}</summary><ul>{''.join(items)}</ul></details>"
     )
 
 
