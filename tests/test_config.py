@@ -18,6 +18,7 @@ GOLDEN = ROOT / "tests" / "golden"
 SHIPPED = {
     "debug": "configs/debug.py",
     "emoji": "configs/emoji.py",
+    "openclipart": "configs/openclipart.py",
     "sd3": "configs/sd3.py:38",
     "sd3_1024": "configs/sd3_1024.py:38",
 }

@@ -16,14 +16,11 @@ and "green tree", and one in twenty of the others, are held out.
 from ml_collections import ConfigDict
 
 # Keywords, words of titles and names of folders of drawings that are left out.
-NOT_FOR_EVERYONE = (
-    *(
-        "bullet bullets bullethole gun guns gunshot pistol rifle ak47 weapon weapons".split()
-    ),
-    *("bomb bombs grenade explosive mortar gallows wmd antiwar".split()),
-    *("sexy sex erotik erotic nude naked stripper pantyhose collant lingerie".split()),
-    *("cannabis joint marijuana cigarette cigarettes suicide".split()),
-    *("nazi swastika hitler reich schwarze sunwheel kkk".split()),
+NOT_FOR_EVERYONE = tuple(
+    "bullet bullets bullethole gun guns gunshot pistol rifle ak47 weapon weapons bomb "
+    "bombs grenade explosive mortar gallows wmd antiwar sexy sex erotik erotic nude "
+    "naked stripper pantyhose collant lingerie cannabis joint marijuana cigarette "
+    "cigarettes suicide nazi swastika hitler reich schwarze sunwheel kkk".split()
 )
 # Icon themes, named after programs, and gradients that draw nothing by themselves.
 NOT_DRAWINGS = ("theme", "gradients")
@@ -39,7 +36,7 @@ def get_config() -> ConfigDict:
                 "image_size": 64,
                 "background": "white",
                 "held_out": ("red car", "green tree"),
-                "validation_fraction": 0.05,
+                "validation_fraction": 0.1,
             },
             "filters": {
                 "remove_empty_captions": True,
