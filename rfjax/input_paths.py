@@ -78,6 +78,8 @@ def _map_paths(
             return [moved(path) if isinstance(path, str) else path for path in value]
         if isinstance(value, list | tuple) and kinds is not None:
             return [mapped(section, hint, kinds) for section in value]
+        if isinstance(value, list | tuple):  # of sections that have no kinds
+            return [mapped(element, _element_of(hint), None) for element in value]
         if not isinstance(value, Mapping):
             return value
         if kinds is not None:
@@ -92,6 +94,12 @@ def _map_paths(
         else value
         for name, value in values.items()
     }
+
+
+def _element_of(hint: Any) -> Any:
+    """The type of the elements of a tuple of any length; None for any other type."""
+    arguments = typing.get_args(hint)
+    return arguments[0] if arguments[-1:] == (Ellipsis,) else None
 
 
 def _is_section(hint: Any) -> bool:

@@ -40,7 +40,7 @@ _RUN_FIELDS = {
     "trunk": (str,),
     "data": (str,),
     "data_hash": (str,),
-    "data_path": (str, type(None)),
+    "data_path": (str, list, type(None)),
     "validation_protocol": (str,),
     "config_hash": (str,),
     "code_version": (str,),

@@ -219,7 +219,15 @@ def write_bucketed():
                     "annotation": "{}",
                 }
 
-    def write(root, *, train=(17, 30, 9), validation=(3, 5, 4), seed=0, **manifest):
+    def write(
+        root,
+        *,
+        train=(17, 30, 9),
+        validation=(3, 5, 4),
+        seed=0,
+        empty=1.5,
+        **manifest,
+    ):
         examples = {}
         for split, counts in (("train", train), ("validation", validation)):
             examples[split] = list(make_records(split, counts, seed))
@@ -243,7 +251,7 @@ def write_bucketed():
             empty_caption={
                 "context": np.full((3, 6), -2.5),
                 "context_length": np.int32(1),
-                "pooled": np.full(5, 1.5),
+                "pooled": np.full(5, empty),
             },
             save_codec=codec.save,
             records_per_shard=8,

@@ -21,7 +21,7 @@ POINTS = {
     "rfjax.models": ("BACKBONES", "mmdit"),
     "rfjax.encoders.text": ("TEXT_ENCODERS", "minilm clip t5"),
     "rfjax.encoders.images": ("IMAGE_CODECS", "patch_pca autoencoder_kl"),
-    "rfjax.data": ("DATASETS", "shards synthetic"),
+    "rfjax.data": ("DATASETS", "shards mixture synthetic"),
     "rfjax.data.sources": (
         "SOURCES",
         "emoji emoji_scenes openclipart image_folder table webdataset saved_dataset "

@@ -20,7 +20,6 @@ from rfjax.commands.job import (
 )
 from rfjax.evaluation import validation
 from rfjax.evaluation.curves import draw_curves
-from rfjax.evaluation.validation import subset_names
 from rfjax.models import make_model
 from rfjax.parallel import agreement, processes
 from rfjax.parallel.sharding import MeshLayout
@@ -53,9 +52,9 @@ class Evaluation:
             lines.append(f"{level / NUM_LEVELS:5.3f}  {raw:8.4f}  {ema:8.4f}")
         raw, ema = metrics["val/loss"], metrics["val_ema/loss"]
         lines.append(f" mean  {raw:8.4f}  {ema:8.4f}   (t = 1/8 .. 7/8)")
-        for name in subset_names(metrics):
+        for name in validation.subset_names(metrics):
             raw, ema = (metrics[f"{v}/loss_{name}"] for v in ("val", "val_ema"))
-            lines.append(f"{name:>5}  {raw:8.4f}  {ema:8.4f}")
+            lines.append(f"{'':>5}  {raw:8.4f}  {ema:8.4f}   {name}")
         lines += [
             f"{name}  {value:.4g}"
             for name, value in metrics.items()

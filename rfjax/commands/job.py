@@ -314,18 +314,20 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
             "--config.data.path=DIR, or use a new --workdir."
         )
     model = make_model(config.model)
-    path = getattr(config.data, "path", None)
+    folders = [str(Path(folder).resolve()) for folder in config.data.folders()]
     run_folder.update_run(
         workdir,
         depth=config.model.depth,
         params=model.num_params,
         params_without_adaln=model.num_params_without_adaln,
         train_flops_per_sample=flops_per_sample(config, manifest),
-        image_tokens=config.model.num_image_tokens(manifest.latent_shape),
+        image_tokens=_mean_of_buckets(
+            config, lambda bucket: config.model.num_image_tokens((*bucket, 1))
+        ),
         context_tokens=manifest.context_shape[0],
         data=manifest.name,
         data_hash=data_hash,
-        data_path=None if path is None else str(Path(path).resolve()),
+        data_path=folders if len(folders) > 1 else next(iter(folders), None),
         validation_protocol=validation.PROTOCOL,
         seed=config.seed,
         learning_rate=config.optimizer.learning_rate,
@@ -343,14 +345,10 @@ def describe_run(workdir: Path, config: Config, manifest: Manifest) -> None:
 def flops_per_sample(config: Config, manifest: Manifest) -> int:
     """Model FLOPs of forward and backward for one example of the data.
 
-    Of several buckets it is their mean, each by its share of the examples.
+    Of several buckets it is their mean.
     """
-    shares = shares_of(config.data.groups("train"), config.data.weights())
-    return round(
-        sum(
-            share * flops_of_bucket(config, manifest, bucket)
-            for bucket, share in shares.items()
-        )
+    return _mean_of_buckets(
+        config, lambda bucket: flops_of_bucket(config, manifest, bucket)
     )
 
 
@@ -360,6 +358,12 @@ def flops_of_bucket(config: Config, manifest: Manifest, bucket: Sequence[int]) -
         latent_shape=(*bucket[:2], manifest.latent_shape[-1]),
         context_length=manifest.context_shape[0],
     )
+
+
+def _mean_of_buckets(config: Config, measure: Callable[[tuple], int]) -> int:
+    """The mean of what each (H, W) of latents has, by its share of the examples."""
+    shares = shares_of(config.data.groups("train"), config.data.weights())
+    return round(sum(share * measure(bucket) for bucket, share in shares.items()))
 
 
 def with_sharding(shapes: Any, shardings: Any) -> Any:

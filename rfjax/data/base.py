@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -83,6 +83,15 @@ class Dataset(Reading, abc.ABC):
         By default there are no parts.
         """
         return {}
+
+    def folders(self) -> tuple[str, ...]:
+        """Where it is read from; by default from no folder."""
+        return ()
+
+    def moved_to(self, folders: Sequence[str]) -> Dataset:
+        """The same data set read from other folders, one for each of `folders()`."""
+        del folders
+        return self
 
     def check(self) -> None:
         """Checks for damage before a run reads the data; by default nothing is checked.

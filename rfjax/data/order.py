@@ -80,17 +80,18 @@ def shares_of(
 
 def subsets_of(groups: Sequence[Group]) -> dict[str, list[range]]:
     """Record numbers of every bucket and every part, where there are several."""
-    subsets: dict[str, list[range]] = {}
-    has_buckets = len({group.bucket for group in groups}) > 1
+    buckets: dict[str, list[range]] = {}
+    parts: dict[str, list[range]] = {}
     start = 0
     for group in groups:
         numbers = range(start, start + group.num_records)
         start = numbers.stop
-        height, width = group.bucket
-        for name in (f"{height}x{width}" if has_buckets else "", group.part):
-            if name and numbers:
-                subsets.setdefault(name, []).append(numbers)
-    return subsets
+        if numbers:
+            height, width = group.bucket
+            buckets.setdefault(f"{height}x{width}", []).append(numbers)
+            parts.setdefault(group.part, []).append(numbers)
+    several = [subsets for subsets in (buckets, parts) if len(subsets) > 1]
+    return {name: ranges for subsets in several for name, ranges in subsets.items()}
 
 
 def bucket_of(groups: Sequence[Group], number: int) -> tuple[int, int]:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rfjax.checksums import digest
@@ -24,23 +24,28 @@ def find(
     Args:
       data: section of the run's config.
       record: fields of run.json.
-      given: folder that the user names.
+      given: folder that the user names; of several data sets, one that holds them all
+        by the names of their own folders.
 
     Raises:
       MissingFileError: it is not there any more.
       UserError: only other data is there, or the run reads no data from disk.
     """
+    folders = data.folders()
     if given is not None:
-        if not hasattr(data, "path"):
+        if not folders:
             raise UserError(
                 f"--data must be left out, got {given}: the run was trained on data "
                 "that is not read from a folder."
             )
-        data = dataclasses.replace(data, path=str(given))
+        # Several are in one folder then, under the names that they had.
+        inside = [str(Path(given) / Path(folder).name) for folder in folders]
+        data = data.moved_to([str(given)] if len(folders) == 1 else inside)
         return data, data.manifest()
     places = [data]
-    if record.get("data_path") is not None and hasattr(data, "path"):
-        places.append(dataclasses.replace(data, path=record["data_path"]))
+    if record.get("data_path") is not None and folders:
+        known = record["data_path"]
+        places.append(data.moved_to([known] if isinstance(known, str) else known))
     missing: list[MissingFileError] = []
     others: list[str] = []
     for place in places:

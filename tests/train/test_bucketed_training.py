@@ -116,7 +116,10 @@ def test_validation_has_the_loss_of_each_bucket(whole):
         assert np.ptp(own) > 1e-3  # control
     evaluation = commands.evaluate(whole)
     assert evaluation.metrics["val/loss_6x2"] == metrics["val/loss_6x2"]
-    assert f"  6x2  {metrics['val/loss_6x2']:8.4f}" in str(evaluation)
+    lines = [line.split() for line in str(evaluation).splitlines()]
+    assert [f"{metrics[f'{v}/loss_6x2']:.4f}" for v in ("val", "val_ema")] == next(
+        line[:2] for line in lines if line[-1:] == ["6x2"]
+    )
 
 
 def test_every_bucket_is_compiled_before_the_first_step(make_config):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,14 @@ class ShardsConfig(Dataset):
     """
 
     path: InputPath = schema.changeable()
+
+    def folders(self) -> tuple[str]:
+        """PATH alone."""
+        return (self.path,)
+
+    def moved_to(self, folders: Sequence[str]) -> ShardsConfig:
+        """The same data set in another folder."""
+        return dataclasses.replace(self, path=folders[0])
 
     def manifest(self) -> Manifest:
         """Reads PATH/rfjax.json."""
