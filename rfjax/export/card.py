@@ -31,6 +31,7 @@ from rfjax.models import (
 )
 
 LONGEST_VALUE = 300  # characters of one value in the card
+MOST_LICENCES = 20  # of the data that are listed
 UNKNOWN_LICENCE = "other"  # as the Hugging Face Hub calls one that is not in its list
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")  # [owner/]name
@@ -295,9 +296,21 @@ def _data_facts(run: Run) -> dict[str, Any]:
 
 
 def _licence_of_data(run: Run) -> str:
-    """The whole notice, which goes wherever the data goes."""
-    notice = run.manifest.licence if run.manifest is not None else ""
-    return escape(notice, longest=None) if notice else "Not recorded."
+    """The whole notice, which goes wherever the data goes, and who else is named."""
+    manifest = run.manifest
+    if manifest is None or not (manifest.licence or manifest.licences):
+        return "Not recorded."
+    paragraphs = [escape(manifest.licence, longest=None)] if manifest.licence else []
+    if manifest.licences:
+        common = sorted(manifest.licences.items(), key=lambda row: (-row[1], row[0]))
+        counts = [f"{count:,} {escape(name)}" for name, count in common[:MOST_LICENCES]]
+        if others := len(common) - len(counts):
+            counts.append(f"{others:,} other licences")
+        paragraphs.append(
+            f"Examples by licence: {', '.join(counts)}. The file credits.csv of data "
+            f"set {escape(manifest.name)} says whom to name for each of them."
+        )
+    return "\n\n".join(paragraphs)
 
 
 def _facts(run: Run, *, weights: str, stored_as: str, step: int) -> dict[str, Any]:

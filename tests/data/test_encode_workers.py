@@ -20,7 +20,7 @@ from rfjax.data import shards
 from rfjax.data.encode.work_folder import WorkFolder
 
 pa = pytest.importorskip("pyarrow")
-NUM_TRAIN, NUM_VALIDATION = 160, 8
+NUM_TRAIN, NUM_VALIDATION = 44, 4
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 
 
@@ -105,17 +105,17 @@ def wait_for(condition, *, process, seconds=120):
 
 def num_done(out):
     folder = WorkFolder(out).shards
-    return len(list(folder.glob("*.json"))) if folder.is_dir() else 0
+    return len(list(folder.glob("[0-9]*.json"))) if folder.is_dir() else 0
 
 
 def test_workers_are_killed_and_the_command_stopped(flux, tmp_path, capfd):
     out, whole = tmp_path / "out", tmp_path / "whole"
     process = begin(flux, out, "--workers=2")
-    wait_for(lambda: num_done(out) >= 5, process=process)
+    wait_for(lambda: num_done(out) >= 2, process=process)
     first, second = workers_of(process)
     os.kill(first, signal.SIGKILL)
     done = num_done(out)
-    wait_for(lambda: num_done(out) >= done + 5, process=process)
+    wait_for(lambda: num_done(out) >= done + 3, process=process)
     workers = workers_of(process)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
@@ -124,11 +124,11 @@ def test_workers_are_killed_and_the_command_stopped(flux, tmp_path, capfd):
     assert not any(map(is_running, [first, second, *workers]))
     assert not out.exists()
     kept = num_done(out)
-    assert kept < NUM_TRAIN
+    assert done + 3 <= kept < NUM_TRAIN
     # The same command goes on, here without further processes.
     args = ["encode", f"--config={flux}"]
     assert main.run([*args, f"--out={out}", "--workers=1"]) == 0
-    assert "160 train, 8 validation examples" in capfd.readouterr().out
+    assert "44 train, 4 validation examples" in capfd.readouterr().out
     commands.encode(read_fields(flux), out=whole, progress=False, warn=print)
     assert contents(out) == contents(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
@@ -146,12 +146,12 @@ def read_fields(path):
 
 def test_an_estimate_writes_nothing_and_is_near(flux, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = ["encode", f"--config={flux}", "--out=out", "--config.records_per_shard=64"]
+    args = ["encode", f"--config={flux}", "--out=out", "--config.records_per_shard=16"]
     assert main.run([*args, "--estimate", "--workers=1", "--price-per-hour=3600"]) == 0
     told = capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     estimate = commands.encode(
-        {**read_fields(flux), "records_per_shard": 64},
+        {**read_fields(flux), "records_per_shard": 16},
         out="out",
         workers=1,
         estimate=True,
@@ -164,7 +164,7 @@ def test_an_estimate_writes_nothing_and_is_near(flux, tmp_path, capsys, monkeypa
     shard_bytes = sum(
         path.stat().st_size for path in tmp_path.rglob("*.array_record-*")
     )
-    # Two of its three shards are the smallest that there are.
+    # A shard of any size takes a minimum of room.
     assert shard_bytes * 0.8 < estimate.num_bytes < shard_bytes * 1.5
     with pytest.raises(ValueError, match="--price-per-hour must come with --estimate"):
         commands.encode(read_fields(flux), out="o", price_per_hour=1.0)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import html
 import json
 
@@ -96,6 +97,25 @@ def test_hostile_data_set_name(make_config, make_run):
     text = card.model_card(card.read_run(workdir), **choices)
     assert "<b>" not in text
     assert "| data set | &#60;b&#62; &#124; x &#124; y &#124; |" in text
+
+
+def test_licences_of_the_examples(make_config, make_run):
+    run = card.read_run(make_run(make_config()))
+    choices = {"layout": "sd3", "weights": "ema", "dtype": "float32", "step": 4}
+    licences = {f"L{i}": 1 for i in range(30)} | {"CC-BY <b>": 7, "CC0": 1200}
+    for notice in ("", "By many."):
+        manifest = dataclasses.replace(run.manifest, licence=notice, licences=licences)
+        with_licences = dataclasses.replace(run, manifest=manifest)
+        _, _, text = card.model_card(with_licences, **choices).partition("of the data")
+        listed = text.partition("## Conf")[0].strip().removeprefix(notice).strip()
+        assert listed.startswith(
+            "Examples by licence: 1,200 CC0, 7 CC-BY &#60;b&#62;, 1"
+        )
+        assert ", 12 other licences. The file credits.csv of data set" in listed
+    without = dataclasses.replace(run.manifest, licence="", licences={})
+    text = card.model_card(dataclasses.replace(run, manifest=without), **choices)
+    assert "Not recorded." in text
+    assert "credits.csv" not in text
 
 
 def front_matter(text):
