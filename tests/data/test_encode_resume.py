@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 import os
+import resource
 import threading
 
 import numpy as np
@@ -21,6 +22,7 @@ from rfjax.data.sources import SOURCES, Entry
 from rfjax.data.sources.pictures import BrokenPicture
 from rfjax.encoders import images, text
 from rfjax.encoders.images.patch_pca import PatchPCA, PatchPCAConfig
+from rfjax.errors import StorageError
 
 NUM = 40
 
@@ -168,7 +170,7 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def cut_short(out, *, after, monkeypatch, config=None):
+def cut_short(out, *, after, config=None):
     """Begins to encode, and is killed after some shards."""
     seen = []
 
@@ -329,7 +331,7 @@ def test_other_data_gives_other_files(tmp_path, world, uninterrupted):
 
 def test_finished_shards_are_not_encoded_again(tmp_path, monkeypatch):
     out = tmp_path / "out"
-    cut_short(out, after=20, monkeypatch=monkeypatch)
+    cut_short(out, after=20)
     finished = {p: p.stat().st_mtime_ns for p in WorkFolder(out).shards.iterdir()}
     assert len(finished) >= 4
     seen = []
@@ -345,9 +347,29 @@ def test_finished_shards_are_not_encoded_again(tmp_path, monkeypatch):
     assert seen == sorted(seen)
 
 
+def test_a_disk_that_fills(tmp_path, uninterrupted):
+    """By the limit of file sizes: the plan fits, no shard does."""
+    out, before = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(
+            StorageError, match="must have room for .*array_record.*100"
+        ):
+            run(out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(WorkFolder(out).path.rglob("*.array_record"))
+    plan = WorkFolder(out).plan / PLAN_FILE
+    made = plan.stat().st_mtime_ns
+    cut_short(out, after=10)
+    assert plan.stat().st_mtime_ns == made
+    run(out)
+    assert contents(out) == uninterrupted
+
+
 def test_what_others_put_into_the_folder_stays(tmp_path, monkeypatch):
     out = tmp_path / "out"
-    cut_short(out, after=20, monkeypatch=monkeypatch)
+    cut_short(out, after=20)
     theirs = [
         WorkFolder(out).path / "notes.txt",
         WorkFolder(out).plan / "notes.txt",
@@ -454,7 +476,7 @@ def test_two_that_encode_everything_do_not_meet(tmp_path):
 )
 def test_another_config_is_refused(tmp_path, monkeypatch, changes, message):
     out = tmp_path / "out"
-    cut_short(out, after=10, monkeypatch=monkeypatch)
+    cut_short(out, after=10)
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=message):
         run(out, make_config(**changes))
@@ -464,7 +486,7 @@ def test_another_config_is_refused(tmp_path, monkeypatch, changes, message):
 
 def test_other_weights_and_another_source_are_refused(tmp_path, monkeypatch, world):
     out = tmp_path / "out"
-    cut_short(out, after=10, monkeypatch=monkeypatch)
+    cut_short(out, after=10)
     world.weights = "v2"
     message = r"weights of text_encoders\[0\] must be 'v1' .* got 'v2'"
     with pytest.raises(ValueError, match=message):
@@ -486,7 +508,7 @@ def test_other_weights_and_another_source_are_refused(tmp_path, monkeypatch, wor
 
 def test_a_plan_of_another_version(tmp_path, monkeypatch):
     out = tmp_path / "out"
-    cut_short(out, after=10, monkeypatch=monkeypatch)
+    cut_short(out, after=10)
     path = WorkFolder(out).plan / PLAN_FILE
     fields = json.loads(path.read_text())
     for damaged in (fields | {"version": 0}, {"version": 1}):
@@ -500,7 +522,7 @@ def test_a_shard_that_changed_is_encoded_again(
     tmp_path, monkeypatch, uninterrupted, damage
 ):
     out = tmp_path / "out"
-    cut_short(out, after=20, monkeypatch=monkeypatch)
+    cut_short(out, after=20)
     work = WorkFolder(out)
     path = work.shard_file(1)
     data = path.read_bytes()
