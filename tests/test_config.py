@@ -52,7 +52,10 @@ def test_resolved_config_reads_back_equal(tmp_path):
         ("model.depth=0", r"model\.depth must be at least 1, got 0"),
         ("model.depth=two", r"model\.depth must be a whole number, got 'two' \(s"),
         ("model.qk_norm=1", r"model\.qk_norm must be true or false, got 1 \(int\)"),
-        ("data.kind=csv", r"data\.kind must be one of shards, mixture, synthetic, got 'csv'"),
+        (
+            "data.kind=csv",
+            r"data\.kind must be one of shards, mixture, synthetic, got 'csv'",
+        ),
         ("data.latent_shape=[1, 2]", r"data\.latent_shape must be a list of 3"),
         ("data.caption_dropout=2.0", r"caption_dropout must be between 0 and 1"),
         ("objective=rf/lognrm(0,1)", r"rf/lognorm"),

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rfjax.errors import MissingFileError, MissingPackageError, UserError
+from rfjax.data.sources.packages import import_package
+from rfjax.errors import MissingFileError, UserError
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _NUMBERED = re.compile(r"(.*?)(\d+)-of-(\d+)\.arrow")
@@ -47,7 +48,7 @@ class ArrowStreams:
     """
 
     def __init__(self, folder: Path, *, columns: Mapping[str, str], field: str):
-        self._arrow = _import_pyarrow()
+        self._arrow = import_package("pyarrow", use="Arrow files")
         if not folder.is_dir():
             raise MissingFileError(f"{field} must be a folder, got {folder}; {_REMEDY}")
         self._folder = folder
@@ -183,15 +184,3 @@ def _check_columns(path: Path, table: Any, columns: Mapping[str, str]) -> None:
                 f"column {name} of {path} must be {pattern.replace('|', ' or ')}, got "
                 f"{types[name]}; give the data set with precomputed encodings."
             )
-
-
-def _import_pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.ipc
-    except ImportError as error:
-        raise MissingPackageError(
-            "Arrow files need pyarrow, which is not installed; install it with "
-            '`pip install "rfjax[encode]"`.'
-        ) from error
-    return pyarrow

@@ -8,17 +8,15 @@ that was not turned into outlines is not drawn.
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
 import os
-import types
 
 import numpy as np
 from PIL import Image
 
+from rfjax.data.sources.packages import import_package
 from rfjax.data.sources.pictures import WHITE, BrokenPicture, Colour
-from rfjax.errors import MissingPackageError
 
 # Pixels per inch of lengths in mm or pt, as drawing programs of the time had it.
 # Without any, resvg finds no size in drawings whose size is in such lengths.
@@ -79,7 +77,7 @@ def lay_on(
 
 def _draw(path: str | os.PathLike, side: int, name: str) -> np.ndarray:
     """Draws on a canvas of at most side by side pixels; cuts off what is empty."""
-    resvg = _resvg()
+    resvg = import_package("resvg_py", use="SVG drawings", extra="demo")
     try:
         # With both given, the page is fitted in: no canvas is ever larger.
         png = resvg.svg_to_bytes(
@@ -98,13 +96,3 @@ def _draw(path: str | os.PathLike, side: int, name: str) -> np.ndarray:
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     # None: nothing is drawn.
     return np.array(image.crop(image.getchannel("A").getbbox() or (0, 0, 0, 0)))
-
-
-def _resvg() -> types.ModuleType:
-    try:
-        return importlib.import_module("resvg_py")
-    except ImportError as error:
-        raise MissingPackageError(
-            "SVG drawings need the package resvg-py, which is not installed; install "
-            'it with `pip install "rfjax[demo]"`.'
-        ) from error
