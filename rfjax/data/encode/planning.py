@@ -28,7 +28,7 @@ from rfjax.data.encode.plan import (
 )
 from rfjax.data.encode.work_folder import WorkFolder
 from rfjax.data.filters import Selection, report_page, select
-from rfjax.data.filters.pictures import Look
+from rfjax.data.filters.pictures import BROKEN, Look
 from rfjax.data.sources import EncodedSource, Source
 from rfjax.data.sources.held_out import is_held_out
 from rfjax.data.sources.pictures import BrokenPicture
@@ -36,7 +36,6 @@ from rfjax.encoders.images import ImageCodec
 from rfjax.errors import UserError
 
 SPLITS = ("train", "validation")
-BROKEN = "broken picture"  # what the filters call it
 
 # Looks at the pictures of some records: the looks, and the digest of each picture.
 LookAt = Callable[[Sequence[int]], Iterable[tuple[Look, int]]]

@@ -13,6 +13,8 @@ from rfjax.data.filters.descriptors import describe, thumbnail
 from rfjax.data.sources.base import Source
 from rfjax.data.sources.pictures import BrokenPicture
 
+BROKEN = "broken picture"  # the reason
+
 
 @dataclasses.dataclass(frozen=True)
 class Look:
@@ -57,7 +59,7 @@ def look(source: Source, index: int, config: FilterConfig) -> Look:
 def broken_by(seen: Look, config: FilterConfig) -> tuple[str, str] | None:
     """The reason and the detail of the first rule that a picture breaks, if any."""
     if seen.size is None:
-        return "broken picture", seen.broken
+        return BROKEN, seen.broken
     height, width = seen.size
     short, long = sorted(seen.size)
     size = f"{width} x {height} pixels"

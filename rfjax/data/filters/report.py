@@ -15,6 +15,7 @@ from PIL import Image
 
 from rfjax import schema
 from rfjax.data.filters.config import FilterConfig
+from rfjax.data.filters.pictures import BROKEN
 from rfjax.data.filters.selection import Removed, Selection
 from rfjax.data.filters.words import words_of
 from rfjax.data.sources.base import Source
@@ -155,8 +156,9 @@ def _reason(source: Source, selection: Selection, reason: str) -> Iterator[str]:
     """The records that went for a reason: their number, and some of them."""
     removed = [each for each in selection.removed if each.reason == reason]
     yield f"<h2 id='{_anchor(reason)}'>{html.escape(reason)}: {len(removed):,}</h2>"
-    figures = (_figure(source, each) for each in _spread(removed, _EXAMPLES))
-    yield f"<div class=grid>{''.join(figures)}</div>"
+    if reason != BROKEN:
+        figures = (_figure(source, each) for each in _spread(removed, _EXAMPLES))
+        yield f"<div class=grid>{''.join(figures)}</div>"
     if all(each.detail == "" or each.duplicate_of is not None for each in removed):
         return
     yield _names("by name", [(each.key, each.detail) for each in removed])
@@ -165,7 +167,7 @@ def _reason(source: Source, selection: Selection, reason: str) -> Iterator[str]:
 def _names(title: str, records: Sequence[tuple[str, str]]) -> str:
     """A list of records, each with what is wrong, that opens on a click."""
     items = (
-        f"<li>{html.escape(key)}: {html.escape(problem)}"
+        f"<li>{html.escape(problem if key in problem else f'{key}: {problem}')}"
         for key, problem in records[:_NAMES]
     )
     more = f"; the first {_NAMES:,}" if len(records) > _NAMES else ""
@@ -176,24 +178,29 @@ def _names(title: str, records: Sequence[tuple[str, str]]) -> str:
 
 def _figure(source: Source, removed: Removed) -> str:
     """A record that went, with the one that stays in its place if there is one."""
-    entry = source.entry(removed.index)
     pictures = _picture(source, removed.index)
     pair = ""
     if removed.duplicate_of is not None:
         kept = _picture(source, removed.duplicate_of)
         pictures = f"<span>stays{kept}</span><span>goes{pictures}</span>"
         pair = " class=pair"
-    lines = [html.escape(_shorten(" / ".join(filter(None, entry.captions))))]
+    caption = _caption(source, removed.index)
     if removed.duplicate_of is not None:
-        first = source.entry(removed.duplicate_of)
-        stays = html.escape(_shorten(" / ".join(filter(None, first.captions))))
-        lines.insert(0, f"stays: {stays}")
-    lines.append(f"<span class=detail>{html.escape(_shorten(removed.detail))}</span>")
-    lines.append(f"<span class=key>{html.escape(removed.key)}</span>")
+        caption = f"{_caption(source, removed.duplicate_of)}<br>goes: {caption}"
+        caption = f"stays: {caption}"
+    lines = [caption, f"<span class=key>{html.escape(removed.key)}</span>"]
+    if removed.detail:
+        detail = html.escape(_shorten(removed.detail))
+        lines.insert(1, f"<span class=detail>{detail}</span>")
     return (
         f"<figure{pair}><div class=pictures>{pictures}</div>"
-        f"<figcaption>{'<br>'.join(filter(None, lines))}</figcaption></figure>"
+        f"<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
     )
+
+
+def _caption(source: Source, index: int) -> str:
+    captions = filter(None, source.entry(index).captions)
+    return html.escape(_shorten(" / ".join(captions))) or "no caption"
 
 
 def _picture(source: Source, index: int) -> str:

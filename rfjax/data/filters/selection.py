@@ -50,7 +50,7 @@ class Selection:
     Attributes:
       num_records: of the source.
       kept: [K] int64, their numbers, ascending.
-      removed: the others, by the order of the rules, then of the numbers.
+      removed: the others: those that metadata decides, then size, then duplicates.
       sizes: [K, 2] int32, height and width of the pictures that stay, in pixels; None:
         no picture was read.
     """
@@ -144,7 +144,7 @@ def _by_pictures(
     looks: Iterable[pictures.Look],
 ) -> tuple[list[int], list[pictures.Look]]:
     """The records that their pictures leave, and how these look; adds to `removed`."""
-    kept, seen, first = [], [], {}
+    kept, seen, first, repeated = [], [], {}, []
     for index, each in zip(indices, looks, strict=True):
         broken = pictures.broken_by(each, config)
         same = None
@@ -154,10 +154,11 @@ def _by_pictures(
             removed.append(Removed(index, source.entry(index).key, *broken))
         elif same not in (None, index):
             key = source.entry(index).key
-            removed.append(Removed(index, key, EXACT_DUPLICATE, duplicate_of=same))
+            repeated.append(Removed(index, key, EXACT_DUPLICATE, duplicate_of=same))
         else:
             kept.append(index)
             seen.append(each)
+    removed += repeated
     return kept, seen
 
 
