@@ -626,6 +626,25 @@ def test_headers_of_a_tar_are_read_once(tmp_path, pictures, monkeypatch):
     assert scanned
 
 
+@pytest.mark.parametrize("kind", ["webdataset", "table"])
+def test_files_that_change_while_they_are_read(tmp_path, pictures, kind):
+    """A job ends, rather than take what is left for the records that it planned."""
+    path = tmp_path / ("a.tar" if kind == "webdataset" else "t.jsonl")
+    if kind == "webdataset":
+        write_tar(path, [("1.png", pictures.file(1)), ("1.txt", b"x" * 3000)])
+    else:
+        write_files(tmp_path, {"t.jsonl": '{"image": "p.png", "text": "t"}'})
+    source = make(kind=kind, paths=[str(path)])
+    assert captions(source)[0]
+    if kind == "webdataset":
+        path.write_bytes(path.read_bytes()[:3000])
+        with pytest.raises(UserError, match="must stay as it was, got a shorter file"):
+            source.entry(0)
+    path.unlink()
+    with pytest.raises(MissingFileError, match=f"must stay while .*{path.name}"):
+        source.entry(0)
+
+
 # -- Hugging Face --------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from rfjax.data.sources.base import Entry
 from rfjax.data.sources.columns import Columns
 from rfjax.data.sources.pictures import BrokenPicture, Colour, Picture, decode_picture
-from rfjax.errors import UserError
+from rfjax.errors import MissingFileError, UserError
 
 NOT_STATED = "Licence: not stated by the source."
 
@@ -105,9 +105,14 @@ class RowSource:
         rows = self._rows
         if not 0 <= index < len(rows):
             raise IndexError(index)
-        return self._columns.entry(
-            rows.row(index), key=rows.key(index), split=rows.split(index)
-        )
+        try:
+            row, split = rows.row(index), rows.split(index)
+        except FileNotFoundError as error:
+            raise MissingFileError(
+                f"{rows.where} must stay while it is read, got no {error.filename}; "
+                "restore it, and run the same command again."
+            ) from error
+        return self._columns.entry(row, key=rows.key(index), split=split)
 
 
 def picture_in(value: Any, *, folder: Path, key: str) -> Picture:
