@@ -347,6 +347,7 @@ def test_wrong_fields(download):
     for fields, message in (
         ({"path": str(root / "none")}, "source.train must be a folder"),
         ({"scale": 0.0}, "source.scale must be positive"),
+        ({"image_size": 0}, "source.image_size must be between 1 and 8192"),
         ({"train": " "}, "source.train must not be empty"),
         ({"train": "empty_encodings"}, "source.train must hold .arrow files"),
     ):

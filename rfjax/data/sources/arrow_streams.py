@@ -50,7 +50,9 @@ class ArrowStreams:
     def __init__(self, folder: Path, *, columns: Mapping[str, str], field: str):
         self._arrow = import_package("pyarrow", use="Arrow files")
         if not folder.is_dir():
-            raise MissingFileError(f"{field} must be a folder, got {folder}; {_REMEDY}")
+            raise MissingFileError(
+                f"{field} must be a folder, got {folder}; name that of the download."
+            )
         self._folder = folder
         self._paths = sorted(folder.rglob("*.arrow"))
         self._sums = _read_sums(folder)
@@ -153,7 +155,8 @@ def _check_complete(
     there = set(paths)
     if not there:
         raise MissingFileError(
-            f"{field} must hold .arrow files, got {folder} with none; {_REMEDY}"
+            f"{field} must hold .arrow files, got {folder} with none; name the folder "
+            "of the download."
         )
     expected = {path for path in sums if path.suffix == ".arrow"}
     for path in there:

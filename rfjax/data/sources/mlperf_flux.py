@@ -35,7 +35,7 @@ import numpy as np
 
 from rfjax.data.manifest import EncoderSpec, LatentSpec
 from rfjax.data.sources.arrow_streams import ArrowStreams
-from rfjax.data.sources.base import Entry
+from rfjax.data.sources.base import Entry, ImageSize
 from rfjax.data.sources.pictures import BrokenPicture
 from rfjax.encoders.images import autoencoder_kl
 from rfjax.errors import MissingFileError, UserError
@@ -87,7 +87,7 @@ class MLPerfFluxConfig:
     scale: PositiveFloat = 0.3611
     shift: Real = 0.1159
     autoencoder: StoredPath = "black-forest-labs/FLUX.1-schnell"
-    image_size: int = 256
+    image_size: ImageSize = 256
 
     def __post_init__(self):
         check_fields(self, section="source")
