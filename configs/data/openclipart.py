@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open Clip Art: 4,000 drawings in five shapes, by colour, noun and kind.
+r"""Open Clip Art: 4,026 drawings in five shapes, by colour, noun and kind.
 
-Command:   rfjax encode --config=configs/data/openclipart.py --out=data/openclipart
+Command:   rfjax encode --config=configs/data/openclipart.py --out=data/openclipart \
+             --workers=2
 Hardware:  2 CPU cores
-Duration:  TODO
-Result:    TODO
+Duration:  3 to 5 minutes (290 CPU seconds)
+Result:    3,712 training and 314 validation examples, latents of five buckets from
+           [12, 20, 16] to [20, 12, 16], which decode at 28 dB, 166 MB
 
 Needs the drawings: `apt-get install openclipart-svg` (25 MB). Of 7,458 files, a fifth
 are stars of one series and a fifth icons of programs; these go, with what is drawn
-twice or not for everyone. `report.html` in the data set shows what went and why.
-Captions are "red car" and "red car, toyota land cruiser, vehicle"; those for "red car"
-and "green tree", and one in twenty of the others, are held out.
+twice or not for everyone. The report in the data set shows what went and why. Captions
+are "red car" and "red car, toyota land cruiser, vehicle"; "red car", "green tree" and
+one in ten of the others that name a colour are held out.
 """
 
 from ml_collections import ConfigDict

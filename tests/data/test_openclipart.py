@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rfjax.data.sources.main_colour import main_colour
+from rfjax.data.sources.main_colour import COLOUR_WORDS, main_colour
 from rfjax.data.sources.openclipart import (
     FOLDER,
     Metadata,
@@ -312,6 +312,7 @@ def test_a_collection_is_listed_once_with_all_its_folders(collection):
     assert car.columns["keywords"] == ("vehicle", "car")
     duck = entries["animals/birds/duck_01.svg"]
     assert duck.captions == ("yellow duck", "yellow duck, bird, animal")
+    assert duck.split == "train"
     assert duck.columns["folders"] == ("animals", "birds", "food")
     assert len(entries) == 4
     assert entries["food/broken_pie.svg"].captions == ("pie", "broken pie, food")
@@ -351,6 +352,18 @@ def test_captions_may_be_left_as_they_are_in_the_same_splits(collection):
     assert ("Fire &amp; car, vehicle, car",) in captions
 
 
+def test_combinations_of_colour_and_noun_are_held_out_but_no_nouns(collection):
+    for fraction, held_out in ((0.999, {"red car", "yellow duck"}), (0.001, set())):
+        source = OpenClipartConfig(
+            path=str(collection), held_out=(), validation_fraction=fraction
+        ).make()
+        entries = [source.entry(index) for index in range(len(source))]
+        split = {e.captions[0]: e.split for e in entries}
+        assert {c for c, name in split.items() if name == "validation"} >= held_out
+        assert split["pie"] == "train"
+        assert held_out or set(split.values()) == {"train"}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -376,6 +389,8 @@ def test_the_real_collection_keeps_its_promises():
     assert len(source) == 7458
     entries = [source.entry(index) for index in range(0, len(source), 16)]
     splits = {s: [e for e in entries if e.split == s] for s in ("train", "validation")}
+    held_out = {e.captions[0] for e in splits["validation"]}
+    assert all(caption.split()[0] in COLOUR_WORDS for caption in held_out)
     for kind in range(2):
         seen = {s: {e.captions[kind] for e in es} for s, es in splits.items()}
         assert not seen["train"] & seen["validation"]
