@@ -381,6 +381,7 @@ def test_wrong_fields_are_refused(fields, message):
         OpenClipartConfig(**fields).make()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.path.isdir(FOLDER), reason="the package openclipart-svg is not installed"
 )
