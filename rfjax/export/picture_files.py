@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from rfjax.data.conditioning import join_captions
-from rfjax.encoders.images import IMAGE_CODECS
+from rfjax.encoders.images import IMAGE_CODECS, ImageCodec
 from rfjax.errors import MissingFileError, UserError
 from rfjax.export.card import Run
+from rfjax.export.local_names import without_folders
 
 CODEC_FILE = "codec.npz"
 TEXT_FILE = "text_states.npz"
@@ -44,7 +45,7 @@ def write(folder: Path, run: Run) -> str:
     chosen = [records[len(records) * i // count] for i in range(count)]
     joined = join_captions([*chosen, empty], run.manifest, dtype=np.float32)
     context, pooled = joined["context"], joined["pooled"]
-    codec.save(folder / CODEC_FILE)
+    save_codec(codec, folder / CODEC_FILE)
     np.savez(
         folder / TEXT_FILE,
         captions=np.array([record["caption"].decode() for record in chosen]),
@@ -59,3 +60,13 @@ def write(folder: Path, run: Run) -> str:
             "infinity; `rfjax verify` lists the records."
         )
     return codec.decoding
+
+
+def save_codec(codec: ImageCodec, path: Path) -> None:
+    """Writes codec.npz without the folders of this machine that it may name."""
+    codec.save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    texts = {name: str(each) for name, each in arrays.items() if each.dtype.kind == "U"}
+    if texts:
+        np.savez(path, **arrays | without_folders(texts))

@@ -10,7 +10,7 @@ from rfjax.checksums import digest
 from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
 from rfjax.encoders.images.autoencoder_kl import AutoencoderKLConfig
 from rfjax.evaluation.sample import SampleConfig
-from rfjax.export import card, data_identity, save
+from rfjax.export import card, data_identity, picture_files, save
 
 pytestmark = [
     # Warnings of torch and diffusers about themselves.
@@ -256,6 +256,21 @@ def test_weights_of_text_encoders_are_those_of_the_data_set(sd3_parts, tmp_path)
     there = {"text_encoder": (fields | {"hidden_size": 32}, 77)}
     with pytest.raises(ValueError, match="hidden_size of text_encoder .* 24, got 32"):
         data_identity.check_text_encoders(manifest, there, source=source)
+
+
+def test_an_exported_codec_names_no_folder_of_this_machine(parts, tmp_path):
+    path = tmp_path / "codec.npz"
+    config = AutoencoderKLConfig(path=str(parts / "vae"), device="cpu")
+    picture_files.save_codec(config.make(), path)
+    with np.load(path) as arrays:
+        assert str(arrays["path"]) == "vae"
+        assert not any(str(parts) in str(value) for value in arrays.values())
+    config.make().save(tmp_path / "with_folders.npz")  # control
+    with np.load(tmp_path / "with_folders.npz") as arrays:
+        assert str(parts) in str(arrays["path"])
+    assert AutoencoderKLConfig.load(path, [config.path]).weights
+    with pytest.raises(FileNotFoundError, match="path of codec autoencoder_kl"):
+        AutoencoderKLConfig.load(path)
 
 
 def test_parts_that_cannot_be_compared(config, make_run, parts, tmp_path):

@@ -147,6 +147,7 @@ DECODING = """\
 import torch
 from diffusers import AutoencoderKL
 codec = np.load("FOLDER/codec.npz")
+# A name on the hub; or that of a folder, which is then to be written here in full.
 path, subfolder = str(codec["path"]), str(codec["subfolder"])
 vae = AutoencoderKL.from_pretrained(path, subfolder=subfolder)
 z = latents / codec["scaling_factor"] + codec["shift_factor"]
