@@ -33,6 +33,7 @@ from rfjax.errors import UserError
 
 # Keeps the shuffling of batches apart from that of records.
 _SCHEDULE = 0xBA7C
+_COMMON_BATCH = 256  # that of a run whose config does not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,20 +249,41 @@ def bucket_counts(groups: Sequence[Group]) -> dict[tuple[int, int], int]:
     return counts
 
 
+def note_on_small_buckets(manifest: Manifest) -> str | None:
+    """What training will refuse of a data set, in a sentence; None if nothing."""
+    counts = bucket_counts(groups_of(manifest, "train"))
+    small = _smaller_than(_COMMON_BATCH, counts)
+    if len(counts) == 1 or not small:
+        return None
+    return (
+        f"of some buckets there are few training examples, {_describe(small)} latents: "
+        f"train.global_batch_size can be at most {min(small.values())}. More examples "
+        "or a smaller buckets.max_aspect would make room."
+    )
+
+
 def _check_counts(groups: Sequence[Group], *, batch_size: int) -> None:
     """Raises UserError if a batch would hold all records of a bucket and more."""
-    small = {
-        f"{height}x{width}": count
-        for (height, width), count in bucket_counts(groups).items()
-        if 0 < count < batch_size
-    }
+    small = _smaller_than(batch_size, bucket_counts(groups))
     if small:
-        counts = ", ".join(f"{count} of {bucket}" for bucket, count in small.items())
         raise UserError(
             f"train.global_batch_size must be at most the examples of each bucket, got "
-            f"{batch_size} for {counts} latents; choose at most {min(small.values())}, "
-            "or encode the data with more examples or a smaller buckets.max_aspect."
+            f"{batch_size} for {_describe(small)} latents; choose at most "
+            f"{min(small.values())}, or encode the data with more examples or a "
+            "smaller buckets.max_aspect."
         )
+
+
+def _smaller_than(
+    batch_size: int, counts: Mapping[tuple[int, int], int]
+) -> dict[tuple[int, int], int]:
+    """The buckets that have examples, but fewer than a batch."""
+    return {bucket: count for bucket, count in counts.items() if 0 < count < batch_size}
+
+
+def _describe(counts: Mapping[tuple[int, int], int]) -> str:
+    """As "9 of 6x2, 17 of 2x6"."""
+    return ", ".join(f"{count} of {h}x{w}" for (h, w), count in counts.items())
 
 
 def _epoch_lengths(

@@ -9,7 +9,16 @@ import time
 import numpy as np
 import pytest
 
-from rfjax.data.order import Group, Order, in_turn, interleave, shares_of, subsets_of
+from rfjax.data import shards
+from rfjax.data.order import (
+    Group,
+    Order,
+    in_turn,
+    interleave,
+    note_on_small_buckets,
+    shares_of,
+    subsets_of,
+)
 from rfjax.errors import UserError
 
 BUCKETS = [Group((4, 8), 37), Group((6, 6), 100), Group((8, 4), 23)]
@@ -216,3 +225,10 @@ def test_subsets():
     }  # fmt: skip
     assert subsets["6x6"] == [range(400, 1000), range(1000, 1500)]
     assert subsets_of([Group((4, 4), 7)]) == {}
+
+
+def test_small_buckets_are_noted(bucketed_root, tiny_root):
+    note = note_on_small_buckets(shards.read_manifest(bucketed_root))
+    assert "17 of 2x6, 30 of 4x4, 9 of 6x2 latents: train.global_batch_size" in note
+    assert "at most 9." in note
+    assert note_on_small_buckets(shards.read_manifest(tiny_root)) is None  # one bucket

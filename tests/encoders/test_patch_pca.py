@@ -8,6 +8,7 @@ import pytest
 import scipy.linalg
 
 from rfjax.encoders.images.patch_pca import PatchPCAConfig
+from rfjax.errors import MissingFileError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +179,24 @@ def test_bad_latents_and_files(images, tmp_path):
     np.savez(tmp_path / "codec.npz", other=np.zeros(1))
     with pytest.raises(ValueError, match="is not a patch codec"):
         PatchPCAConfig.load(tmp_path / "codec.npz")
+
+
+def test_the_codec_of_another_data_set_is_taken_as_it_is(tmp_path):
+    rng = np.random.default_rng(3)
+    images = rng.uniform(-1, 1, (8, 16, 16, 3))
+    fitted = PatchPCAConfig(patch_size=4, channels=6).make(images)
+    fitted.save(tmp_path / "codec.npz")
+    config = PatchPCAConfig(patch_size=4, channels=6, path=str(tmp_path / "codec.npz"))
+    taken = config.make(images**3)
+    for name in ("mean", "basis", "gain"):
+        np.testing.assert_array_equal(getattr(taken, name), getattr(fitted, name))
+    taken.save(tmp_path / "again.npz")  # and so data sets are known to be alike
+    assert (tmp_path / "again.npz").read_bytes() == (
+        tmp_path / "codec.npz"
+    ).read_bytes()
+    other = PatchPCAConfig(patch_size=4, channels=6).make(images**3)  # control
+    assert np.abs(other.basis - fitted.basis).max() > 1e-3
+    with pytest.raises(UserError, match=r"patch_size 4 and channels 5, got 4 and 6 in"):
+        dataclasses.replace(config, channels=5).make(images)
+    with pytest.raises(MissingFileError, match=r"codec.path .*no.npz does not exist"):
+        dataclasses.replace(config, path=str(tmp_path / "no.npz")).make(images)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two real processes over loopback train like one: same losses, one run folder."""
 
+import json
 import os
 import shutil
 import signal
@@ -114,6 +115,23 @@ def test_losses_equal_those_of_one_device(by_two, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "make_mesh_for", lambda config: alone)
     expected = losses(train_here(tmp_path / "run"))
     np.testing.assert_allclose(losses(by_two[0]), expected, rtol=1e-5)
+
+
+def test_two_processes_read_buckets_like_one(bucketed_root, tmp_path):
+    fields = load_config_file(str(CONFIG))
+    fields["data"] = {"kind": "shards", "path": str(bucketed_root)}
+    sizes = {"latent_channels": 4, "context_dim": 6, "pooled_dim": 5, "grid_tokens": 2}
+    fields["model"] |= sizes
+    fields["train"]["global_batch_size"] = 8
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(fields))
+    overrides = (*OVERRIDES, "--config.mesh.fsdp=1")
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    run_two_processes("train", f"--config={file}", f"--workdir={together}", *overrides)
+    config = from_config_dict(apply_overrides(fields, overrides))
+    commands.train(config, workdir=alone, report=lambda line: None)
+    np.testing.assert_allclose(losses(together), losses(alone), rtol=1e-5)
+    assert np.ptp(losses(alone)[:4, 1]) > 1e-3  # control: steps do differ
 
 
 def test_one_of_them_writes_and_prints(by_two):

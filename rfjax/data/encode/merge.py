@@ -26,6 +26,7 @@ from rfjax.data.encode.plan import PLAN_FILE, RECORDS_FILE, REPORT_FILE, Plan
 from rfjax.data.encode.work_folder import WorkFolder
 from rfjax.data.filters import with_notes
 from rfjax.data.manifest import Manifest, StoredFile
+from rfjax.data.order import note_on_small_buckets
 from rfjax.errors import UserError, needing_room
 
 CREDITS_FILE = "credits.csv"
@@ -104,8 +105,9 @@ def merge(
         )
         disk.sync_tree(work.dataset)
         work.publish()
-    for sentence in total.sentences():
-        warn(sentence)
+    for sentence in (*total.sentences(), note_on_small_buckets(manifest)):
+        if sentence:
+            warn(sentence)
     return manifest
 
 

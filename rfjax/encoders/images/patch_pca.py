@@ -29,8 +29,8 @@ import numpy as np
 
 from rfjax import whole_files
 from rfjax.encoders.images import pixels
-from rfjax.errors import UserError
-from rfjax.value_types import Bounds, Fraction, PositiveInt, check_fields
+from rfjax.errors import MissingFileError, UserError
+from rfjax.value_types import Bounds, Fraction, InputPath, PositiveInt, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,15 @@ class PatchPCAConfig:
       whitening: 0 keeps the components' own spread, 1 makes all equally strong.
       num_images: training pictures that the codec is fitted to, at most; spread evenly
         over the split.
+      path: codec.npz of another data set, whose codec is taken as it is; so one model
+        reads both. One is fitted when None.
     """
 
     patch_size: Annotated[int, Bounds(1, 64)] = 4
     channels: PositiveInt = 16
     whitening: Fraction = 0.5
     num_images: PositiveInt = 2048
+    path: InputPath | None = None
 
     def __post_init__(self):
         check_fields(self, section="codec")
@@ -81,8 +84,12 @@ class PatchPCAConfig:
             the patches fill.
 
         Raises:
-          UserError: no such pictures, or too similar to yield that many components.
+          MissingFileError: `path` is not there.
+          UserError: no such pictures, or too similar to yield that many components; or
+            the codec of `path` is of another size.
         """
+        if self.path is not None:
+            return self._taken_over(self.path)
         num_images = min(len(training_images), self.num_images)
         indices = [len(training_images) * i // num_images for i in range(num_images)]
         mean, covariance = _moments(
@@ -108,6 +115,21 @@ class PatchPCAConfig:
             basis=basis.astype(np.float32),
             gain=gain.astype(np.float32),
         )
+
+    def _taken_over(self, path: str) -> PatchPCA:
+        """The codec of another data set."""
+        if not Path(path).is_file():
+            raise MissingFileError(
+                f"codec.path {path} does not exist; name the codec.npz of a data set."
+            )
+        codec = self.load(path)
+        if (codec.patch_size, codec.gain.size) != (self.patch_size, self.channels):
+            raise UserError(
+                f"codec.path must hold a codec of patch_size {self.patch_size} and "
+                f"channels {self.channels}, got {codec.patch_size} and "
+                f"{codec.gain.size} in {path}; set the fields to these."
+            )
+        return codec
 
     @staticmethod
     def load(path: str | os.PathLike, folders: Sequence[str] = ()) -> PatchPCA:
