@@ -32,7 +32,7 @@ CONFIGS = {
 }
 # What else a command needs before its flags are looked at.
 NEEDS = {
-    "encode": ["--out=o", "--estimate"],
+    "encode": ["--out=o"],
     "train": ["--workdir=w"],
     "evaluate": ["--workdir=w"],
     "sample": ["--workdir=w", "--sheet"],

@@ -113,6 +113,11 @@ def encode(
             f"--price-per-hour must come with --estimate, got {price_per_hour:g}; add "
             "it, or leave the price out."
         )
+    if estimate and share is not None:
+        raise UserError(
+            f"--shard must come without --estimate, got {share.index}/{share.count}; "
+            "estimate the whole, and leave the share out."
+        )
     if estimate:
         return estimate_encoding(
             config, out=out, num_workers=workers, price_per_hour=price_per_hour

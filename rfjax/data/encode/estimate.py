@@ -115,7 +115,7 @@ def estimate_encoding(
     total = len(tasks.source)
     if not total:
         raise UserError("source must hold at least 1 record, got none; add some.")
-    num_shards = math.ceil(total / config.records_per_shard)
+    num_shards = math.ceil(total / config.records_per_shard) + 1  # of validation
     suitable = suitable_workers(config, num_tasks=num_shards)
     num_workers = max(1, suitable if num_workers is None else num_workers)
     num_here = min(num_workers, max(1, suitable))
