@@ -181,8 +181,8 @@ def sample_prompts(
     codec = config.data.codec()
     shape = _shape_of(config.data.manifest(), aspect)
     conditioning, lost = captions.encode_prompts(config.data, prompts)
-    if lost:
-        warn(lost)
+    for sentence in lost:
+        warn(sentence)
     images = _draw(
         workdir,
         config,

@@ -263,6 +263,11 @@ def make_with(
     raise kind(" / ".join(map(str, refusals))) from refusals[0]
 
 
+def device_elsewhere(device: str) -> str:
+    """The device for an encoder that another machine ran on `device`."""
+    return device if device == "cpu" else "auto"
+
+
 def digest(model: Any, facts: Mapping[str, Any]) -> str:
     """What tells a model from others: 128 bits of XXH3, in hexadecimal.
 

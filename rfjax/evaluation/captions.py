@@ -17,12 +17,14 @@ from rfjax.encoders.text import CutCaptions, UnknownWords
 from rfjax.types import Conditioning
 
 
-def encode_prompts(config: Dataset, prompts: Sequence[str]) -> tuple[Conditioning, str]:
+def encode_prompts(
+    config: Dataset, prompts: Sequence[str]
+) -> tuple[Conditioning, list[str]]:
     """Encodes B prompts with the data set's own text encoders.
 
     Returns:
       What the model is given, and sentences about words that an encoder does not know
-      and prompts that it cuts; empty if there are none.
+      and prompts that it cuts, if there are any.
 
     Raises:
       MissingPackageError: the encoders' packages are not installed.
@@ -31,7 +33,7 @@ def encode_prompts(config: Dataset, prompts: Sequence[str]) -> tuple[Conditionin
         encoders found are others than the data set's.
     """
     rows, notes = prompt_features(config, prompts)
-    return _stack(config, rows), " ".join(notes)
+    return _stack(config, rows), notes
 
 
 def prompt_features(

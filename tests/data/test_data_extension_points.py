@@ -350,7 +350,7 @@ def test_captions_are_encoded_with_a_new_text_encoder(tmp_path, monkeypatch):
     record = dataset.records("validation")[0]
     # A prompt gets what the data set stores for the same caption.
     prompt, unknown = captions.encode_prompts(dataset, [record["caption"].decode()])
-    assert unknown == ""
+    assert unknown == []
     np.testing.assert_array_equal(prompt.context[0], record["context"])
     np.testing.assert_array_equal(prompt.pooled[0], record["pooled"])
     again = schema.build(EncodeConfig, shards.read_manifest(tmp_path / "few").creation)

@@ -330,6 +330,7 @@ def test_the_encoder_of_a_data_set_is_found_again(ours, sd3_parts, tmp_path):
         with pytest.raises(ValueError, match=f"of digest {digest[:12]}, got .* / path"):
             text.make_text_encoder("clip", folders=[str(moved)], **options)
         (moved / part).write_text(original)
+    options["fields"] = fields | {"device": "cuda"}  # of another machine
     drop = {"weights": "", "folders": [str(moved)]}
     assert text.make_text_encoder("clip", **options | drop).weights == digest
 

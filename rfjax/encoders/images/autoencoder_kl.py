@@ -135,9 +135,10 @@ class AutoencoderKLConfig(TorchWeights):
                 f"{path} does not name an autoencoder ({error}); make the data set "
                 "again with `rfjax encode`."
             ) from error
+        here = torch_weights.device_elsewhere(config.device)
         return torch_weights.make_with(
             weights,
-            lambda path: dataclasses.replace(config, path=path).make(),
+            lambda path: dataclasses.replace(config, path=path, device=here).make(),
             (*folders, config.path),
             what=_WHAT,
         )

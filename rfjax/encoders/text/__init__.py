@@ -50,7 +50,8 @@ def make_text_encoder(
       kind: as the manifest says it (`text.encoders`).
       length: tokens T that every caption is padded to, from there too.
       name: that it has in the data set, for errors; its kind, if empty.
-      fields: further fields of its config, from there too.
+      fields: further fields of its config, from there too; a device that was a GPU or
+        TPU is what this machine has.
       weights: digest of its weights, from there too; empty: any will do.
       folders: where its weights may be now, if its `path` is not there any more; they
         are tried first, in order.
@@ -67,6 +68,9 @@ def make_text_encoder(
     _check_fields(kind, fields)
     if name and any(f.name == "name" for f in dataclasses.fields(TEXT_ENCODERS[kind])):
         fields = {**fields, "name": name}
+    if "device" in fields:
+        here = torch_weights.device_elsewhere(fields["device"])
+        fields = {**fields, "device": here}
     config = TEXT_ENCODERS[kind](length=length, **fields)
     if "path" not in fields:
         return config.make()

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from rfjax.encoders.text.base import EncodedText
-
-_MOST_SHOWN = 60  # letters of the example
+from rfjax.encoders.text.tokens import excerpt
 
 
 class CutCaptions:
@@ -58,11 +57,8 @@ class CutCaptions:
         """One sentence with counts and the longest; empty if none was cut."""
         if not self._num_cut:
             return ""
-        example = self._example
-        if len(example) > _MOST_SHOWN:
-            example = f"{example[:_MOST_SHOWN]}..."
         return (
             f"{self._num_cut} of {self._num_captions} captions were cut to the "
             f"{self._length} tokens that the text encoder {self._encoder} takes, the "
-            f"longest of {self._longest}: {example!r}."
+            f"longest of {self._longest}: {excerpt(self._example)!r}."
         )

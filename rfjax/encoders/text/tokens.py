@@ -22,6 +22,7 @@ from rfjax.errors import MissingFileError, MissingPackageError, UserError
 TOO_LONG = ("refuse", "cut")
 
 _PIECES = "spiece.model"
+_MOST_SHOWN = 60  # letters
 
 # What tells tokenizers apart that share a vocabulary: cases, accents, spaces, scripts.
 _PROBE = "A red  fox's DEN, caf\u00e9 \u2014 n\u00b0 42!\n\u732b \U0001f98a"
@@ -139,6 +140,11 @@ def tokenize(
     )
 
 
+def excerpt(caption: str) -> str:
+    """The beginning of a caption, for messages."""
+    return caption if len(caption) <= _MOST_SHOWN else f"{caption[:_MOST_SHOWN]}..."
+
+
 def facts(tokenizer: Any) -> Mapping[str, Any]:
     """What decides which tokens a tokenizer makes, whatever files it came from."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
@@ -158,9 +164,9 @@ def _refusal(
     num_others = int((num_tokens > length).sum()) - 1
     others = f" (as are {num_others} others)" if num_others else ""
     return (
-        f"caption {captions[longest]!r} has {num_tokens[longest]} tokens, the text "
-        f"encoder {what} takes at most {length}, so it is too long{others}; shorten "
-        "it, or encode the data set with a larger length or too_long = cut in "
+        f"caption {excerpt(captions[longest])!r} has {num_tokens[longest]} tokens, the "
+        f"text encoder {what} takes at most {length}, so it is too long{others}; "
+        "shorten it, or encode the data set with a larger length or too_long = cut in "
         "text_encoders."
     )
 

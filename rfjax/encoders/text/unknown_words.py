@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rfjax.encoders.text.base import EncodedText
+from rfjax.encoders.text.tokens import excerpt
 
 MOST_WORDS = 10  # that are named
 
@@ -59,7 +60,7 @@ class UnknownWords:
         more = len(self._words) - MOST_WORDS
         return (
             f"{self._num_affected} of {self._num_captions} captions, such as "
-            f"{self._example!r}, have words that the text encoder {self._encoder} "
-            f"cannot read: {words}"
+            f"{excerpt(self._example)!r}, have words that the text encoder "
+            f"{self._encoder} cannot read: {words}"
             f"{f' and {more} more' if more > 0 else ''}."
         )
