@@ -33,7 +33,7 @@ FLAGS = {
     "mid-run where budget forecast",
     "bench step": "config rounds peer json",
     "bench checkpoint": "config folder rounds json",
-    "bench data": "data rounds json",
+    "bench data": "data layout peers examples rounds json",
     "export": "workdir out format weights dtype step pipeline data license",
     "import": "config from format workdir",
     "completion": "shell",

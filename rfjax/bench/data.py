@@ -1,163 +1,301 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the training pipeline reads, compared with bare ArrayRecord reads.
+"""How fast training data is read, compared with bare reads of it and with peers.
 
-Both read the same records in random order in one process, alternately, so that the
-ratio also holds on a busy machine.
+All read the same content in random order, in turns, each in a process of its own, so
+that their ratios also hold on a busy machine.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import itertools
+import multiprocessing
 import os
+import resource
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-
+from rfjax.bench import data_peers
+from rfjax.bench.data_layouts import Layout
 from rfjax.bench.spread import spread
-from rfjax.data import shards
-from rfjax.data.manifest import EncoderSpec, LatentSpec, Manifest, TextSpec
-from rfjax.encoders.images.patch_pca import PatchPCAConfig
+from rfjax.cpu import keep_freed_memory
+
+PIPELINE, RAW = "rfjax", "raw"
+# What reads, and which numbers of threads or worker processes are tried for it.
+PEERS = {
+    "files": (data_peers.write_files, data_peers.read_files, data_peers.WORKERS),
+    "webdataset": (data_peers.write_tars, data_peers.read_tars, data_peers.WORKERS),
+    "parquet": (data_peers.write_parquet, data_peers.read_parquet, (0,)),
+}
+_RAW_THREADS = (1, 2, 4, 8, 16)
+_WARM_UP = 8  # batches that are not counted: more than most read ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One side's figures, one entry per round.
+
+    Attributes:
+      rates: examples per second.
+      cpu_seconds: per example, of the process and its workers.
+      workers: threads or worker processes, the best of those tried; None: the default.
+    """
+
+    rates: Sequence[float]
+    cpu_seconds: Sequence[float]
+    workers: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadingReport:
-    """Rates in examples per second, one entry per round.
+    """What was measured of each side.
 
     Attributes:
-      raw: bare ArrayRecord reads, with the records discarded.
-      pipeline: batches from `train_stream`.
-      example_bytes: mean stored size of an example, in bytes.
+      sides: "rfjax", "raw" and the peers.
+      example_bytes: mean stored size of an example.
+      batch_size: examples in a batch.
+      cores: that the processes could use.
     """
 
-    raw: Sequence[float]
-    pipeline: Sequence[float]
+    sides: Mapping[str, Measured]
     example_bytes: int
+    batch_size: int
+    cores: int
 
     @property
-    def ratios(self) -> tuple[float, ...]:
-        """Pipeline rate over raw rate, per round."""
-        return tuple(p / r for p, r in zip(self.pipeline, self.raw, strict=True))
+    def ratios(self) -> dict[str, tuple[float, ...]]:
+        """Side -> the rate of rfjax over that of the side, per round."""
+        own = self.sides[PIPELINE].rates
+        return {
+            name: tuple(a / b for a, b in zip(own, side.rates, strict=True))
+            for name, side in self.sides.items()
+            if name != PIPELINE
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return dataclasses.asdict(self) | {"ratios": self.ratios}
 
     def __str__(self) -> str:
-        return (
-            f"raw reads  {spread(self.raw)} examples/s of "
-            f"{self.example_bytes / 1024:.0f} KiB\n"
-            f"pipeline   {spread(self.pipeline)} examples/s\n"
-            f"ratio      {spread(self.ratios, digits=2)}, {len(self.raw)} rounds"
-        )
+        lines = [
+            f"{self.example_bytes / 2**20:.2f} MiB per example, batches of "
+            f"{self.batch_size}, {self.cores} cores",
+            f"{'':11} {'examples/s':>24} {'MB/s':>7} {'CPU ms/example':>15} "
+            f"{'workers':>8}  rfjax is",
+        ]
+        for name, side in self.sides.items():
+            megabytes = statistics.median(side.rates) * self.example_bytes / 1e6
+            cpu = f"{statistics.median(side.cpu_seconds) * 1e3:.2f}"
+            workers = "default" if side.workers is None else side.workers
+            ratio = ""
+            if name in self.ratios:
+                ratio = f"{spread(self.ratios[name], digits=2)} times as fast"
+            lines.append(
+                f"{name:11} {spread(side.rates):>24} {megabytes:7,.0f} {cpu:>15} "
+                f"{workers:>8}  {ratio}".rstrip()
+            )
+        return "\n".join(lines)
 
 
-def measure_reading(
+def measure_layout(
+    layout: Layout,
+    folder: Path,
+    *,
+    peers: Sequence[str] = tuple(PEERS),
+    num_examples: int = 256,
+    batch_size: int = 16,
+    num_batches: int = 32,
+    rounds: int = 5,
+    report: Callable[[str], None] = lambda line: None,
+) -> ReadingReport:
+    """Measures reading random records of a layout.
+
+    Args:
+      layout: of the records.
+      folder: empty; each side's files are written into it, and should fit the page
+        cache, or all sides measure the disk.
+      peers: keys of `PEERS`.
+      num_examples: records.
+      batch_size: examples per batch.
+      num_batches: batches per round.
+      rounds: how often each side is measured, in turns.
+      report: receives a line for each step.
+    """
+    from rfjax.bench import data_own  # loads JAX, which forking peers must not see
+
+    report(f"writing {num_examples} examples")
+    data_own.write_shards(folder / PIPELINE, layout, num_examples)
+    sides = _own_sides(folder / PIPELINE)
+    for name in peers:
+        write, _, choices = PEERS[name]
+        (folder / name).mkdir()
+        write(folder / name, layout, num_examples)
+        sides[name] = _Side(name, folder / name, layout, choices)
+    return _measure(
+        sides,
+        example_bytes=layout.example_bytes,
+        batch_size=batch_size,
+        num_batches=num_batches,
+        rounds=rounds,
+        report=report,
+    )
+
+
+def measure_dataset(
     root: str | os.PathLike,
     *,
     batch_size: int = 16,
-    num_batches: int = 64,
-    read_threads: int = 16,
+    num_batches: int = 32,
     rounds: int = 5,
+    report: Callable[[str], None] = lambda line: None,
 ) -> ReadingReport:
-    """Measures the training split of a data set.
-
-    Args:
-      root: the data folder; its files should fit the page cache, or both sides measure
-        the disk.
-      batch_size: examples per batch.
-      num_batches: batches per round; several times `read_threads`, since batches read
-        ahead at the end of a round count against the pipeline.
-      read_threads: threads of each side.
-      rounds: how often both are measured, alternately.
-    """
-    manifest = shards.check_shards(root, full=False)
-    own = [file for file in manifest.files if file.split == "train"]
-    source = ArrayRecordDataSource([str(Path(root) / file.path) for file in own])
-    stream = shards.ShardsConfig(
-        str(root), read_threads=read_threads, prefetch_batches=read_threads
-    ).train_stream(global_batch_size=batch_size, seed=0)
-    order = np.random.default_rng(0).integers(
-        len(source), size=batch_size * num_batches
-    )
-    raw, batches = [], []
-    with concurrent.futures.ThreadPoolExecutor(read_threads) as pool:
-        for _ in range(rounds):
-            start = time.perf_counter()
-            for _ in pool.map(lambda index: len(source[index]), order.tolist()):
-                pass
-            raw.append(order.size / (time.perf_counter() - start))
-            # Drops what was read ahead: every batch that counts is read while measured.
-            stream.set_state(stream.get_state())
-            start = time.perf_counter()
-            for _ in range(num_batches):
-                next(stream)
-            batches.append(order.size / (time.perf_counter() - start))
-    stream.close()
-    return ReadingReport(
-        raw=tuple(raw),
-        pipeline=tuple(batches),
-        example_bytes=sum(file.num_bytes for file in own) // len(source),
-    )
-
-
-def write_random_dataset(
-    root: str | os.PathLike,
-    *,
-    latent_shape: tuple[int, int, int] = (32, 32, 16),
-    context_shape: tuple[int, int] = (154, 4096),
-    pooled_dim: int = 2048,
-    num_examples: int = 256,
-) -> Manifest:
-    """Writes random records; by default in the layout of SD3 at 256 px (1.3 MB each).
+    """Measures the training split of a data set on disk; see `measure_layout`.
 
     Raises:
-      UserError: `root` is not empty.
+      MissingFileError: there is no data set.
+      UserError: it is damaged.
     """
-    rng = np.random.default_rng(0)
-    length, context_dim = context_shape
-    encoder = EncoderSpec(
-        name="random",
-        kind="random",
-        context_dim=context_dim,
-        length=length,
-        pooled_dim=pooled_dim,
+    from rfjax.data import shards
+
+    manifest = shards.check_shards(root, full=False)
+    own = [file for file in manifest.files if file.split == "train"]
+    return _measure(
+        _own_sides(Path(root)),
+        example_bytes=sum(f.num_bytes for f in own) // sum(f.num_records for f in own),
+        batch_size=batch_size,
+        num_batches=num_batches,
+        rounds=rounds,
+        report=report,
     )
 
-    def draw(shape: tuple[int, ...]) -> np.ndarray:
-        """Normal values in bfloat16."""
-        return rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
 
-    text = {
-        "context": draw(context_shape),
-        "context_length": np.int32(length),
-        "pooled": draw((pooled_dim,)),
+def _own_sides(root: Path) -> dict[str, _Side]:
+    return {
+        RAW: _Side(RAW, root, None, _RAW_THREADS),
+        PIPELINE: _Side(PIPELINE, root, None, (None,)),
     }
 
-    def examples(count: int) -> Iterator[dict[str, Any]]:
-        """Examples that share one text."""
-        for index in range(count):
-            yield {
-                "latents": draw(latent_shape),
-                "caption": f"random {index}",
-                "annotation": "",
-                **text,
-            }
 
-    codec = PatchPCAConfig(patch_size=4, channels=1).make(rng.random((4, 8, 8, 3)))
-    splits = {"train": num_examples, "validation": 1}
-    return shards.write_dataset(
-        root,
-        manifest=Manifest(
-            name="random",
-            grade="random",
-            splits=splits,
-            latent=LatentSpec(shape=latent_shape, codec="none"),
-            text=TextSpec(encoders=(encoder,)),
-        ),
-        examples={split: examples(count) for split, count in splits.items()},
-        empty_caption=text,
-        save_codec=codec.save,
-        records_per_shard=64,
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """What one process reads."""
+
+    name: str
+    folder: Path
+    layout: Layout | None
+    choices: Sequence[int | None]
+
+    def open(self, *, batch_size: int, workers: int | None) -> Iterator[Any]:
+        """Its batches, without end."""
+        if self.name in PEERS:
+            _, read, _ = PEERS[self.name]
+            return read(
+                self.folder, self.layout, batch_size=batch_size, workers=workers
+            )
+        from rfjax.bench import data_own
+
+        if self.name == RAW:
+            return data_own.read_bare(
+                self.folder, batch_size=batch_size, workers=workers
+            )
+        return data_own.read_pipeline(self.folder, batch_size=batch_size)
+
+
+def _measure(
+    sides: Mapping[str, _Side],
+    *,
+    example_bytes: int,
+    batch_size: int,
+    num_batches: int,
+    rounds: int,
+    report: Callable[[str], None],
+) -> ReadingReport:
+    """Measures the sides in turns."""
+    spawn = multiprocessing.get_context("spawn")
+    rates = {name: [] for name in sides}
+    cpu_seconds = {name: [] for name in sides}
+    with contextlib.ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(
+                concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn)
+            )
+            for name in sides
+        }
+        workers = {}
+        for name, side in sides.items():
+            opened = processes[name].submit(
+                _open_best, side, batch_size=batch_size, num_batches=num_batches
+            )
+            workers[name] = opened.result()
+        for index in range(rounds):
+            for name in sides:
+                measured = processes[name].submit(_time_batches, num_batches).result()
+                rates[name].append(batch_size * num_batches / measured[0])
+                cpu_seconds[name].append(measured[1] / (batch_size * num_batches))
+            own = rates[PIPELINE][-1]
+            report(f"round {index + 1} of {rounds}: {own:,.0f} examples/s")
+        for process in processes.values():
+            process.submit(_close).result()
+    return ReadingReport(
+        sides={
+            name: Measured(tuple(rates[name]), tuple(cpu_seconds[name]), workers[name])
+            for name in sides
+        },
+        example_bytes=example_bytes,
+        batch_size=batch_size,
+        cores=len(os.sched_getaffinity(0)),
     )
+
+
+# -- In the process of a side ------------------------------------------------------
+
+_batches: Iterator[Any] | None = None
+
+
+def _open_best(side: _Side, *, batch_size: int, num_batches: int) -> int | None:
+    """Opens a side with the number of workers that is fastest, and returns that."""
+    global _batches
+    keep_freed_memory()  # for all sides, not for ours alone
+    seconds = {}
+    for workers in side.choices if len(side.choices) > 1 else ():
+        _batches = side.open(batch_size=batch_size, workers=workers)
+        seconds[workers], _ = _time_batches(num_batches)
+        _close()
+    best = min(seconds, key=seconds.get) if seconds else side.choices[0]
+    _batches = side.open(batch_size=batch_size, workers=best)
+    return best
+
+
+def _close() -> None:
+    """Ends what reads ahead."""
+    global _batches
+    if hasattr(_batches, "close"):
+        _batches.close()
+    _batches = None  # a DataLoader ends its workers when it is collected
+
+
+def _time_batches(num_batches: int) -> tuple[float, float]:
+    """(seconds, CPU seconds) of the next batches."""
+    for _ in itertools.islice(_batches, _WARM_UP):
+        pass
+    start, cpu = time.perf_counter(), _cpu_seconds()
+    for _ in itertools.islice(_batches, num_batches):
+        pass
+    return time.perf_counter() - start, _cpu_seconds() - cpu
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of its workers, while they run."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = usage.ru_utime + usage.ru_stime
+    ticks = os.sysconf("SC_CLK_TCK")
+    for worker in multiprocessing.active_children():
+        # The name in parentheses may hold spaces.
+        stat = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        seconds += (int(stat[11]) + int(stat[12])) / ticks
+    return seconds
