@@ -410,3 +410,39 @@ def test_a_position_of_the_stream_knows_its_record():
         for latents, position in zip(batch.latents, batch.sample_index, strict=True):
             number = int(stream.name_of(int(position)).removeprefix("record "))
             np.testing.assert_array_equal(latents, records[number]["latents"])
+
+
+# -- Memory ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "num_batches", [200, pytest.param(10_000, marks=pytest.mark.slow)]
+)
+def test_memory_stays_flat(num_batches):
+    """Whatever is read; control: what keeps its batches grows."""
+    config = SyntheticConfig(
+        latent_shape=(4, 4, 4), context_shape=(64, 256), num_train=64
+    )
+    stream = config.train_stream(global_batch_size=8, seed=0)
+
+    def growth(keep):
+        """Bytes that the process grows by while it reads."""
+        kept = []
+        before = resident_bytes()
+        for _ in range(num_batches):
+            batch = next(stream)
+            if keep:
+                kept.append(batch)
+        return resident_bytes() - before
+
+    take(stream, 100)
+    kept_bytes = num_batches * 8 * 64 * 256 * 2
+    assert growth(keep=False) < 0.2 * kept_bytes
+    if num_batches < 1000:  # 2.6 GB else
+        assert growth(keep=True) > 0.4 * kept_bytes
+    stream.close()
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
