@@ -7,6 +7,7 @@ TPUs, with torchax, which gives every PyTorch operation its meaning in JAX.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +86,9 @@ def _in_jax(network: Any, what: str) -> Network:
         """One batch."""
         # PyTorch's operations rely on promotion, and TPUs round float32 by default.
         exact = jax.default_matmul_precision("highest")
-        with jax.numpy_rank_promotion("allow"), exact:
+        with jax.numpy_rank_promotion("allow"), exact, warnings.catch_warnings():
+            # JAX has no 64 bits; they are indices here.
+            warnings.filterwarnings("ignore", message=".*dtype int64 requested")
             outputs = compiled(weights, rows)
         return tuple(np.asarray(output, np.float32) for output in outputs)
 
