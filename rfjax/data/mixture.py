@@ -171,7 +171,7 @@ class MixtureConfig(Dataset):
     def codec(self) -> ImageCodec:
         """That of the first part, which the others have too."""
         self._manifests()
-        return read_codec(self.parts[0].path)
+        return read_codec(self.parts[0].path, folders=self.encoders)
 
     def folders(self) -> tuple[str, ...]:
         """Those of the parts."""

@@ -203,8 +203,9 @@ def check_states(encoded, encoder, length):
 
 @pytest.mark.parametrize("kind", DATASETS)
 def test_data_sets_give_records(kind, tiny_root):
-    dataset = DATASETS[kind](**{"path": str(tiny_root)} if kind == "shards" else {})
-    check_records(dataset)
+    fields = {"shards": {"path": str(tiny_root)}}
+    fields["mixture"] = {"parts": [fields["shards"]]}
+    check_records(schema.build(DATASETS[kind], fields.get(kind, {})))
 
 
 def check_records(dataset):
