@@ -33,6 +33,7 @@ from rfjax.data.sources import EncodedSource, Source
 from rfjax.data.sources.held_out import is_held_out
 from rfjax.data.sources.pictures import BrokenPicture
 from rfjax.encoders.images import ImageCodec
+from rfjax.encoders.threads import limited_threads
 from rfjax.errors import UserError
 
 SPLITS = ("train", "validation")
@@ -89,9 +90,9 @@ def make_plan(
     with whole_files.new_folder(work.plan) as folder:
         save_codec = source.save_codec if codec is None else codec.save
         save_codec(folder / shards.CODEC_FILE)
-        shards.save_empty_caption(
-            folder / shards.EMPTY_CAPTION_FILE, batches.empty_caption()
-        )
+        with limited_threads(config.num_threads):
+            empty = batches.empty_caption()
+        shards.save_empty_caption(folder / shards.EMPTY_CAPTION_FILE, empty)
         report = _report(config, source, selection, planned)
         (folder / REPORT_FILE).write_text(report, encoding="utf-8")
         plan = Plan(
