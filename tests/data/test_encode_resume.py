@@ -587,3 +587,27 @@ def verify_records(out, manifest):
                 assert np.isfinite(record["latents"].astype(np.float32)).all()
                 count += 1
     return count
+
+
+def test_what_filters_leave_out_is_told_and_shown(tmp_path, world):
+    world.pictures = {6: 0, 9: 0, 4: 1}  # of the same shape
+    world.captions = {2: "a gun", 12: "unclear"}
+    config = make_config(filters={"exact_duplicates": True, "deny": ["gun"]})
+    manifest, told = run(tmp_path / "out", config)
+    assert sum(manifest.splits.values()) == NUM - 4
+    assert (
+        "filters left out 4 of 40 records (denied word 1, exact duplicate 3); "
+        "report.html shows them."
+    ) in told
+    page = (tmp_path / "out" / "report.html").read_text()
+    for shown in (
+        "36 of 40 records",
+        "exact duplicate: 3",
+        "have no synthetic caption",
+    ):
+        assert shown in page
+    kept, told = run(tmp_path / "all")
+    assert sum(kept.splits.values()) == NUM
+    assert "filters" not in told
+    listed = [file.path for file in kept.files]
+    assert "report.html" in listed

@@ -294,6 +294,8 @@ def test_a_wrong_file_of_words_is_refused(tmp_path):
     empty.write_text("# nothing\n")
     with pytest.raises(MissingFileError, match="deny_file must be a text file"):
         select(source, filters(deny_file=str(tmp_path / "none")))
+    with pytest.raises(MissingFileError, match="text file, got .*, a folder; correct"):
+        select(source, filters(deny_file=str(tmp_path)))
     with pytest.raises(UserError, match="UTF-8.*at byte 1"):
         select(source, filters(deny_file=str(latin)))
     with pytest.raises(UserError, match="must hold a word"):

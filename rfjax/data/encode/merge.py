@@ -25,6 +25,7 @@ from rfjax.data.encode.notes import Broken, Notes, check_broken
 from rfjax.data.encode.plan import PLAN_FILE, RECORDS_FILE, REPORT_FILE, Plan
 from rfjax.data.encode.work_folder import WorkFolder
 from rfjax.data.filters import with_notes
+from rfjax.data.filters.pictures import BROKEN
 from rfjax.data.manifest import Manifest, StoredFile
 from rfjax.data.order import note_on_small_buckets
 from rfjax.errors import UserError, needing_room
@@ -105,10 +106,23 @@ def merge(
         )
         disk.sync_tree(work.dataset)
         work.publish()
-    for sentence in (*total.sentences(), note_on_small_buckets(manifest)):
+    small_buckets = note_on_small_buckets(manifest)
+    for sentence in (_removed(plan), *total.sentences(), small_buckets):
         if sentence:
             warn(sentence)
     return manifest
+
+
+def _removed(plan: Plan) -> str:
+    """What the filters left out, broken pictures apart; empty if it is nothing."""
+    counts = {name: n for name, n in plan.removed.items() if name != BROKEN}
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return (
+        f"filters left out {sum(counts.values()):,} of {plan.num_entries:,} records "
+        f"({reasons}); {REPORT_FILE} shows them."
+    )
 
 
 def files_of(plan: Plan, work: WorkFolder) -> Iterator[Path]:

@@ -159,10 +159,11 @@ def _read_phrases(path: Path) -> tuple[tuple[str, ...], ...]:
             f"filters.deny_file must be text in UTF-8, got {path} ({error.reason} at "
             f"byte {error.start}); correct its encoding."
         ) from None
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        found = "a folder" if path.is_dir() else "which does not exist"
         raise MissingFileError(
-            f"filters.deny_file must be a text file, got {path}, which does not exist; "
-            "correct the path."
+            f"filters.deny_file must be a text file, got {path}, {found}; correct the "
+            "path."
         ) from None
     lines = (line.split("#")[0].strip() for line in text.splitlines())
     phrases = _phrases(tuple(filter(None, lines)), field="filters.deny_file")
