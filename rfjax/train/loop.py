@@ -203,6 +203,7 @@ def _train(
         log.evaluate(owed, state, step, check_in)
     while step < job.config.num_steps:
         wait_start = time.perf_counter()
+        # Copied to the devices while these still run the step before.
         batch = put_batch(next(job.stream), mesh=job.mesh)
         log.add_wait(time.perf_counter() - wait_start)
         question = ballot.ask(stop.requested is not None)
