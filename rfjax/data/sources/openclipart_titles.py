@@ -25,7 +25,6 @@ _UNTRUE = re.compile(
 )
 
 _RANKS = {"a": "ace", "k": "king", "q": "queen", "j": "jack"}
-_RANKS |= {str(number): str(number) for number in range(2, 11)}
 _SUITS = {"s": "spades", "h": "hearts", "d": "diamonds", "c": "clubs"}
 
 # Path of a drawing in a series -> what it shows; {} is the first group in words.
