@@ -72,17 +72,16 @@ class WorkFolder:
         """
         disk.make_folder(self.path)
         operation = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-        try:
-            with _locked(self.path, operation | fcntl.LOCK_NB):
-                yield
-                self._remove_if_empty()
-        except BlockingIOError:
-            raise UserError(
-                f"out must not be in use, got {self._shown}, which another process is "
-                "encoding now; wait for it to end, or name another."
-            ) from None
-        finally:
-            self._remove_if_empty()
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(_locked(self.path, operation | fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise UserError(
+                    f"out must not be in use, got {self._shown}, which another process "
+                    "is encoding now; wait for it to end, or name another."
+                ) from None
+            stack.callback(self._remove_if_empty)
+            yield
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
