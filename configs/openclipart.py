@@ -7,7 +7,9 @@
     rfjax sample --workdir=runs/openclipart --sheet
     rfjax sample --workdir=runs/openclipart --prompt="red car" --out=red_car.png
 
-Hardware: 2 CPU cores. Duration: an hour. Expected: TODO
+Hardware: 2 CPU cores. Duration: about an hour (1.6 CPU seconds a step). Validation is
+on combinations of a colour and a noun of which training shows each, but not both
+together. Squares are drawn unless `--aspect` asks for another shape.
 """
 
 from ml_collections import ConfigDict
