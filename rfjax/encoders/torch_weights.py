@@ -17,7 +17,7 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import xxhash
 
@@ -27,8 +27,6 @@ from rfjax.value_types import OneOf, StoredPath
 
 DEVICES = ("auto", "cpu", "cuda", "jax")
 DTYPES = ("float32", "bfloat16")
-
-Encoder = TypeVar("Encoder")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # What is asked of a hub: pickles can run code, and other files are other formats.
@@ -224,11 +222,11 @@ def choose_device(device: str, *, what: str) -> str:
 
 def make_with(
     digest: str,
-    make: Callable[[str], Encoder],
+    make: Callable[[str], Any],
     paths: Sequence[str],
     *,
     what: str,
-) -> Encoder:
+) -> Any:
     """Makes an encoder from the first folder that holds certain weights.
 
     Args:

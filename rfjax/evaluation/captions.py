@@ -48,7 +48,9 @@ def prompt_features(
       and prompts that they cut.
 
     Raises:
-      As `encode_prompts`.
+      MissingPackageError: the encoders' packages are not installed.
+      MissingFileError: their weights are not found.
+      UserError: a prompt is too long, or the encoders found are others.
     """
     manifest = config.manifest()
     rows: list[dict[str, np.ndarray]] = [{} for _ in prompts]
