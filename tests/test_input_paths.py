@@ -111,3 +111,13 @@ def test_a_config_file_in_json_is_read_from_its_folder(home):
     text = config_to_dict(config, folder="runs/a")
     whole_files.write_json("runs/a/config.json", text)
     assert from_config_dict(load_config_file("runs/a/config.json")) == config
+
+
+def test_the_paths_of_the_parts_of_a_mixture(home):
+    parts = [{"path": "data", "weight": 0.5}, {"path": "more/data"}]
+    given = {"data": {"kind": "mixture", "parts": parts}}
+    stored = input_paths.to_folder(Config, given, "runs/a")
+    paths = [part["path"] for part in stored["data"]["parts"]]
+    assert paths == ["../../data", "../../more/data"]
+    assert stored["data"]["parts"][0]["weight"] == 0.5
+    assert input_paths.from_folder(Config, stored, "runs/a") == given
