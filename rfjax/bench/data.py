@@ -32,7 +32,6 @@ PEERS = {
     "webdataset": (data_peers.write_tars, data_peers.read_tars, data_peers.WORKERS),
     "parquet": (data_peers.write_parquet, data_peers.read_parquet, (0,)),
 }
-_RAW_THREADS = (1, 2, 4, 8, 16)
 _WARM_UP = 8  # batches that are not counted: more than most read ahead
 
 
@@ -175,8 +174,11 @@ def measure_dataset(
 
 
 def _own_sides(root: Path) -> dict[str, _Side]:
+    from rfjax.data.reading import Reading
+
+    threads = Reading().options().num_threads  # those of the pipeline
     return {
-        RAW: _Side(RAW, root, None, _RAW_THREADS),
+        RAW: _Side(RAW, root, None, (threads,)),
         PIPELINE: _Side(PIPELINE, root, None, (None,)),
     }
 

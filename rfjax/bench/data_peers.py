@@ -25,6 +25,7 @@ from rfjax.bench.data_layouts import Layout, endless_order
 _CORES = len(os.sched_getaffinity(0))
 # Worker processes to try: more than cores are slower.
 WORKERS = tuple(n for n in (1, 2, 4, 8, 16) if n <= _CORES)
+_START = "forkserver"  # a copy of a process with threads aborts when it ends
 _SHARD = 64  # examples in a tar, and in a row group of parquet
 _SHUFFLED = 128  # examples that WebDataset shuffles among
 
@@ -78,6 +79,7 @@ def read_files(
         sampler=_Endless(len(dataset)),
         collate_fn=functools.partial(_collate, layout=layout),
         num_workers=workers,
+        multiprocessing_context=_START if workers else None,
     )
     return iter(loader)
 
@@ -99,7 +101,13 @@ def read_tars(
         .map(_decode_member)
         .batched(batch_size, collation_fn=functools.partial(_collate, layout=layout))
     )
-    return iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers))
+    loader = wds.WebLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=_START if workers else None,
+    )
+    return iter(loader)
 
 
 def read_parquet(

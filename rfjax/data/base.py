@@ -34,6 +34,7 @@ class Dataset(Reading, abc.ABC):
 
       latents: [H, W, C] bfloat16, with mean 0 and variance 1 over the training split;
         (H, W, C) is one of `manifest().latent.shapes`.
+      log_variance: the same, if latents are the means of posteriors.
       caption: bytes, UTF-8.
       annotation: bytes, JSON or empty: what is known about the example.
 

@@ -44,8 +44,8 @@ class Reading:
       context_mask: give batches a mask that hides pad tokens. SD3 has none.
       latents_dtype: "float32" or "bfloat16" (as stored; half the bytes to copy).
       shuffle_seed: order of the stream; the run's seed when None.
-      read_threads: threads that read and assemble batches, in this process; None: as
-        many as cores, 2 to 16. Data on a slow or distant disk may need more.
+      read_threads: threads that read and assemble batches, in this process; None: two
+        for each core, at most 16. Data on a slow or distant disk may need more.
       prefetch_batches: batches that are ready or being read, at most; None: two more
         than threads.
     """
@@ -66,7 +66,7 @@ class Reading:
         """Threads and batches ahead, as Grain takes them."""
         threads = self.read_threads
         if threads is None:
-            threads = min(max(2, len(os.sched_getaffinity(0))), _MOST_THREADS)
+            threads = min(2 * len(os.sched_getaffinity(0)), _MOST_THREADS)
         ahead = self.prefetch_batches
         if ahead is None:
             ahead = threads + 2
