@@ -206,10 +206,13 @@ def test_twenty_random_kills_leave_the_same_files(tmp_path):
                     continue
                 victims["command" if victim == process.pid else "worker"] += 1
                 num_kills += 1
-        process.communicate()
-        if process.returncode == 0:
+        _, error = process.communicate()
+        # It may have been killed when all was done.
+        if out.exists() and not WorkFolder(out).path.exists():
             assert contents(out) == expected
             num_ends += 1
+        else:
+            assert process.returncode in (-signal.SIGKILL, 1), error
     assert min(victims.values()) >= 3, victims
     other = begin(scenes, tmp_path / "other", *flags, "--config.source.seed=1")
     assert other.wait(600) == 0
