@@ -40,9 +40,11 @@ nitpick_ignore_regex = [
     (
         "py:.*",
         r"(jax|jaxlib|flax|optax|orbax|ocp|numpy|np|jnp|pd|pandas|matplotlib|Figure|tqdm|"
-        r"torch|cyclopts|grain|tensorflow_datasets|PIL|collections|pathlib|types|typing|contextlib|enum|abc|os|re)"
+        r"torch|cyclopts|grain|tensorflow_datasets|PIL|collections|pathlib|types|typing|contextlib|enum|abc|os|re|"
+        r"fractions|itertools)"
         r"(\..*)?",
     ),
+    ("py:class", "Records"),  # a name for a type, no class
 ]
 
 autodoc_member_order = "bysource"

@@ -6,13 +6,15 @@ resumes anywhere, and any number of processes read the same global batches.
 
 Records are in groups: those of one data set in one bucket. A batch is of one bucket.
 
-* One group: its records are shuffled anew in each pass.
-* Several data sets in a bucket: their streams are interleaved by weight, so that the
-  share of each is right in every stretch of the bucket's rows, to one row.
-* Several buckets: bucket k, to which L_k examples of an epoch belong, has
-  floor((e + 1) L_k / B) - floor(e L_k / B) batches of B examples in epoch e, and the
-  batches of an epoch are shuffled. Over epochs each has its share, to one batch, and
-  each pass over a group holds every record once.
+One group: its records are shuffled anew in each pass.
+
+Several data sets in a bucket: their streams are interleaved by weight, so that the
+share of each is right in every stretch of the bucket's rows, to one row.
+
+Several buckets: bucket k, to which L_k examples of an epoch belong, has
+floor((e + 1) L_k / B) - floor(e L_k / B) batches of B examples in epoch e, and the
+batches of an epoch are shuffled. Over epochs each has its share, to one batch, and each
+pass over a group holds every record once.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class SweepCell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
+class SweepManifest:
     """What sweep.json holds.
 
     Attributes:
@@ -79,7 +79,7 @@ class Manifest:
     config_hashes: Collection[str]
 
 
-def read(workdir: Path | str) -> Manifest:
+def read(workdir: Path | str) -> SweepManifest:
     """The manifest of a sweep folder.
 
     Raises:
@@ -95,7 +95,7 @@ def read(workdir: Path | str) -> Manifest:
     try:
         fields = json.loads(path.read_text("utf-8"))
         cells = [SweepCell(**cell) for cell in fields["cells"]]
-        return Manifest(cells, set(fields["config_hashes"]))
+        return SweepManifest(cells, set(fields["config_hashes"]))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"sweep folder {workdir} holds a {MANIFEST_FILE} that no sweep wrote; move "
@@ -103,7 +103,7 @@ def read(workdir: Path | str) -> Manifest:
         ) from error
 
 
-def write(workdir: Path | str, manifest: Manifest) -> None:
+def write(workdir: Path | str, manifest: SweepManifest) -> None:
     """Writes the manifest of a sweep folder."""
     fields = {
         "cells": [dataclasses.asdict(cell) for cell in manifest.cells],

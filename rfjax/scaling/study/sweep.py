@@ -15,7 +15,7 @@ from typing import Any
 from rfjax import checkpoint, run_folder, whole_files
 from rfjax.errors import UserError
 from rfjax.scaling.study import manifest
-from rfjax.scaling.study.manifest import MANIFEST_FILE, Manifest, SweepCell
+from rfjax.scaling.study.manifest import MANIFEST_FILE, SweepCell, SweepManifest
 
 TABLE_FILE = "runs.csv"
 
@@ -90,7 +90,7 @@ def write_cells(
         # Again, now that none of them can start elsewhere with the config that it has.
         due = [cell for cell in due if is_due(cell)]
         # First the list, so that whatever a killed sweep leaves is known as its own.
-        manifest.write(workdir, Manifest(cells, hashes))
+        manifest.write(workdir, SweepManifest(cells, hashes))
         for cell in due:
             _write_config(workdir / cell.name, configs[cell.name])
 
