@@ -269,8 +269,8 @@ def device_elsewhere(device: str) -> str:
 def digest(model: Any, facts: Mapping[str, Any]) -> str:
     """What tells a model from others: 128 bits of XXH3, in hexadecimal.
 
-    It depends on the values and dtypes of the parameters as they were loaded, however
-    files or libraries name, order and split them.
+    It depends on the values and dtypes of the parameters and on their names in the
+    loaded model, however files name, order and split them.
 
     Args:
       model: a PyTorch module.
@@ -278,12 +278,12 @@ def digest(model: Any, facts: Mapping[str, Any]) -> str:
     """
     import torch
 
-    parts = set()
-    for parameter in model.parameters():
+    parts = []
+    for name, parameter in model.named_parameters():
         values = parameter.detach().cpu().contiguous()
-        hashed = xxhash.xxh3_128(f"{values.dtype} {list(values.shape)}".encode())
+        hashed = xxhash.xxh3_128(f"{name} {values.dtype} {list(values.shape)}".encode())
         hashed.update(values.reshape(-1).view(torch.uint8).numpy())
-        parts.add(hashed.hexdigest())
+        parts.append(hashed.hexdigest())
     known = ",".join(f"{name}={facts[name]!r}" for name in sorted(facts))
     return xxhash.xxh3_128("\n".join([*sorted(parts), known]).encode()).hexdigest()
 

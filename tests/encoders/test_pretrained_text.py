@@ -335,6 +335,23 @@ def test_the_encoder_of_a_data_set_is_found_again(ours, sd3_parts, tmp_path):
     assert text.make_text_encoder("clip", **options | drop).weights == digest
 
 
+def test_a_digest_says_which_parameter_has_which_values(ours, sd3_parts, tmp_path):
+    """Two that are exchanged are found; the order of a file does not matter."""
+    from safetensors.torch import load_file, save_file
+
+    moved = copied(sd3_parts, tmp_path / "parts")
+    file = moved / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    for is_exchanged in (False, True):
+        if is_exchanged:
+            endings = ("0.self_attn.q_proj.weight", "0.self_attn.k_proj.weight")
+            one, other = (name for name in weights if name.endswith(endings))
+            weights[one], weights[other] = weights[other], weights[one]
+        save_file(dict(reversed(weights.items())), file, metadata={"format": "pt"})
+        digest = config_of("clip_l", moved).make().weights
+        assert (digest != ours["clip_l"][0].weights) == is_exchanged
+
+
 def test_a_model_of_the_hub(sd3_parts, tmp_path, monkeypatch, ours, no_hub):
     """Downloaded before, and found where the hub cannot be reached."""
     snapshot = tmp_path / "models--small--sd3" / "snapshots" / ("0" * 40)
