@@ -204,6 +204,19 @@ def test_pixels_decide_size_shape_and_whether_a_picture_is_broken():
     assert read.counts == {"broken picture": 1}
 
 
+def test_a_record_that_cannot_be_read_is_broken_whatever_the_rules():
+    records = [entry(), Entry("row 1", ("",), broken="no JSON"), Entry("row 2", ("",))]
+    for rules, gone in ({}, {1}), ({"remove_empty_captions": True}, {1, 2}):
+        selection = select(Records(records), filters(**rules))
+        assert {each.index for each in selection.removed} == gone
+        first = selection.removed[0]
+        assert (first.key, first.reason, first.detail) == (
+            "row 1",
+            pictures.BROKEN,
+            "no JSON",
+        )
+
+
 def test_each_record_has_its_first_reason_and_all_add_up():
     records = [entry("gun", columns={"score": 0}), entry("car", columns={"score": 0})]
     records += [entry("a", columns={"score": 1})] * 3

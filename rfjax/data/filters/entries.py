@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rfjax.data.filters.config import FilterConfig
+from rfjax.data.filters.pictures import BROKEN
 from rfjax.data.filters.words import words_of
 from rfjax.data.sources.base import Entry
 from rfjax.errors import UserError
@@ -40,6 +41,8 @@ class EntryRules:
         self._num_entries += 1
         self._columns.update(entry.columns)
         self._has_licences |= bool(entry.licence)
+        if entry.broken:
+            return BROKEN, entry.broken
         for rule in (
             self._caption,
             self._licence,

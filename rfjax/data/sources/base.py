@@ -28,6 +28,7 @@ class Entry:
       attribution: whom to name; empty if the source does not say.
       columns: what else is known, by name: scores, keywords. Filters ask for them.
       annotation: JSON-like facts to be stored, e.g. the objects and boxes of a scene.
+      broken: why it cannot be read, so that only its key is known; empty if it can.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Entry:
     attribution: str = ""
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     annotation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    broken: str = ""
 
 
 @runtime_checkable

@@ -58,8 +58,8 @@ class Rows(Protocol):
 class RowSource:
     """Pictures and captions from rows.
 
-    A row that cannot be read has empty captions, and its picture is a `BrokenPicture`
-    that says what is wrong.
+    A row that cannot be read is an entry that says what is wrong, and its picture a
+    `BrokenPicture` that says the same.
 
     Attributes:
       licence: see `Source`.
@@ -92,8 +92,9 @@ class RowSource:
         """What a row says; see `Source`."""
         try:
             return self._read(index)
-        except BrokenPicture:
-            return Entry(self._rows.key(index), ("",) * len(self.caption_kinds))
+        except BrokenPicture as error:
+            captions = ("",) * len(self.caption_kinds)
+            return Entry(self._rows.key(index), captions, broken=str(error))
 
     def picture(self, index: int) -> np.ndarray:
         """The picture of a row; see `Source`."""
