@@ -566,7 +566,9 @@ def test_broken_records_are_named_and_left_out(tmp_path, world, has_buckets):
         assert part in told, told
     assert verify_records(out, manifest) == 36
     with pytest.raises(
-        ValueError, match=r"max_broken must .* got 0.05 and .*; .*=0\.(08|1)\."
+        ValueError,
+        match=r"max_broken must .* got 0.05 and .*; .*=0\.(08|1)\. "
+        r"What is done is kept in .*other\.encoding\.$",
     ):
         run(tmp_path / "other", make_config(max_broken=0.05, **size))
     assert not (tmp_path / "other").exists()
@@ -611,3 +613,17 @@ def test_what_filters_leave_out_is_told_and_shown(tmp_path, world):
     assert "filters" not in told
     listed = [file.path for file in kept.files]
     assert "report.html" in listed
+
+
+def test_a_refusal_says_whether_anything_is_left(tmp_path):
+    out, refusal = tmp_path / "out", "filters must leave a record, got all 40 removed"
+    with pytest.raises(ValueError, match=refusal) as caught:
+        run(out, make_config(filters={"max_caption_words": 1}, buckets={}))
+    assert "is kept" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=refusal) as caught:
+        run(out, make_config(filters={"min_side": 1000}))
+    assert str(caught.value).endswith(f"What is done is kept in {out}.encoding.")
+    assert os.listdir(f"{out}.encoding") == ["looks"]
+    run(out)
+    assert os.listdir(tmp_path) == ["out"]

@@ -159,5 +159,5 @@ def check_broken(broken: Iterable[Broken], *, of: int, max_broken: float) -> Non
         raise UserError(
             f"max_broken must allow for what is broken, got {max_broken:g} and "
             f"{describe_broken(broken)} of {of:,}; mend them, or allow for more with "
-            f"--config.max_broken={least:g}. What is done is kept."
+            f"--config.max_broken={least:g}."
         )

@@ -68,7 +68,8 @@ class WorkFolder:
           alone: whether no other process of this host may; else it is one of several.
 
         Raises:
-          UserError: another process has the folder.
+          UserError: another process has the folder; or as in the block, and the message
+            then names the folder if anything is left in it.
         """
         disk.make_folder(self.path)
         operation = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
@@ -81,7 +82,14 @@ class WorkFolder:
                     "is encoding now; wait for it to end, or name another."
                 ) from None
             stack.callback(self._remove_if_empty)
-            yield
+            try:
+                yield
+            except UserError as error:
+                self._remove_if_empty()
+                if not self.path.is_dir() or str(self.path) in str(error):
+                    raise
+                kept = f"What is done is kept in {self.path}."
+                raise type(error)(f"{error} {kept}") from error
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:

@@ -232,8 +232,8 @@ class _Workers:
             raise UserError(
                 f"workers must live until their task is done, but {name} was ended by "
                 f"{cause} {where}, as {MOST_DEATHS - 1} before it; if memory is short, "
-                "choose fewer --workers or a smaller batch_size. What is done is kept: "
-                "run the same command again."
+                "choose fewer --workers or a smaller batch_size, and run the same "
+                "command again."
             )
         self._warn(f"{name} was ended by {cause} {where}; another one goes on.")
         self._workers[self._workers.index(worker)] = self._start(worker.number)
