@@ -392,7 +392,8 @@ def _check_can_make(target: Path, path: Path, *, field: str) -> None:
         raise UserError(f"{field} must be in a folder, got {path}: {above} is none.")
     try:
         # Permissions, read-only disks and /proc each have their own rules: try it.
-        with partial_files.new_file(above / (target.name or "new")):
+        # Under a name of its own, or others who try it now would take it for a writer.
+        with partial_files.new_file(above / f"{target.name}.trial"):
             pass
     except OSError as error:
         raise UserError(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file or folder appears complete, or everything stays as it was."""
 
+import contextlib
 import errno
 import json
 import os
@@ -12,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from rfjax import run_folder, whole_files
+from rfjax import partial_files, run_folder, whole_files
 from rfjax.errors import StorageError, needing_room
 
 
@@ -81,6 +82,26 @@ def test_only_an_absent_or_empty_folder_is_free(tmp_path):
     for taken in (tmp_path, tmp_path / "file"):
         with pytest.raises(ValueError, match="out must be a new or empty folder"):
             whole_files.check_free(taken, field="out")
+
+
+def test_two_that_ask_at_once_whether_a_folder_is_free(tmp_path, monkeypatch):
+    """As shares of an encoding that start together: neither is a writer."""
+    try_it, met = partial_files.new_file, []
+
+    @contextlib.contextmanager
+    def meanwhile(path):
+        with try_it(path) as partial:
+            monkeypatch.setattr(partial_files, "new_file", try_it)
+            whole_files.check_free(tmp_path / "out", field="out")
+            met.append(path)
+            yield partial
+
+    monkeypatch.setattr(partial_files, "new_file", meanwhile)
+    whole_files.check_free(tmp_path / "out", field="out")
+    assert met
+    with whole_files.new_folder(tmp_path / "out"):
+        with pytest.raises(ValueError, match="another process is writing now"):
+            whole_files.check_free(tmp_path / "out", field="out")
 
 
 def written_by_python(path):
