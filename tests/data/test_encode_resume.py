@@ -35,6 +35,7 @@ class World:
         self.pictures = {}  # index -> seed of another picture
         self.broken = set()
         self.nan = set()
+        self.sizes = None  # index -> a size that is not the picture's; None: not told
         self.weights = "v1"
 
 
@@ -48,7 +49,7 @@ def world(monkeypatch):
         image_size: int = 16
 
         def make(self):
-            return Shapes()
+            return Shapes() if world.sizes is None else SizedShapes()
 
     class Shapes:
         licence = "CC0 and others"
@@ -74,6 +75,11 @@ def world(monkeypatch):
             rng = np.random.default_rng(world.pictures.get(index, index))
             shape = ((16, 16), (12, 30), (40, 15))[index % 3]
             return rng.integers(0, 256, (*shape, 3), np.uint8)
+
+    class SizedShapes(Shapes):
+        def size(self, index):
+            shape = ((16, 16), (12, 30), (40, 15))[index % 3]
+            return world.sizes.get(index, shape)
 
     @dataclasses.dataclass(frozen=True)
     class PosteriorConfig(PatchPCAConfig):
@@ -506,6 +512,15 @@ def test_other_weights_and_another_source_are_refused(tmp_path, monkeypatch, wor
         encode.encode_share(out, encode.Share(0, 1))
 
 
+def test_sizes_that_are_told_are_enough_for_buckets(tmp_path, world, uninterrupted):
+    world.sizes = {}
+    run(tmp_path / "same")
+    assert contents(tmp_path / "same") == uninterrupted
+    world.sizes = {39: (12, 30)}  # the picture has another by the time it is encoded
+    with pytest.raises(ValueError, match="got another record 'row 39'"):
+        run(tmp_path / "other")
+
+
 def test_a_plan_of_another_version(tmp_path, monkeypatch):
     out = tmp_path / "out"
     cut_short(out, after=10)
@@ -543,9 +558,14 @@ def test_a_shard_that_changed_is_encoded_again(
 # -- What is broken ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("has_buckets", [True, False])
-def test_broken_records_are_named_and_left_out(tmp_path, world, has_buckets):
+@pytest.mark.parametrize(
+    ("has_buckets", "tells_sizes"), [(True, False), (True, True), (False, False)]
+)
+def test_broken_records_are_named_and_left_out(
+    tmp_path, world, has_buckets, tells_sizes
+):
     world.broken = {3, 20}
+    world.sizes = {} if tells_sizes else None
     world.nan = {9}
     world.captions = {4: "x" * 100, 6: "", 8: "y" * 20}
     size = {} if has_buckets else {"buckets": {}}

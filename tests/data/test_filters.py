@@ -204,6 +204,19 @@ def test_pixels_decide_size_shape_and_whether_a_picture_is_broken():
     assert read.counts == {"broken picture": 1}
 
 
+def test_sizes_are_asked_for_where_no_rule_needs_pixels():
+    @dataclasses.dataclass
+    class Sized(Records):
+        def size(self, index):
+            return ((20, 40), (19, 40))[index]
+
+    source = Sized([entry(key="good"), entry(key="small")])  # without pictures
+    selection = select(source, filters(min_side=20, max_aspect=2))
+    assert (selection.kept.tolist(), selection.sizes.tolist()) == ([0], [[20, 40]])
+    with pytest.raises(AssertionError, match="no rule asks for a picture"):
+        select(source, filters(exact_duplicates=True))
+
+
 def test_a_record_that_cannot_be_read_is_broken_whatever_the_rules():
     records = [entry(), Entry("row 1", ("",), broken="no JSON"), Entry("row 2", ("",))]
     for rules, gone in ({}, {1}), ({"remove_empty_captions": True}, {1, 2}):

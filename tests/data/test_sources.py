@@ -70,9 +70,9 @@ def test_every_layout_gives_the_same_pictures(layout, picture_sets, pictures):
         assert entry.annotation == {"score": row["score"]}
         assert entry.columns["score"] == row["score"]
         assert entry.split == ""
-        np.testing.assert_array_equal(
-            source.picture(number), pixels(pictures.file(number))
-        )
+        picture = source.picture(number)
+        np.testing.assert_array_equal(picture, pixels(pictures.file(number)))
+        assert source.size(number) == picture.shape[:2]
     for number in (-1, pictures.count):
         with pytest.raises(IndexError):
             source.entry(number)

@@ -10,12 +10,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import xxhash
 
 from rfjax.data.buckets import fit
 from rfjax.data.encode.config import EncodeConfig
 from rfjax.data.encode.notes import Broken, Notes
-from rfjax.data.encode.plan import digest_of_picture
+from rfjax.data.encode.plan import digest_of_picture, digest_of_size
 from rfjax.data.manifest import EncoderSpec, Manifest
 from rfjax.data.sources import EncodedSource, Entry, Source
 from rfjax.encoders.images import ImageCodec
@@ -34,13 +33,13 @@ class Loaded:
       content: the picture, [H, W, 3] uint8 of its bucket's size; or the features of a
         source that is encoded already.
       facts: what is known of it now, for its annotation.
-      digest: of the picture or the features as the source gave them.
+      digests: of the picture, and of its size, as the source gave it; none of features.
     """
 
     entry: Entry
     content: np.ndarray | Features
     facts: Mapping[str, Any]
-    digest: int
+    digests: tuple[int, ...] = ()
 
 
 class BatchEncoder:
@@ -81,15 +80,12 @@ class BatchEncoder:
             "attribution": entry.attribution,
         }
         if isinstance(self._source, EncodedSource):
-            features = self._source.features(index)
-            digest = xxhash.xxh3_64()
-            for value in features.values():
-                digest.update(np.ascontiguousarray(value).tobytes())
-            return Loaded(entry, features, facts, digest.intdigest() or 1)
+            return Loaded(entry, self._source.features(index), facts)
         picture = self._source.picture(index)
         image, crop = fit(picture, self._sizes[shape])
         facts |= {"size": list(picture.shape[:2]), "crop": list(crop)}
-        return Loaded(entry, image, facts, digest_of_picture(picture))
+        digests = digest_of_picture(picture), digest_of_size(picture.shape[:2])
+        return Loaded(entry, image, facts, digests)
 
     def encode(self, batch: Sequence[Loaded], notes: Notes) -> list[Features]:
         """Encodes records of one bucket.

@@ -18,7 +18,12 @@ import xxhash
 
 from rfjax import schema, whole_files
 from rfjax.data.encode.config import EncodeConfig
-from rfjax.data.encode.plan import NOT_LOOKED_AT, digest_of_entry, digest_of_picture
+from rfjax.data.encode.plan import (
+    NOT_LOOKED_AT,
+    digest_of_entry,
+    digest_of_picture,
+    digest_of_size,
+)
 from rfjax.data.filters import pictures
 from rfjax.data.sources import Source
 from rfjax.errors import UserError
@@ -125,14 +130,21 @@ def looks_files(folder: Path) -> list[Path]:
 
 
 class _Watched:
-    """A source, of which the digests of the pictures that were read are kept."""
+    """A source, of which the digests of the pictures that are looked at are kept."""
 
     def __init__(self, source: Source):
         self._source = source
         self.digests: dict[int, int] = {}
+        if hasattr(source, "size"):
+            self.size = self._size
 
     def picture(self, index: int) -> np.ndarray:
         """As of the source."""
         image = self._source.picture(index)
         self.digests[index] = digest_of_picture(image)
         return image
+
+    def _size(self, index: int) -> tuple[int, int]:
+        size = self._source.size(index)
+        self.digests[index] = digest_of_size(size)
+        return size

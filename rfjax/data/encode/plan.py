@@ -219,6 +219,11 @@ def digest_of_picture(image: np.ndarray) -> int:
     return digest.intdigest() or 1
 
 
+def digest_of_size(size: tuple[int, int]) -> int:
+    """The same of a picture of which no more than (height, width) was looked at."""
+    return xxhash.xxh3_64_intdigest(f"size {size[0]} {size[1]}".encode()) or 1
+
+
 def digest_of_source(source: Source) -> str:
     """Digest of all entries of a source."""
     digest = xxhash.xxh3_128(str(len(source)).encode())

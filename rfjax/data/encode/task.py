@@ -205,7 +205,7 @@ class Tasks:
                     key = self.source.entry(index).key
                     broken.append(Broken(key, str(error)))
                     continue
-                if picture not in (NOT_LOOKED_AT, opened.digest):
+                if picture not in (NOT_LOOKED_AT, *opened.digests):
                     raise self._changed(opened.entry.key)
                 loaded.append(opened)
             yield _Batch(tuple(loaded), tuple(broken), len(planned))

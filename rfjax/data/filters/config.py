@@ -104,8 +104,13 @@ class FilterConfig:
         return self.near_duplicates and self.embedding_column is None
 
     @property
+    def needs_pixels(self) -> bool:
+        """Whether any rule asks for more of a picture than its size."""
+        return self.exact_duplicates or self.compares_pictures
+
+    @property
     def pixel_rules(self) -> tuple[str, ...]:
-        """Fields of the rules that look at pixels."""
+        """Fields of the rules that look at pictures."""
         rules = {
             "filters.min_side": self.min_side is not None,
             "filters.max_aspect": self.max_aspect is not None,
@@ -116,7 +121,7 @@ class FilterConfig:
 
     @property
     def reads_pictures(self) -> bool:
-        """Whether any rule looks at pixels."""
+        """Whether any rule looks at pictures."""
         return bool(self.pixel_rules)
 
     def denied(self) -> tuple[tuple[str, ...], ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pixels decide: whether a picture can be read, its size, and its looks."""
+"""What pictures decide: whether they can be read, their size, and their looks."""
 
 from __future__ import annotations
 
@@ -39,8 +39,12 @@ def look(source: Source, index: int, config: FilterConfig) -> Look:
     """Reads a picture of a source, and keeps what the rules of `config` need.
 
     It depends on nothing else, so pictures may be looked at in any process and order.
+    Where the size is enough and the source tells it from a header, a picture that is
+    damaged further on is not found.
     """
     try:
+        if hasattr(source, "size") and not config.needs_pixels:
+            return Look(source.size(index))
         image = source.picture(index)
     except BrokenPicture as error:
         return Look(None, broken=str(error))

@@ -53,7 +53,8 @@ class Source(Protocol):
       caption_kinds: names of the captions of an entry, identifiers.
 
     It may also have `notes`: what its user has to know, such as the number and names of
-    files that were passed over; a line each.
+    files that were passed over; a line each. And `size(index)`, if that is cheaper than
+    `picture`: the (height, width) of what that gives, or a BrokenPicture.
     """
 
     licence: str

@@ -12,7 +12,13 @@ import numpy as np
 
 from rfjax.data.sources.base import Entry
 from rfjax.data.sources.columns import Columns
-from rfjax.data.sources.pictures import BrokenPicture, Colour, Picture, decode_picture
+from rfjax.data.sources.pictures import (
+    BrokenPicture,
+    Colour,
+    Picture,
+    decode_picture,
+    read_size,
+)
 from rfjax.errors import MissingFileError, UserError
 
 NOT_STATED = "Licence: not stated by the source."
@@ -101,6 +107,11 @@ class RowSource:
         key = self._read(index).key
         file = self._rows.picture(index)
         return decode_picture(file, name=key, background=self._background)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Its (height, width) by the header of its file; see `Source`."""
+        key = self._read(index).key
+        return read_size(self._rows.picture(index), name=key)
 
     def _read(self, index: int) -> Entry:
         rows = self._rows
