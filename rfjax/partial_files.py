@@ -188,5 +188,7 @@ def _move_entries(complete: Path) -> None:
     """Moves complete content from a partial folder in its target into that target."""
     target = complete.parent.parent
     for entry in sorted(complete.iterdir(), key=lambda e: (not e.is_dir(), e.name)):
-        os.replace(entry, target / entry.name)
-    complete.rmdir()
+        with contextlib.suppress(FileNotFoundError):  # another process went on with it
+            os.replace(entry, target / entry.name)
+    with contextlib.suppress(FileNotFoundError):
+        complete.rmdir()

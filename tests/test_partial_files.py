@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What killed processes left unfinished is removed by the next, and nothing else."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -33,6 +34,23 @@ def write_both(folder):
     with whole_files.new_folder(folder / "out") as out:
         (out / "whole.txt").write_text("whole")
     whole_files.write_text(folder / "a.json", "whole")
+
+
+def test_two_that_go_on_moving_do_it_together(tmp_path, monkeypatch):
+    out, move = tmp_path / "out", os.replace
+    (out / "work" / "done").mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        (out / "work" / "done" / name).write_text(name)
+
+    def overtaken(*args):
+        monkeypatch.setattr(os, "replace", move)
+        partial_files.go_on_moving(out / "work")
+        move(*args)
+
+    monkeypatch.setattr(os, "replace", overtaken)
+    partial_files.move_content(out / "work" / "done")
+    assert names(out) == ["a", "b", "c", "work"]
+    assert not names(out / "work")
 
 
 def test_only_the_dead_lose_what_they_left(tmp_path):
