@@ -35,6 +35,7 @@ class World:
         self.pictures = {}  # index -> seed of another picture
         self.broken = set()
         self.nan = set()
+        self.on_open = []  # what happens while a source is opened, once each
         self.sizes = None  # index -> a size that is not the picture's; None: not told
         self.weights = "v1"
 
@@ -49,6 +50,8 @@ def world(monkeypatch):
         image_size: int = 16
 
         def make(self):
+            if world.on_open:
+                world.on_open.pop()()
             return Shapes() if world.sizes is None else SizedShapes()
 
     class Shapes:
@@ -423,6 +426,24 @@ def test_shares_that_run_at_the_same_time(tmp_path, uninterrupted):
     assert encode.encode_share(out, encode.Share(0, 3)).splits["train"] == 32
     with pytest.raises(ValueError, match="batch_size must be 3, with which .* got 4"):
         encode.encode_share(out, encode.Share(0, 3), config=make_config(batch_size=4))
+
+
+@pytest.mark.parametrize("share", [None, encode.Share(0, 3)])
+def test_whoever_is_overtaken_has_nothing_to_do(tmp_path, world, uninterrupted, share):
+    """Another finishes the data set while the source is opened."""
+    out = tmp_path / "out"
+
+    def overtake():
+        run(out)
+        world.broken = set(range(NUM))  # nothing can be encoded once more
+
+    world.on_open = [overtake]
+    if share is None:
+        run(out)
+    else:
+        take_share(out, share, config=make_config())
+    assert contents(out) == uninterrupted
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_share_alone_leaves_the_rest_to_others(tmp_path, uninterrupted):

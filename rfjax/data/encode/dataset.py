@@ -7,6 +7,7 @@ the same to the byte, however often it was killed and however many processes too
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -90,6 +91,8 @@ def encode_dataset(
     work.check_free()
     encoding.open_source()  # what is wrong with it is said before there is a folder
     with work.held(alone=True):
+        if manifest := encoding.published():  # by another process in the meantime
+            return manifest
         encoding.make_plan()
         plan = encoding.tasks.plan
         plan.check_source(encoding.tasks.source, work)
@@ -140,6 +143,8 @@ def encode_share(
     encoding.open_source()
     with work.held(alone=False):
         with work.turn():
+            if manifest := encoding.published():  # by another share in the meantime
+                return manifest
             encoding.make_plan()
         plan = encoding.tasks.plan
         own = range(share.index, len(plan.shards), share.count)
@@ -183,7 +188,7 @@ class _Encoding:
             return None
         manifest = shards.read_manifest(work.out)
         check_creation(manifest.creation, self._config, work)
-        if (work.plan / PLAN_FILE).is_file():
+        with contextlib.suppress(FileNotFoundError):  # nothing is left, or no more
             self._remove_work(Plan.read(work))
         return manifest
 
