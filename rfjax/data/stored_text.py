@@ -80,9 +80,10 @@ def _equal(
 ) -> bool:
     """Whether the stored states are those of a row, but for rounding."""
     rtol = _RTOL_BFLOAT16 if encoder.fields.get("dtype") == "bfloat16" else _RTOL
-    length = int(features[f"{encoder.prefix}context_length"])
-    if length != text.context_length[row]:
-        return False
+    if encoder.context_dim:
+        length = int(features[f"{encoder.prefix}context_length"])
+        if length != text.context_length[row]:
+            return False
     for part, made in (("context", text.context[row]), ("pooled", text.pooled[row])):
         if made.shape[-1]:
             stored = np.asarray(features[f"{encoder.prefix}{part}"], np.float32)

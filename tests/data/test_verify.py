@@ -13,7 +13,7 @@ import pytest
 
 from rfjax.commands.verify import verify as verify_command
 from rfjax.data import shards
-from rfjax.data.manifest import MANIFEST_FILE, LatentSpec
+from rfjax.data.manifest import MANIFEST_FILE, LatentSpec, TextSpec
 from rfjax.data.verify import MOST_PROBLEMS, verify
 from rfjax.encoders import text
 
@@ -291,6 +291,31 @@ def test_states_of_another_encoder_are_found(write):
 
     (problem,) = verify(write(swap)).problems
     assert problem.startswith(f"record 0 of {SHARD.replace('00000', '00001', 1)}: text")
+
+
+def test_pooled_vectors_without_tokens_are_compared(write, tiny, monkeypatch):
+    class PooledConfig(WordsConfig):
+        context_dim = 0
+
+        def encode(self, captions):
+            encoded = super().encode(captions)
+            return dataclasses.replace(encoded, context=encoded.context[..., :0])
+
+    def drop_tokens(record, split, index):
+        del record["context"], record["context_length"]
+        if split == "train" and index == 9:
+            record["pooled"] = -record["pooled"]
+
+    monkeypatch.setitem(text.TEXT_ENCODERS, "test", PooledConfig)
+    (encoder,) = tiny.manifest().text.encoders
+    spec = TextSpec(encoders=(dataclasses.replace(encoder, context_dim=0),))
+    root = write(
+        drop_tokens,
+        manifest=dataclasses.replace(tiny.manifest(), text=spec),
+        empty_caption={"pooled": features_of("")["pooled"]},
+    )
+    (problem,) = verify(root).problems
+    assert problem.endswith("are not what test makes of 'train 9 é'."), problem
 
 
 def test_encoders_are_compared_with_what_the_manifest_says(write, monkeypatch):
