@@ -17,7 +17,7 @@ from flax import traverse_util
 
 from rfjax import input_paths, run_folder, schema, whole_files
 from rfjax.data import DATASETS, Dataset, trained_on
-from rfjax.data.manifest import Manifest
+from rfjax.data.manifest import LatentSpec, Manifest
 from rfjax.errors import MissingFileError, UserError
 from rfjax.export.local_names import without_folders
 from rfjax.flow import formulations
@@ -284,6 +284,7 @@ def _data_facts(run: Run) -> dict[str, Any]:
     facts = {
         "codec": latent.codec,
         "latent shape": "height {}, width {}, {} channels".format(*latent.shape),
+        **_bucket_facts(latent),
         "latent scale": f"{scale:g}, already applied: latents have variance 1",
         "latent shift": f"{shift:g}, already applied: latents have mean 0",
     }
@@ -293,6 +294,14 @@ def _data_facts(run: Run) -> dict[str, Any]:
             f"pooled {encoder.pooled_dim}, {manifest.text.layout}"
         )
     return facts
+
+
+def _bucket_facts(latent: LatentSpec) -> dict[str, str]:
+    """The sizes to draw, if there is more than one."""
+    if not latent.buckets:
+        return {}
+    sizes = ", ".join(f"{height} x {width}" for height, width in latent.buckets)
+    return {"latent sizes to draw": f"{sizes} (height x width), the aspect buckets"}
 
 
 def _licence_of_data(run: Run) -> str:

@@ -99,6 +99,18 @@ def test_hostile_data_set_name(make_config, make_run):
     assert "| data set | &#60;b&#62; &#124; x &#124; y &#124; |" in text
 
 
+def test_every_size_of_the_data_is_listed(make_config, make_run):
+    run = card.read_run(make_run(make_config()))
+    choices = {"layout": "sd3", "weights": "ema", "dtype": "float32", "step": 4}
+    assert "latent sizes to draw" not in card.model_card(run, **choices)
+    buckets = ((6, 10), run.manifest.latent.shape[:2], (10, 6))
+    latent = dataclasses.replace(run.manifest.latent, buckets=buckets)
+    manifest = dataclasses.replace(run.manifest, latent=latent)
+    text = card.model_card(dataclasses.replace(run, manifest=manifest), **choices)
+    sizes = ", ".join("{} x {}".format(*bucket) for bucket in buckets)
+    assert f"| latent sizes to draw | {sizes} (height x width), the aspect" in text
+
+
 def test_licences_of_the_examples(make_config, make_run):
     run = card.read_run(make_run(make_config()))
     choices = {"layout": "sd3", "weights": "ema", "dtype": "float32", "step": 4}
