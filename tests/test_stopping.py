@@ -117,7 +117,8 @@ def test_nothing_unsaved_ends_at_once_and_leaves_nothing_unfinished(
     script, numbers, status, tmp_path
 ):
     returned, errors, seconds = run_script(script, *numbers, cwd=tmp_path)
-    assert returned == status, errors
+    # As shells have it: a second signal may come when Python has almost ended.
+    assert (returned if returned >= 0 else 128 - returned) == status, errors
     assert "Traceback" not in errors
     assert seconds < 10, "the scripts would run forever"
     names = ["said"] if script is IN_THE_COMPILER else []

@@ -20,7 +20,6 @@ import numpy as np
 from rfjax import schema
 from rfjax.data.base import Dataset
 from rfjax.data.manifest import NO_CODEC, EncoderSpec, LatentSpec, Manifest, TextSpec
-from rfjax.data.reading import Reading
 from rfjax.errors import UserError
 from rfjax.value_types import BatchCount, PositiveInt, Seed, Size, ThreadCount
 
@@ -116,7 +115,7 @@ class SyntheticConfig(Dataset):
         How it is read is no part of that. The first of those fields stand last, at
         their defaults, because the hashes of older runs were made with them.
         """
-        shared = {field.name for field in dataclasses.fields(Reading)}
+        shared = {field.name for field in dataclasses.fields(Dataset)}
         values = dataclasses.asdict(self)
         own = {name: value for name, value in values.items() if name not in shared}
         return own | _HASHED_READING

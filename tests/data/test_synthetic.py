@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from rfjax.data import SyntheticConfig
-from rfjax.data.reading import Reading
+from rfjax.data import Dataset, SyntheticConfig
 
 CONFIG = SyntheticConfig(num_train=64, num_validation=10)
 
@@ -58,8 +57,9 @@ def test_runs_know_the_data_by_the_same_hash_as_ever():
         "caption_weights": (2.0,),
         "context_mask": True,
         "latents_dtype": "bfloat16",
+        "encoders": ("elsewhere",),
     }
-    assert {*reading} == {field.name for field in dataclasses.fields(Reading)}
+    assert {*reading} == {field.name for field in dataclasses.fields(Dataset)}
     assert data_hash() == data_hash(**reading) == "3a2bb67b6c21"
     assert data_hash(data_seed=1) != data_hash(), "control"
 
