@@ -67,8 +67,8 @@ def move_content(content: Path) -> None:
     _move_entries(content.rename(content.parent / _COMPLETE))
 
 
-def go_on_moving(folder: Path) -> None:
-    """Goes on with `move_content` of a folder in it, if that was cut short."""
+def finish_moving(folder: Path) -> None:
+    """Finishes a `move_content` of a folder in it that was cut short."""
     if (folder / _COMPLETE).is_dir():
         _move_entries(folder / _COMPLETE)
 
@@ -175,7 +175,7 @@ def _remove(partial: Path) -> None:
     if not partial.is_dir():
         partial.unlink(missing_ok=True)
         return
-    go_on_moving(partial)
+    finish_moving(partial)
     for entry in partial.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
@@ -188,7 +188,7 @@ def _move_entries(complete: Path) -> None:
     """Moves complete content from a partial folder in its target into that target."""
     target = complete.parent.parent
     for entry in sorted(complete.iterdir(), key=lambda e: (not e.is_dir(), e.name)):
-        with contextlib.suppress(FileNotFoundError):  # another process went on with it
+        with contextlib.suppress(FileNotFoundError):  # moved by another process
             os.replace(entry, target / entry.name)
     with contextlib.suppress(FileNotFoundError):
         complete.rmdir()

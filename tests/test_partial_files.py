@@ -36,7 +36,7 @@ def write_both(folder):
     whole_files.write_text(folder / "a.json", "whole")
 
 
-def test_two_that_go_on_moving_do_it_together(tmp_path, monkeypatch):
+def test_two_that_finish_moving_do_it_together(tmp_path, monkeypatch):
     out, move = tmp_path / "out", os.replace
     (out / "work" / "done").mkdir(parents=True)
     for name in ("a", "b", "c"):
@@ -44,7 +44,7 @@ def test_two_that_go_on_moving_do_it_together(tmp_path, monkeypatch):
 
     def overtaken(*args):
         monkeypatch.setattr(os, "replace", move)
-        partial_files.go_on_moving(out / "work")
+        partial_files.finish_moving(out / "work")
         move(*args)
 
     monkeypatch.setattr(os, "replace", overtaken)

@@ -61,7 +61,7 @@ class Encoded:
     def __str__(self) -> str:
         warnings = [f"warning: {text}" for text in self.warnings]
         if self.manifest is None:
-            done = "this share is done; whoever ends the last one makes the data set"
+            done = "this share is done; the last share to finish makes the data set"
             return "\n".join([done, *warnings])
         counts = ", ".join(
             f"{n:,} {split}" for split, n in self.manifest.splits.items()
@@ -84,8 +84,8 @@ def encode(
 ) -> Encoded | Estimate:
     """Encodes pictures and captions into a data set folder.
 
-    What is done is kept in OUT.encoding until all is; the same command goes on after a
-    kill or a failure.
+    Finished work is kept in OUT.encoding until the data set is complete; after a kill
+    or a failure the same command resumes it.
 
     Args:
       fields: what configs/data/NAME.py returns, as a dict.
@@ -93,7 +93,7 @@ def encode(
       workers: processes; one for each core or GPU, if there is enough to do. The files
         do not depend on it.
       share: encode only the I-th of N shares, from 0, here; others run elsewhere, at
-        the same time or not. Whoever ends the last one makes the data set.
+        the same time or not. The last to finish makes the data set.
       estimate: time a few batches, tell size, time and cost of the whole, and stop;
         nothing is written.
       price_per_hour: of this machine, for the estimate.

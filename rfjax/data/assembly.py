@@ -2,8 +2,8 @@
 """How records are written into the arrays of a batch.
 
 A batch is allocated at once, and each record copied into its row straight from where
-it was read. Latents that are stored as a posterior are sampled anew at each position of
-the stream, as the autoencoder's own class samples them:
+it was read. Latents that are stored as a posterior are sampled again at each position
+of the stream, as the autoencoder's own class samples them:
 
   latents = mean + exp(log_variance / 2) * noise
 """

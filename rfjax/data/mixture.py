@@ -221,7 +221,7 @@ def _specs_of(manifest: Manifest) -> dict[str, Any]:
     """What must be the same in all parts, by the names of the manifest's fields."""
     latent = dataclasses.replace(manifest.latent, buckets=())
     codec = [file.sha256 for file in manifest.files if file.path == CODEC_FILE]
-    # Where the weights of an encoder were is of no importance if they are known.
+    # Weights that are known by a digest may have been in different folders.
     encoders = tuple(
         dataclasses.replace(encoder, fields={}) if encoder.weights else encoder
         for encoder in manifest.text.encoders

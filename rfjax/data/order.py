@@ -6,7 +6,7 @@ resumes anywhere, and any number of processes read the same global batches.
 
 Records are in groups: those of one data set in one bucket. A batch is of one bucket.
 
-One group: its records are shuffled anew in each pass.
+One group: its records are shuffled again in each pass.
 
 Several data sets in a bucket: their streams are interleaved by weight, so that the
 share of each is right in every stretch of the bucket's rows, to one row.

@@ -609,7 +609,7 @@ def test_broken_records_are_named_and_left_out(
     with pytest.raises(
         ValueError,
         match=r"max_broken must .* got 0.05 and .*; .*=0\.(08|1)\. "
-        r"What is done is kept in .*other\.encoding\.$",
+        r"Finished work is kept in .*other\.encoding\.$",
     ):
         run(tmp_path / "other", make_config(max_broken=0.05, **size))
     assert not (tmp_path / "other").exists()
@@ -664,7 +664,7 @@ def test_a_refusal_says_whether_anything_is_left(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=refusal) as caught:
         run(out, make_config(filters={"min_side": 1000}))
-    assert str(caught.value).endswith(f"What is done is kept in {out}.encoding.")
+    assert str(caught.value).endswith(f"Finished work is kept in {out}.encoding.")
     assert os.listdir(f"{out}.encoding") == ["looks"]
     run(out)
     assert os.listdir(tmp_path) == ["out"]

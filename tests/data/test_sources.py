@@ -195,7 +195,7 @@ def test_texts_beside_pictures(tmp_path, pictures):
         *("a.jpg", "alone.webp", "b.PNG", "latin.png", "wrong.png"),
         "sub.dir/c.d.png",
     ]
-    # The first of txt, caption ... that there is.
+    # The first of txt, caption ... that exists.
     assert captions(source) == ["", "", "a fox", "", "", "zwei\nZeilen"]
     assert source.entry(0).columns == {
         **{"folder": "", "stem": "a", "caption": "a cat", "score": 3, "tags": ["x"]}

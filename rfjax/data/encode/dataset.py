@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encodes a data set: makes a plan, does its tasks, and merges what they wrote.
 
-Whatever is done stays done: the same call goes on after a kill, and what comes out is
-the same to the byte, however often it was killed and however many processes took part.
+Finished work is kept: after a kill the same call resumes, and the result is the same to
+the byte, however often it was killed and however many processes took part.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ def encode_dataset(
     Args:
       config: what and how.
       out: must be new or empty; appears only when complete. Until then OUT.encoding
-        holds what is done, and the same call goes on from there.
+        holds what is finished, and the same call resumes from there.
       num_workers: processes; 0: this one alone; None: as many as suit this machine.
       progress: of encoding.
       look_progress: of looking at pictures, if filters or buckets ask for it.
       report: told at once of workers that died and files that changed; `warn` if None.
-      warn: told in the end what the user has to know, a sentence at a time: broken
+      warn: told at the end what the user has to know, a sentence at a time: broken
         records, captions that were cut, words that a text encoder does not know.
 
     Returns:
@@ -80,7 +80,7 @@ def encode_dataset(
         `config.max_broken` allows; or config, encoders or source are not those with
         which the encoding began.
       MissingPackageError: a package of source, codec or text encoder is missing.
-      StorageError: the disk is full; what is done is kept.
+      StorageError: the disk is full; finished work is kept.
     """
     work = WorkFolder(out)
     encoding = _Encoding(
@@ -177,13 +177,13 @@ class _Encoding:
         self._report, self._warn = report, warn
 
     def published(self) -> Manifest | None:
-        """The manifest if the data set is complete, of which a work folder may be left.
+        """The manifest if the data set is complete; then removes its work folder.
 
         Raises:
           UserError: it is of another config.
         """
         work = self._work
-        work.go_on_publishing()
+        work.finish_publishing()
         if work.dataset.is_dir() or not (work.out / MANIFEST_FILE).is_file():
             return None
         manifest = shards.read_manifest(work.out)
@@ -290,7 +290,7 @@ class _Encoding:
 
 
 class _Tally:
-    """Counts the examples of a plan that are done, by whomever.
+    """Counts the finished examples of a plan, whichever process encoded them.
 
     Args:
       plan: of which shards are encoded.

@@ -96,7 +96,7 @@ def estimate_encoding(
     price_per_hour: float | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Estimate:
-    """Encodes a few batches, and tells from them what all will take.
+    """Encodes a few batches, and estimates from them what the whole will take.
 
     Args:
       config: what would be encoded, and how.

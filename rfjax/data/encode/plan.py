@@ -7,8 +7,8 @@
     OUT.encoding/plan/empty_caption.npz   encoded once
     OUT.encoding/plan/report.html         which records were left out, and why
 
-Whoever encodes a part compares what it has with the plan: config, encoders and records
-must be those that the plan was made of.
+Every process compares what it has with the plan: config, encoders and records must be
+those that the plan was made of.
 """
 
 from __future__ import annotations

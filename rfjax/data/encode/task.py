@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks of an encoding, each of which any process can do, in any order, and again.
 
-What a task writes appears whole, and is the same whoever writes it.
+What a task writes appears whole, and is the same in every process.
 """
 
 from __future__ import annotations

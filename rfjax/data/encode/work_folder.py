@@ -8,8 +8,8 @@
       dataset/         becomes OUT when all of it is verified
 
 It lies beside OUT, or inside it if that is an empty folder that exists: that may be a
-mount point. Everything in it appears whole or not at all, so whoever takes part may be
-killed at any time, and whoever comes next goes on.
+mount point. Everything in it appears whole or not at all, so any process may be killed
+at any time, and the next one resumes.
 
 Locks keep commands of one host apart. Where a shared file system does not show those of
 other hosts, two may do the same work; both then write the same files.
@@ -53,7 +53,7 @@ class WorkFolder:
         return self.shards / f"{number:05d}.array_record"
 
     def notes_file(self, number: int) -> Path:
-        """Where it says what they are; whoever finds it takes the shard for done."""
+        """Where it says what they are; a shard is done once this file exists."""
         return self.shards / f"{number:05d}.json"
 
     def check_free(self) -> None:
@@ -88,7 +88,7 @@ class WorkFolder:
                 self._remove_if_empty()
                 if not self.path.is_dir() or str(self.path) in str(error):
                     raise
-                kept = f"What is done is kept in {self.path}."
+                kept = f"Finished work is kept in {self.path}."
                 raise type(error)(f"{error} {kept}") from error
 
     @contextlib.contextmanager
@@ -116,10 +116,10 @@ class WorkFolder:
         os.replace(self.dataset, self.out)
         disk.sync(self.out.parent)
 
-    def go_on_publishing(self) -> None:
-        """Goes on with a `publish` that was cut short."""
+    def finish_publishing(self) -> None:
+        """Finishes a `publish` that was cut short."""
         if self.path.parent == self.out:
-            partial_files.go_on_moving(self.path)
+            partial_files.finish_moving(self.path)
 
     def remove(self, files: Iterable[Path]) -> None:
         """Removes files of this folder, and what folders they leave empty."""

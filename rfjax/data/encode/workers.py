@@ -235,7 +235,7 @@ class _Workers:
                 "choose fewer --workers or a smaller batch_size, and run the same "
                 "command again."
             )
-        self._warn(f"{name} was ended by {cause} {where}; another one goes on.")
+        self._warn(f"{name} was ended by {cause} {where}; another one takes over.")
         self._workers[self._workers.index(worker)] = self._start(worker.number)
 
 

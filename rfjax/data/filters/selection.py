@@ -86,7 +86,7 @@ def select(
       progress: called with (pictures read, pictures to read).
 
     Returns:
-      The same for the same records and rules, whoever reads the pictures.
+      The same for the same records and rules, whichever process reads the pictures.
 
     Raises:
       UserError: no record has what a rule asks for, or every record is removed.

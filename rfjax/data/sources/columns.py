@@ -38,7 +38,7 @@ class Columns:
 
     Attributes:
       captions: columns of the captions, one for each kind; by default the first of
-        txt, caption, text, TEXT and label that there is.
+        txt, caption, text, TEXT and label that exists.
       caption_kinds: what these captions are called, as ["original", "synthetic"].
       split: column of the split: train, or validation, val, valid, dev, eval or test.
       licence: column of the licence.
@@ -81,7 +81,7 @@ class Columns:
         """The columns with that of the caption named.
 
         Args:
-          known: names of the columns that there are.
+          known: names of the existing columns.
           where: they are, for errors.
 
         Raises:
@@ -175,7 +175,7 @@ def choose_splits(
     """The splits by name: those wanted, or all.
 
     Args:
-      found: name -> split, of those that there are; the only one may have no name.
+      found: name -> split, of all that exist; the only one may have no name.
       wanted: names; all if empty.
       where: they are, for errors.
 

@@ -16,8 +16,8 @@ def find_files(patterns: Sequence[str], *, field: str) -> list[Path]:
     """The files that patterns name: in their order, and sorted within each.
 
     Args:
-      patterns: paths; `*`, `?`, `[...]` and `**` stand for names that there are, braces
-        for all that they list. A name that there is stands for itself.
+      patterns: paths; `*`, `?`, `[...]` and `**` match existing names, braces stand
+        for all that they list. The name of an existing file stands for itself.
       field: that holds them, for errors.
 
     Raises:
@@ -38,7 +38,7 @@ def find_files(patterns: Sequence[str], *, field: str) -> list[Path]:
                 )
             if not path.is_file():
                 raise MissingFileError(
-                    f"{field} must name files that there are, got {name}; correct it."
+                    f"{field} must name files that exist, got {name}; correct it."
                 )
             found[path] = None
     return list(found)
@@ -57,7 +57,7 @@ def _expand(pattern: str, field: str) -> list[str]:
             )
         if not matches:
             raise MissingFileError(
-                f"{field} must name files that there are, got {alternative!r}, which "
+                f"{field} must name files that exist, got {alternative!r}, which "
                 "matches none; correct it."
             )
         names += matches

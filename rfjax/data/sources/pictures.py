@@ -116,7 +116,7 @@ def _opened(picture: Picture, *, name: str) -> Iterator[Image.Image]:
     """Within the block, the open picture; whatever Pillow finds is a BrokenPicture."""
     file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
     try:
-        # A data set of millions has thousands of odd headers, of no consequence.
+        # A data set of millions has thousands of odd headers, which do no harm.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file, formats=_FORMATS) as image:

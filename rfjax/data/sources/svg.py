@@ -29,7 +29,7 @@ _LARGEST = 1024
 def draw_svg(path: str | os.PathLike, *, size: int, name: str) -> np.ndarray:
     """Draws what an SVG file shows, cut off where nothing more is drawn.
 
-    The page is of no importance: its size may be missing, and many drawings lie in a
+    The page does not matter: its size may be missing, and many drawings lie in a
     corner of a sheet of paper. The drawing keeps its aspect ratio.
 
     Args:

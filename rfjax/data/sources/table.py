@@ -39,7 +39,7 @@ class TableConfig:
         CSV, TSV or parquet, by their endings.
       picture: column of the pictures: paths, bytes, or both as Hugging Face stores
         them; by default the first of image, file_name, image_path, path, jpg and png
-        that there is.
+        that exists.
       folder: where relative paths of pictures start; by default that of each table.
       columns: which columns are the captions, the licence and so on.
       image_size: S; pictures are brought to about S x S pixels.

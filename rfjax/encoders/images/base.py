@@ -53,7 +53,7 @@ class ImageCodec(Protocol):
 
 @runtime_checkable
 class PosteriorCodec(ImageCodec, Protocol):
-    """A codec whose latents are drawn anew whenever they are read."""
+    """A codec whose latents are drawn again whenever they are read."""
 
     def encode_posterior(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[B, H, W, 3] uint8 -> mean and log-variance, each [B, h, w, C] float32.

@@ -20,7 +20,7 @@ from rfjax.encoders.text.pretrained import (
 )
 from rfjax.value_types import Bounds
 
-# In configs of old, which stands for the highest token of a caption.
+# As eos_token_id in old configs: a caption ends at its highest token.
 _HIGHEST_TOKEN = 2
 
 
