@@ -54,7 +54,7 @@ PAGES = {
     "plan": ("Plans", ("plan",)),
     "bench": ("Benchmarks", ("bench",)),
     "export": ("Export and import", ("export",)),
-    "commands": ("Commands", ("commands", "main", "cpu")),
+    "commands": ("Commands", ("commands", "main", "cpu", "packages")),
 }
 
 

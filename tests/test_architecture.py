@@ -26,6 +26,7 @@ RANKS = {
     "checksums": 1,
     "stopping": 2,
     "cpu": 1,
+    "packages": 1,
     "flow": 2,
     "parallel": 2,
     "encoders": 2,

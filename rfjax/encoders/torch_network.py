@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rfjax.encoders.torch_weights import choose_device
-from rfjax.errors import MissingPackageError
+from rfjax.packages import import_package
 
 # [B, ...] array -> the tensors that the network returns, each [B, ...] float32.
 Network = Callable[[np.ndarray], tuple[np.ndarray, ...]]
@@ -72,13 +72,7 @@ def _in_torch(network: Any, device: str, what: str) -> Network:
 def _in_jax(network: Any, what: str) -> Network:
     import jax
 
-    try:
-        import torchax
-    except ImportError as error:
-        raise MissingPackageError(
-            f"device of {what} is 'jax', which needs torchax, which is not installed; "
-            'install it with `pip install "rfjax[torchax]"`.'
-        ) from error
+    torchax = import_package("torchax", use=f"device 'jax' of {what}", extra="torchax")
     weights, function = torchax.extract_jax(network)
     compiled = jax.jit(lambda weights, rows: function(weights, (rows,)))
 

@@ -23,6 +23,7 @@ import xxhash
 
 from rfjax import whole_files
 from rfjax.errors import MissingFileError, MissingPackageError, UserError
+from rfjax.packages import import_package
 from rfjax.value_types import OneOf, StoredPath
 
 DEVICES = ("auto", "cpu", "cuda", "jax")
@@ -62,14 +63,8 @@ def import_library(name: str, *, needed_by: str) -> types.ModuleType:
     Raises:
       MissingPackageError: it or PyTorch is not installed.
     """
-    try:
-        importlib.import_module("torch")  # both hide their models without it
-        library = importlib.import_module(name)
-    except ImportError as error:
-        raise MissingPackageError(
-            f"{needed_by} needs {error.name}, which is not installed; install it with "
-            '`pip install "rfjax[encode]"`.'
-        ) from error
+    import_package("torch", use=needed_by)  # both hide their models without it
+    library = import_package(name, use=needed_by)
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
     return library

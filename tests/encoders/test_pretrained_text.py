@@ -156,7 +156,9 @@ def test_jax_computes_the_same(ours, sd3_parts):
 
 def test_jax_needs_torchax(sd3_parts, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchax", None)
-    with pytest.raises(ImportError, match=r"device of t5 is 'jax', .*rfjax\[torchax\]"):
+    with pytest.raises(
+        ImportError, match=r"torchax must .* device 'jax' of t5, .*rfjax\[torchax\]"
+    ):
         config_of("t5", sd3_parts, device="jax").make()
 
 
@@ -333,6 +335,18 @@ def test_the_encoder_of_a_data_set_is_found_again(ours, sd3_parts, tmp_path):
     options["fields"] = fields | {"device": "cuda"}  # of another machine
     drop = {"weights": "", "folders": [str(moved)]}
     assert text.make_text_encoder("clip", **options | drop).weights == digest
+
+
+def test_a_missing_package_is_named(sd3_parts, monkeypatch):
+    for package, device, extra in (
+        ("torch", "cpu", "encode"),
+        ("torchax", "jax", "to"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            words = rf"^{package} must be installed for .*clip_l, .*rfjax\[{extra}"
+            with pytest.raises(ImportError, match=words):
+                config_of("clip_l", sd3_parts, device=device).make()
 
 
 def test_a_digest_says_which_parameter_has_which_values(ours, sd3_parts, tmp_path):

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from rfjax.data.filters.descriptors import LENGTH
-from rfjax.data.sources.packages import import_package
+from rfjax.packages import import_package
 
 _BLOCK = 2048  # pictures that are compared at a time
 _CANDIDATES = 8  # of the most similar pictures, for each

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rfjax.data.sources.packages import import_package
 from rfjax.errors import MissingFileError, UserError
+from rfjax.packages import import_package
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _NUMBERED = re.compile(r"(.*?)(\d+)-of-(\d+)\.arrow")

@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rfjax.data.sources.packages import import_package
 from rfjax.errors import MissingFileError, UserError
+from rfjax.packages import import_package
 
 
 def find_files(patterns: Sequence[str], *, field: str) -> list[Path]:

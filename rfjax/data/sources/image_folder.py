@@ -19,7 +19,6 @@ import numpy as np
 
 from rfjax.data.sources.base import ImageSize
 from rfjax.data.sources.columns import Columns, columns_of
-from rfjax.data.sources.packages import import_package
 from rfjax.data.sources.pictures import (
     PICTURE_SUFFIXES,
     WHITE,
@@ -31,6 +30,7 @@ from rfjax.data.sources.rows import NOT_STATED, RowSource
 from rfjax.data.sources.sidecars import TEXT_SUFFIXES, Tally, row_of
 from rfjax.data.sources.table import TableRows
 from rfjax.errors import MissingFileError, UserError, refusal_of_disk
+from rfjax.packages import import_package
 from rfjax.value_types import InputPath, Text, check_fields
 
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

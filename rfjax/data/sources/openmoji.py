@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rfjax.data.sources.packages import import_package
 from rfjax.errors import UserError
+from rfjax.packages import import_package
 
 LICENCE = (
     "All emojis designed by OpenMoji (https://openmoji.org), the open-source emoji and "

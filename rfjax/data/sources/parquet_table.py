@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from rfjax.data.sources.columns import find
-from rfjax.data.sources.packages import import_package
 from rfjax.data.sources.pictures import BrokenPicture
 from rfjax.errors import UserError, refusal_of_disk
+from rfjax.packages import import_package
 
 _KEPT_GROUPS = 2
 

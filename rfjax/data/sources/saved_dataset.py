@@ -12,12 +12,12 @@ from typing import Any
 
 from rfjax.data.sources.base import ImageSize
 from rfjax.data.sources.columns import Columns, check_column, choose_splits, find
-from rfjax.data.sources.packages import import_package
 from rfjax.data.sources.parquet_table import has_bytes
 from rfjax.data.sources.pictures import WHITE, Colour, Picture
 from rfjax.data.sources.rows import NOT_STATED, RowSource, picture_in
 from rfjax.data.sources.table import PICTURE_COLUMNS
 from rfjax.errors import MissingFileError, UserError, refusal_of_disk
+from rfjax.packages import import_package
 from rfjax.value_types import InputPath, Text, check_fields
 
 

@@ -15,8 +15,8 @@ import os
 import numpy as np
 from PIL import Image
 
-from rfjax.data.sources.packages import import_package
 from rfjax.data.sources.pictures import WHITE, BrokenPicture, Colour
+from rfjax.packages import import_package
 
 # Pixels per inch of lengths in mm or pt, as drawing programs of the time had it.
 # Without any, resvg finds no size in drawings whose size is in such lengths.

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rfjax import whole_files
-from rfjax.data.sources.packages import import_package
 from rfjax.errors import UserError
+from rfjax.packages import import_package
 
 _VERSION = 1  # of the files in the cache
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages that only some sources and filters need, imported when they are used."""
+"""Packages that not every installation has, imported when they are used."""
 
 from __future__ import annotations
 
