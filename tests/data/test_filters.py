@@ -218,6 +218,13 @@ def test_sizes_are_asked_for_where_no_rule_needs_pixels():
         select(source, filters(exact_duplicates=True))
 
 
+def test_filters_are_not_blamed_where_everything_is_broken():
+    source = Records([Entry("row 1", ("",), broken="no JSON")])
+    selection = select(source, filters(remove_empty_captions=True))
+    assert selection.counts == {pictures.BROKEN: 1}
+    assert not len(selection.kept)
+
+
 def test_a_record_that_cannot_be_read_is_broken_whatever_the_rules():
     records = [entry(), Entry("row 1", ("",), broken="no JSON"), Entry("row 2", ("",))]
     for rules, gone in ({}, {1}), ({"remove_empty_captions": True}, {1, 2}):

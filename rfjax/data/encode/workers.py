@@ -249,6 +249,6 @@ def _accelerators() -> list[str]:
     """The GPUs that this process may use, by the names that CUDA gives them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [name for name in visible.split(",") if name]
+        return [n for n in visible.split(",") if n not in ("", "-1")]  # -1: none
     nodes = (name.removeprefix("nvidia") for name in os.listdir("/dev"))
     return sorted((n for n in nodes if n.isdecimal()), key=int)

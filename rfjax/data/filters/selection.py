@@ -89,7 +89,8 @@ def select(
       The same for the same records and rules, whichever process reads the pictures.
 
     Raises:
-      UserError: no record has what a rule asks for, or every record is removed.
+      UserError: no record has what a rule asks for, or every record is removed, and not
+        all of them for being broken.
       MissingPackageError: near-duplicates are to be found, and faiss is not installed.
     """
     if config.reads_pictures and not hasattr(source, "picture"):
@@ -111,7 +112,7 @@ def select(
         kept = list(itertools.compress(kept, stays))
         sizes = None if sizes is None else sizes[stays]
     selection = Selection(len(source), np.array(kept, np.int64), tuple(removed), sizes)
-    if removed and not kept:
+    if not kept and any(each.reason != pictures.BROKEN for each in removed):
         reasons = ", ".join(f"{n} {reason}" for reason, n in selection.counts.items())
         raise UserError(
             f"filters must leave a record, got all {len(source)} removed ({reasons}); "
