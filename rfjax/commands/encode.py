@@ -157,6 +157,8 @@ def _bar(name: str, *, disable: bool) -> Iterator[Callable[[int, int], None]]:
             )
         bar.total = total
         bar.update(done - bar.n)
+        if done == total:
+            bar.close()  # its rate is not that of what follows
 
     try:
         yield update
