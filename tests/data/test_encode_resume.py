@@ -16,6 +16,7 @@ import pytest
 from rfjax import schema
 from rfjax.data import encode, shards
 from rfjax.data.buckets import fit, nearest_bucket
+from rfjax.data.encode import looks
 from rfjax.data.encode.plan import PLAN_FILE
 from rfjax.data.encode.work_folder import WorkFolder
 from rfjax.data.sources import SOURCES, Entry
@@ -531,6 +532,22 @@ def test_other_weights_and_another_source_are_refused(tmp_path, monkeypatch, wor
     world.captions[unfinished] = "another"
     with pytest.raises(ValueError, match="got another record 'row 39'"):
         encode.encode_share(out, encode.Share(0, 1))
+
+
+def test_looks_are_of_one_source_and_its_filters(tmp_path, world):
+    """What was seen of a picture before its background changed is of no use."""
+
+    def files(**changes):
+        config = make_config(**changes)
+        parts = looks.make_parts(config, config.source.make(), range(NUM), tmp_path)
+        return {part.file for part in parts}
+
+    known = files()
+    assert files(batch_size=5) == known
+    assert files(source={"kind": "shapes", "image_size": 32}) != known
+    assert files(filters={"min_side": 8}) != known
+    world.captions = {0: "another"}
+    assert files() != known
 
 
 def test_sizes_that_are_told_are_enough_for_buckets(tmp_path, world, uninterrupted):

@@ -48,8 +48,9 @@ class LooksPart:
 def make_parts(
     config: EncodeConfig, source: Source, indices: Sequence[int], folder: Path
 ) -> list[LooksPart]:
-    """The parts of some records; the same records and filters give the same files."""
-    settings = json.dumps(schema.to_dict(config.filters), default=str)
+    """The parts of some records; the same source and filters give the same files."""
+    fields = schema.to_dict(config)
+    settings = json.dumps([fields["source"], fields["filters"]], default=str)
     parts = []
     for start in range(0, len(indices), PART):
         own = tuple(int(index) for index in indices[start : start + PART])
