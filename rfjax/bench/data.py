@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast training data is read, compared with bare reads of it and with peers.
 
-All read the same content in random order, in turns, each in a process of its own, so
-that their ratios also hold on a busy machine.
+All read the same content in random order and deliver the same batches, in turns, each
+in a process of its own, so that their ratios also hold on a busy machine. What is read
+in a row can only be shuffled among some examples; the table says so.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ PIPELINE, RAW = "rfjax", "raw"
 PEERS = {
     "files": (data_peers.write_files, data_peers.read_files, data_peers.WORKERS),
     "webdataset": (data_peers.write_tars, data_peers.read_tars, data_peers.WORKERS),
-    "parquet": (data_peers.write_parquet, data_peers.read_parquet, (0,)),
+    "parquet": (
+        data_peers.write_parquet,
+        data_peers.read_parquet,
+        (0, *data_peers.WORKERS),
+    ),
+}
+_SHUFFLED = {  # examples among which a side shuffles; the others among all
+    "webdataset": data_peers.SHUFFLED,
+    "parquet": data_peers.SHUFFLED,
 }
 _WARM_UP = 8  # batches that are not counted: more than most read ahead
 
@@ -43,11 +52,13 @@ class Measured:
       rates: examples per second.
       cpu_seconds: per example, of the process and its workers.
       workers: threads or worker processes, the best of those tried; None: the default.
+      shuffled: the number of examples among which the next is drawn; None: all.
     """
 
     rates: Sequence[float]
     cpu_seconds: Sequence[float]
     workers: int | None = None
+    shuffled: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +96,19 @@ class ReadingReport:
             f"{self.example_bytes / 2**20:.2f} MiB per example, batches of "
             f"{self.batch_size}, {self.cores} cores",
             f"{'':11} {'examples/s':>24} {'MB/s':>7} {'CPU ms/example':>15} "
-            f"{'workers':>8}  rfjax is",
+            f"{'workers':>8} {'shuffled':>9}  rfjax is",
         ]
         for name, side in self.sides.items():
             megabytes = statistics.median(side.rates) * self.example_bytes / 1e6
             cpu = f"{statistics.median(side.cpu_seconds) * 1e3:.2f}"
             workers = "default" if side.workers is None else side.workers
+            shuffled = "all" if side.shuffled is None else f"of {side.shuffled}"
             ratio = ""
             if name in self.ratios:
                 ratio = f"{spread(self.ratios[name], digits=2)} times as fast"
             lines.append(
                 f"{name:11} {spread(side.rates):>24} {megabytes:7,.0f} {cpu:>15} "
-                f"{workers:>8}  {ratio}".rstrip()
+                f"{workers:>8} {shuffled:>9}  {ratio}".rstrip()
             )
         return "\n".join(lines)
 
@@ -106,7 +118,7 @@ def measure_layout(
     folder: Path,
     *,
     peers: Sequence[str] = tuple(PEERS),
-    num_examples: int = 256,
+    num_examples: int = 1024,
     batch_size: int = 16,
     num_batches: int = 32,
     rounds: int = 5,
@@ -245,7 +257,12 @@ def _measure(
             process.submit(_close).result()
     return ReadingReport(
         sides={
-            name: Measured(tuple(rates[name]), tuple(cpu_seconds[name]), workers[name])
+            name: Measured(
+                tuple(rates[name]),
+                tuple(cpu_seconds[name]),
+                workers[name],
+                _SHUFFLED.get(name),
+            )
             for name in sides
         },
         example_bytes=example_bytes,

@@ -7,6 +7,7 @@ Imports neither JAX nor rfjax.data, so that a peer may fork worker processes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -90,11 +91,20 @@ class Layout:
 
     def example(self, index: int) -> dict[str, np.ndarray]:
         """The tensors of a record, normally distributed; the same at any time."""
-        rng = np.random.default_rng(index)
-        return {
-            name: rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
-            for name, shape in self.shapes.items()
-        }
+        numbers, rng = _normal_numbers(), np.random.default_rng(index)
+        example = {}
+        for name, shape in self.shapes.items():
+            size = math.prod(shape)
+            start = rng.integers(len(numbers) - size)
+            example[name] = numbers[start : start + size].reshape(shape)
+        return example
+
+
+@functools.cache
+def _normal_numbers() -> np.ndarray:
+    """More of them than a record has; drawing new ones for each would take longest."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal(2**22, np.float32).astype(ml_dtypes.bfloat16)
 
 
 LAYOUTS = {

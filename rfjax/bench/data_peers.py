@@ -27,7 +27,7 @@ _CORES = len(os.sched_getaffinity(0))
 WORKERS = tuple(n for n in (1, 2, 4, 8, 16) if n <= _CORES)
 _START = "forkserver"  # a copy of a process with threads aborts when it ends
 _SHARD = 64  # examples in a tar, and in a row group of parquet
-_SHUFFLED = 128  # examples that WebDataset shuffles among
+SHUFFLED = 128  # examples among which those are shuffled that are read in a row
 
 
 def write_files(folder: Path, layout: Layout, count: int) -> None:
@@ -97,7 +97,7 @@ def read_tars(
             shardshuffle=False,  # resampling draws shards at random
             nodesplitter=wds.shardlists.single_node_only,
         )
-        .shuffle(_SHUFFLED)
+        .shuffle(SHUFFLED)
         .map(_decode_member)
         .batched(batch_size, collation_fn=functools.partial(_collate, layout=layout))
     )
@@ -113,29 +113,64 @@ def read_tars(
 def read_parquet(
     folder: Path, layout: Layout, *, batch_size: int, workers: int
 ) -> Iterator[Any]:
-    """Batches of row groups in random order, their rows shuffled, without end.
+    """Batches of row groups in random order, their rows shuffled, without end."""
+    import torch
+
+    dataset = _RowGroups(folder / "examples.parquet", layout, batch_size)
+    if not workers:
+        torch.set_num_threads(1)  # more would wait for each other, spinning
+        return iter(dataset)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.datapipes.iter.IterableWrapper(dataset, deepcopy=False),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=_START,
+    )
+    return iter(loader)
+
+
+class _RowGroups:
+    """What a DataLoader iterates over: batches of a parquet file.
 
     Row groups are mapped into memory, and read by as many threads as pyarrow likes.
     """
-    import torch
-    from pyarrow import parquet
 
-    torch.set_num_threads(max(1, workers))  # more would wait for each other, spinning
-    file = parquet.ParquetFile(folder / "examples.parquet", memory_map=True)
-    rng, rest = np.random.default_rng(0), []
-    for group in endless_order(file.num_row_groups):
+    def __init__(self, path: Path, layout: Layout, batch_size: int):
+        self._path = path
+        self._layout = layout
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        import torch
+        from pyarrow import parquet
+
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng(worker.id if worker else 0)
+        file = parquet.ParquetFile(self._path, memory_map=True)
+        order = endless_order(file.num_row_groups, seed=worker.id if worker else 0)
+        rows: list[Mapping[str, Any]] = []
+        while True:
+            while len(rows) < SHUFFLED:
+                rows += self._read(file, next(order))
+            chosen = set(rng.choice(len(rows), self._batch_size, replace=False))
+            yield _collate([rows[i] for i in chosen], layout=self._layout)
+            rows = [row for i, row in enumerate(rows) if i not in chosen]
+
+    def _read(self, file: Any, group: int) -> list[Mapping[str, Any]]:
+        """The examples of a row group, without a copy."""
+        import torch
+
         table = file.read_row_group(group).combine_chunks()
         columns = {
             name: torch.frombuffer(
                 table[name].chunk(0).buffers()[1], dtype=torch.bfloat16
             ).view(-1, *shape)
-            for name, shape in layout.shapes.items()
+            for name, shape in self._layout.shapes.items()
         }
-        rows = rng.permutation(table.num_rows).tolist()
-        rest += [{name: columns[name][row] for name in columns} for row in rows]
-        while len(rest) >= batch_size:
-            yield _collate(rest[:batch_size], layout=layout)
-            del rest[:batch_size]
+        return [
+            {name: column[row] for name, column in columns.items()}
+            for row in range(table.num_rows)
+        ]
 
 
 class _Files:

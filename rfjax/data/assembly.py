@@ -20,9 +20,15 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from rfjax.data.conditioning import CaptionChoices, CaptionJoiner, caption_weights
+from rfjax.data.conditioning import (
+    CaptionChoices,
+    CaptionJoiner,
+    caption_weights,
+    copy_array,
+)
 from rfjax.data.manifest import Manifest
 from rfjax.data.reading import LATENT_DTYPES, Reading, Records
+from rfjax.data.reused_memory import ReusedMemory
 from rfjax.types import Batch, Conditioning
 
 # Keeps the noise of posteriors apart from any other use of the same seed.
@@ -53,11 +59,12 @@ class BatchAssembler:
         seed: int,
     ):
         self._records = records
-        self._has_variance = manifest.latent.has_variance
+        self._latents = ("latents", "log_variance")[: 1 + manifest.latent.has_variance]
         self._reading = reading
         self._empty_caption = empty_caption
         self._seed = seed
         self._joiner = CaptionJoiner(manifest)
+        self._memory = ReusedMemory()
         self._choices = CaptionChoices(
             seed=seed,
             caption_dropout=reading.caption_dropout,
@@ -74,24 +81,21 @@ class BatchAssembler:
           positions: of each row in the stream.
         """
         num_rows = len(numbers)
-        captions = self._joiner.allocate(num_rows)
+        captions = self._joiner.allocate(num_rows, zeros=self._memory.zeros)
+        # First, as noise is last: records evict all else from the processor's cache.
         drawn = [self._choices.draw(position) for position in positions]
-        latents = log_variance = None
+        stored: dict[str, np.ndarray] = {}
         for row, number in enumerate(numbers):
             record = self._records[number]
-            if latents is None:
-                shape = num_rows, *record["latents"].shape
-                latents = np.empty(shape, LATENT_DTYPES[self._reading.latents_dtype])
-                log_variance = np.empty(shape, ml_dtypes.bfloat16)
-            latents[row] = record["latents"]
-            if self._has_variance:
-                log_variance[row] = record["log_variance"]
+            for name in self._latents:
+                if not row:
+                    shape = num_rows, *record[name].shape
+                    stored[name] = np.empty(shape, ml_dtypes.bfloat16)
+                copy_array(record[name], out=stored[name][row])
             self._write_caption(record, captions, row, drawn[row])
-        if self._has_variance:
-            # Last, so that records do not evict the quantiles from the cache.
-            for row, position in enumerate(positions):
-                rng = np.random.default_rng((self._seed, _POSTERIOR_STREAM, position))
-                sample_posterior(latents[row], log_variance[row], rng, out=latents[row])
+        latents = self._make_latents(positions, **stored)
+        for array in (latents, captions["context"]):
+            array.flags.writeable = False  # or later batches might not be right
         mask = captions["context_mask"] if self._reading.context_mask else None
         return Batch(
             latents=latents,
@@ -114,6 +118,24 @@ class BatchAssembler:
             caption=0 if choice.is_empty else choice.caption,
             dropped=choice.dropped,
         )
+
+    def _make_latents(
+        self,
+        positions: Sequence[int],
+        *,
+        latents: np.ndarray,
+        log_variance: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Those of a batch: as stored, or samples."""
+        dtype = LATENT_DTYPES[self._reading.latents_dtype]
+        made = self._memory.zeros(latents.shape, dtype)
+        if log_variance is None:
+            copy_array(latents, out=made)
+            return made
+        for row, position in enumerate(positions):
+            rng = np.random.default_rng((self._seed, _POSTERIOR_STREAM, position))
+            sample_posterior(latents[row], log_variance[row], rng, out=made[row])
+        return made
 
 
 def validation_assembler(
@@ -156,8 +178,7 @@ def sample_posterior(
     words = rng.bit_generator.random_raw(-(-sample.size // 4))  # of 64 bits each
     quantiles = words.view(np.uint16)[: sample.size].reshape(sample.shape)
     sample *= _normal_quantiles().take(quantiles)
-    sample += mean.astype(np.float32)
-    out[:] = sample
+    np.add(sample, mean.astype(np.float32), out=out, casting="unsafe")
 
 
 @functools.cache

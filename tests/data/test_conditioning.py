@@ -46,11 +46,12 @@ def draw_features(rng, text=SD3, *, length=4, rows=None, caption=0):
 
 
 def write(text, features, **options):
-    """One caption joined; what is not written would be NaN."""
+    """One caption joined, in the place of another that was whole."""
     joiner = conditioning.CaptionJoiner(manifest_of(text))
     arrays = joiner.allocate(3)
     for name in ("context", "pooled"):
-        arrays[name][:] = np.nan
+        arrays[name][[0, 2]] = np.nan
+    joiner.write(draw_features(np.random.default_rng(9), text), arrays, 1)
     joiner.write(features, arrays, 1, **options)
     for name in ("context", "pooled"):
         assert np.isnan(arrays[name][[0, 2]].astype(np.float32)).all(), "other rows"

@@ -47,7 +47,7 @@ def bench_data(
     *,
     layout: Annotated[str, OneOf(LAYOUTS)] = "sd3",
     peers: Annotated[Sequence[Annotated[str, OneOf(PEERS)]], _PEER_NAMES] = (),
-    examples: PositiveInt = 256,
+    examples: PositiveInt = 1024,
     rounds: PositiveInt = 5,
     json_file: JsonFile = None,
     report: Report = lambda line: None,
