@@ -98,6 +98,19 @@ def test_unknown_words_are_told_in_a_sentence(encoder):
     assert str(known) == ""
 
 
+def test_unknown_words_have_the_same_order_in_every_process(encoder):
+    """It reaches the report of a data set, which is the same to the byte."""
+    animals = (
+        "\U0001f98a \U0001f98b \U0001f98c \U0001f98d \U0001f98e \U0001f98f".split()
+    )
+    caption = " ".join(animals[::-1])
+    words = text.UnknownWords("minilm")
+    words.add([caption], encoder.encode([caption]))
+    assert list(words.counts["words"].items()) == [
+        (animal, 1) for animal in animals[::-1]
+    ]
+
+
 def test_captions_are_never_cut(encoder):
     with pytest.raises(ValueError, match=r"'a fox .*' has 12 tokens, .* at most 9"):
         encoder.encode(["fox", "a fox right of a cactus on a pink sky"])

@@ -33,7 +33,8 @@ class UnknownWords:
             if words:
                 self._example = self._example or caption
                 self._num_affected += 1
-                self._words.update(set(words))
+                # In their order: a set has another one in each process.
+                self._words.update(dict.fromkeys(words, 1))
 
     @property
     def counts(self) -> dict[str, Any]:
