@@ -307,7 +307,7 @@ class _Tally:
         progress: Progress | None,
     ):
         self._plan, self._work, self._progress = plan, work, progress
-        self._others = [n for n in range(len(plan.shards)) if n not in set(numbers)]
+        self._others = sorted(set(range(len(plan.shards))).difference(numbers))
         self._own = self._of_others = 0
         self._looked_at = -math.inf
 
