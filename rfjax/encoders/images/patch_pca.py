@@ -120,7 +120,8 @@ class PatchPCAConfig:
         """The codec of another data set."""
         if not Path(path).is_file():
             raise MissingFileError(
-                f"codec.path {path} does not exist; name the codec.npz of a data set."
+                f"codec.path must be the codec.npz of a data set, got {path}, which is "
+                "no file; name one, as data/emoji/codec.npz."
             )
         codec = self.load(path)
         if (codec.patch_size, codec.gain.size) != (self.patch_size, self.channels):
