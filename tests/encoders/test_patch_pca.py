@@ -198,5 +198,5 @@ def test_the_codec_of_another_data_set_is_taken_as_it_is(tmp_path):
     assert np.abs(other.basis - fitted.basis).max() > 1e-3
     with pytest.raises(UserError, match=r"patch_size 4 and channels 5, got 4 and 6 in"):
         dataclasses.replace(config, channels=5).make(images)
-    with pytest.raises(MissingFileError, match=r"codec.path .*no.npz, which is no file"):
+    with pytest.raises(MissingFileError, match=r"codec.path .*npz, which is no file"):
         dataclasses.replace(config, path=str(tmp_path / "no.npz")).make(images)
