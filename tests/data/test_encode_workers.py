@@ -187,7 +187,8 @@ def test_twenty_random_kills_leave_the_same_files(tmp_path):
     scenes = CONFIGS / "emoji_scenes.py"
     start = time.monotonic()
     one = begin(scenes, tmp_path / "one", "--workers=1", *flags)
-    assert one.wait(600) == 0, one.communicate()
+    _, error = one.communicate(timeout=600)
+    assert one.returncode == 0, error
     seconds = time.monotonic() - start
     expected, rng = contents(tmp_path / "one"), random.Random(0)
     num_kills, num_ends, victims = 0, 0, {"command": 0, "worker": 0}
@@ -215,5 +216,6 @@ def test_twenty_random_kills_leave_the_same_files(tmp_path):
             assert process.returncode in (-signal.SIGKILL, 1), error
     assert min(victims.values()) >= 3, victims
     other = begin(scenes, tmp_path / "other", *flags, "--config.source.seed=1")
-    assert other.wait(600) == 0
+    _, error = other.communicate(timeout=600)
+    assert other.returncode == 0, error
     assert contents(tmp_path / "other") != expected
