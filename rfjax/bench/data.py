@@ -41,6 +41,8 @@ _SHUFFLED = {  # examples among which a side shuffles; the others among all
     "webdataset": data_peers.SHUFFLED,
     "parquet": data_peers.SHUFFLED,
 }
+# By default. Of fewer records, say 256, Grain's shuffle would take a tenth of the time.
+_WRITTEN_BYTES = 1e9
 _WARM_UP = 8  # batches that are not counted: more than most read ahead
 
 
@@ -118,7 +120,7 @@ def measure_layout(
     folder: Path,
     *,
     peers: Sequence[str] = tuple(PEERS),
-    num_examples: int = 1024,
+    num_examples: int | None = None,
     batch_size: int = 16,
     num_batches: int = 32,
     rounds: int = 5,
@@ -131,7 +133,7 @@ def measure_layout(
       folder: empty; each side's files are written into it, and should fit the page
         cache, or all sides measure the disk.
       peers: keys of `PEERS`.
-      num_examples: records.
+      num_examples: records; 1 GB of them when None.
       batch_size: examples per batch.
       num_batches: batches per round.
       rounds: how often each side is measured, in turns.
@@ -139,7 +141,9 @@ def measure_layout(
     """
     from rfjax.bench import data_own  # loads JAX, which forking peers must not see
 
-    report(f"writing {num_examples} examples")
+    if num_examples is None:
+        num_examples = round(_WRITTEN_BYTES / layout.example_bytes)
+    report(f"writing {num_examples} examples for each side")
     data_own.write_shards(folder / PIPELINE, layout, num_examples)
     sides = _own_sides(folder / PIPELINE)
     for name in peers:
@@ -242,6 +246,7 @@ def _measure(
         }
         workers = {}
         for name, side in sides.items():
+            report(f"opening {name}")
             opened = processes[name].submit(
                 _open_best, side, batch_size=batch_size, num_batches=num_batches
             )

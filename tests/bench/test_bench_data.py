@@ -123,7 +123,8 @@ def test_sides_are_measured_in_turns(tmp_path):
     assert report.sides["files"].workers in data_peers.WORKERS
     assert report.to_json()["ratios"].keys() == {"raw", "files"}
     assert str(report).count("times as fast") == 2
-    assert len(lines) == 3
+    assert lines[:2] == ["writing 20 examples for each side", "opening raw"]
+    assert len(lines) == 1 + 3 + 2
 
 
 def test_wrong_settings(tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def bench_data(
     *,
     layout: Annotated[str, OneOf(LAYOUTS)] = "sd3",
     peers: Annotated[Sequence[Annotated[str, OneOf(PEERS)]], _PEER_NAMES] = (),
-    examples: PositiveInt = 1024,
+    examples: PositiveInt | None = None,
     rounds: PositiveInt = 5,
     json_file: JsonFile = None,
     report: Report = lambda line: None,
@@ -60,8 +60,8 @@ def bench_data(
         FLUX.1 of MLPerf Training (2.2 MB).
       peers: files, a PyTorch DataLoader over one file per example; webdataset; parquet.
         They read the same random records.
-      examples: number of random records; each side writes its own copy of them into
-        the folder for temporary files.
+      examples: number of random records, 1 GB of them by default; each side writes
+        its own copy of them into the folder for temporary files.
       rounds: how often each side is timed, in turns.
       json_file: file to write the figures to.
       report: receives a line for each step.
