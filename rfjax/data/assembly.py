@@ -28,7 +28,6 @@ from rfjax.data.conditioning import (
 )
 from rfjax.data.manifest import Manifest
 from rfjax.data.reading import LATENT_DTYPES, Reading, Records
-from rfjax.data.reused_memory import ReusedMemory
 from rfjax.types import Batch, Conditioning
 
 # Keeps the noise of posteriors apart from any other use of the same seed.
@@ -64,7 +63,6 @@ class BatchAssembler:
         self._empty_caption = empty_caption
         self._seed = seed
         self._joiner = CaptionJoiner(manifest)
-        self._memory = ReusedMemory()
         self._choices = CaptionChoices(
             seed=seed,
             caption_dropout=reading.caption_dropout,
@@ -81,7 +79,7 @@ class BatchAssembler:
           positions: of each row in the stream.
         """
         num_rows = len(numbers)
-        captions = self._joiner.allocate(num_rows, zeros=self._memory.zeros)
+        captions = self._joiner.allocate(num_rows)
         # First, as noise is last: records evict all else from the processor's cache.
         drawn = [self._choices.draw(position) for position in positions]
         stored: dict[str, np.ndarray] = {}
@@ -94,8 +92,6 @@ class BatchAssembler:
                 copy_array(record[name], out=stored[name][row])
             self._write_caption(record, captions, row, drawn[row])
         latents = self._make_latents(positions, **stored)
-        for array in (latents, captions["context"]):
-            array.flags.writeable = False  # or later batches might not be right
         mask = captions["context_mask"] if self._reading.context_mask else None
         return Batch(
             latents=latents,
@@ -128,7 +124,7 @@ class BatchAssembler:
     ) -> np.ndarray:
         """Those of a batch: as stored, or samples."""
         dtype = LATENT_DTYPES[self._reading.latents_dtype]
-        made = self._memory.zeros(latents.shape, dtype)
+        made = np.empty(latents.shape, dtype)
         if log_variance is None:
             copy_array(latents, out=made)
             return made

@@ -16,7 +16,7 @@ by itself: its part of context and pooled is then zero (appendix B.3).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -56,22 +56,12 @@ class CaptionJoiner:
     def __init__(self, manifest: Manifest):
         self._manifest = manifest
         self._text = manifest.text
-        self._places = _places(manifest.text)
+        self._places, self._padding = _places(manifest.text)
 
     def allocate(
-        self,
-        num_rows: int,
-        *,
-        dtype: Any = ml_dtypes.bfloat16,
-        zeros: Callable[[tuple[int, ...], Any], np.ndarray] = np.zeros,
+        self, num_rows: int, *, dtype: Any = ml_dtypes.bfloat16
     ) -> dict[str, np.ndarray]:
-        """Arrays for captions.
-
-        Args:
-          num_rows: how many.
-          dtype: of the features.
-          zeros: (shape, dtype) -> a context that is zero, or was written into by this
-            joiner alone.
+        """Arrays for captions, with arbitrary contents.
 
         Returns:
           context [num_rows, T, context_dim], pooled [num_rows, pooled_dim] and
@@ -79,7 +69,7 @@ class CaptionJoiner:
         """
         length, context_dim = self._text.context_shape
         return {
-            "context": zeros((num_rows, length, context_dim), dtype),
+            "context": np.empty((num_rows, length, context_dim), dtype),
             "pooled": np.empty((num_rows, self._manifest.pooled_dim), dtype),
             "context_mask": np.empty((num_rows, length), np.bool_),
         }
@@ -93,7 +83,7 @@ class CaptionJoiner:
         caption: int = 0,
         dropped: Sequence[bool] | None = None,
     ) -> None:
-        """Writes one caption into a row: all of it but the channels that are padding.
+        """Writes one caption into a row, every element of it.
 
         Args:
           features: the stored ones, or an encoder's; pads have their states, or zeros
@@ -109,6 +99,8 @@ class CaptionJoiner:
         context, pooled = arrays["context"][row], arrays["pooled"][row]
         mask = arrays["context_mask"][row]
         mask[:] = False
+        for tokens, channels in self._padding:
+            _clear(context[tokens, channels])
         if dropped is None:
             dropped = (False,) * len(self._places)
         for place, is_dropped in zip(self._places, dropped, strict=True):
@@ -165,15 +157,20 @@ def _clear(values: np.ndarray) -> None:
     values.view(np.uint8).fill(0)
 
 
-def _places(text: TextSpec) -> tuple[_Place, ...]:
-    """The place of each encoder."""
-    contexts, start = {}, 0
+def _places(
+    text: TextSpec,
+) -> tuple[tuple[_Place, ...], tuple[tuple[slice, slice], ...]]:
+    """The place of each encoder, and the (tokens, channels) that none of them fills."""
+    _, context_dim = text.context_shape
+    contexts, padding, start = {}, [], 0
     for block in text.blocks:
         tokens, channel = slice(start, start + block[0].length), 0
         for encoder in block:
             end = channel + encoder.context_dim
             contexts[encoder.name] = tokens, slice(channel, end)
             channel = end
+        if channel < context_dim:
+            padding.append((tokens, slice(channel, context_dim)))
         start = tokens.stop
     places, offset = [], 0
     for encoder in text.encoders:
@@ -181,7 +178,7 @@ def _places(text: TextSpec) -> tuple[_Place, ...]:
         end = offset + encoder.pooled_dim
         places.append(_Place(encoder, tokens, channels, slice(offset, end)))
         offset = end
-    return tuple(places)
+    return tuple(places), tuple(padding)
 
 
 def join_captions(
