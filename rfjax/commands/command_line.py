@@ -197,7 +197,6 @@ def _arguments_of(name: str) -> list[cyclopts.Argument]:
     return [argument for argument in arguments if argument.parse]
 
 
-@functools.cache
 def _flag_names(name: str) -> dict[str, str]:
     """Parameter of a command's function -> its flag."""
     return {each.field_info.name: each.name for each in _arguments_of(name)}

@@ -3,6 +3,7 @@
 
 import concurrent.futures
 import contextlib
+import importlib
 import os
 import queue
 import signal
@@ -152,6 +153,7 @@ def test_numbers_are_given_once_and_addresses_free(quick):
 def test_one_that_waits_alone_says_so_and_ends(quick, monkeypatch, capsys):
     monkeypatch.setattr(links, "NOTICE_SECONDS", 0.2)
     monkeypatch.setattr(links, "LIMIT_SECONDS", 2.0)
+    importlib.import_module("rfjax.commands.evaluate")  # takes longer than that
     address = free_address()
     for name, value in zip(processes.VARIABLES, (address, "3", "0"), strict=True):
         monkeypatch.setenv(name, value)
