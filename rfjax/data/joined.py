@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from rfjax.data.numbering import Numbering
 
 
 class JoinedRecords(Sequence):
@@ -19,28 +19,19 @@ class JoinedRecords(Sequence):
 
     def __init__(self, sources: Sequence[Sequence]):
         self._sources = tuple(sources)
-        # Number of the first record after each source.
-        self._ends = tuple(itertools.accumulate(map(len, self._sources)))
+        self._numbering = Numbering(map(len, self._sources))
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._numbering)
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray | bytes]:
-        source, own = self._find(index)
-        return source[own]
+        source, own = self._numbering.place(index)
+        return self._sources[source][own]
 
     def name_of(self, index: int) -> str:
         """The record in words, as its source says it."""
-        source, own = self._find(index)
-        return name_of_record(source, own)
-
-    def _find(self, index: int) -> tuple[Sequence, int]:
-        """The source of a record, and its number there."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        number = bisect.bisect_right(self._ends, index)
-        source = self._sources[number]
-        return source, index - self._ends[number] + len(source)
+        source, own = self._numbering.place(index)
+        return name_of_record(self._sources[source], own)
 
 
 def name_of_record(records: Sequence, index: int) -> str:

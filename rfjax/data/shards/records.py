@@ -12,12 +12,11 @@ Example{1: Features{1: entry{1: name, 2: Feature{1: BytesList{1: value}}}}}.
 
 from __future__ import annotations
 
-import bisect
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from rfjax.data.numbering import Numbering
 from rfjax.errors import UserError
 
 _BYTES_LIST = 1  # field of Feature; the others hold floats and integers
@@ -41,9 +40,8 @@ class RecordSource(Sequence):
         shards: Sequence[tuple[str, int]],
     ):
         self._raw = raw
-        self._shards = tuple(shards)
-        # Number of the first record after each shard.
-        self._ends = tuple(itertools.accumulate(count for _, count in self._shards))
+        self._paths = [path for path, _ in shards]
+        self._numbering = Numbering(count for _, count in shards)
         self._tensors = {
             name: (tuple(-1 if dim is None else dim for dim in shape), np.dtype(dtype))
             for name, (shape, dtype) in tensors.items()
@@ -74,9 +72,8 @@ class RecordSource(Sequence):
 
     def name_of(self, index: int) -> str:
         """The record in words: its number in its shard, and the path of that."""
-        shard = bisect.bisect_right(self._ends, index)
-        path, count = self._shards[shard]
-        return f"record {index - self._ends[shard] + count} of data file {path}"
+        shard, number = self._numbering.place(index)
+        return f"record {number} of data file {self._paths[shard]}"
 
     def _decode(self, record: bytes) -> dict[str, np.ndarray | bytes]:
         values = {}

@@ -10,7 +10,6 @@ when the first of its rows is read.
 
 from __future__ import annotations
 
-import bisect
 import functools
 import hashlib
 import itertools
@@ -19,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rfjax.data.numbering import Numbering
 from rfjax.errors import MissingFileError, UserError
 from rfjax.packages import import_package
 
@@ -64,12 +64,12 @@ class ArrowStreams:
             _check_columns(path, table, columns)
             counts.append(table.num_rows)
             names.append(frozenset(table.column_names))
-        self._ends = list(itertools.accumulate(counts))
+        self._numbering = Numbering(counts)
         self.columns = frozenset.intersection(*names)
         self._check_sum = functools.cache(self._problem_of_file)
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._numbering)
 
     def name_of(self, index: int) -> str:
         """A row in words: PATH in the folder, and its number in that file."""
@@ -93,10 +93,8 @@ class ArrowStreams:
 
     def _place(self, index: int) -> tuple[Path, int]:
         """The file of a row, and the row's number in it."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        number = bisect.bisect_right(self._ends, index)
-        return self._paths[number], index - (self._ends[number - 1] if number else 0)
+        file, row = self._numbering.place(index)
+        return self._paths[file], row
 
     def _map(self, path: Path) -> Any:
         """The table of a file, mapped into memory."""

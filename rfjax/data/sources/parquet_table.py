@@ -9,8 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from rfjax.data.numbering import Numbering
 from rfjax.data.sources.columns import find
 from rfjax.data.sources.pictures import BrokenPicture
 from rfjax.errors import UserError, refusal_of_disk
@@ -48,8 +47,7 @@ class ParquetTable:
             ) from error
         metadata = self._file.metadata
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        self._stops = np.cumsum([0, *sizes])[1:]
-        self._starts = self._stops - sizes
+        self._numbering = Numbering(sizes)
         schema = self._file.schema_arrow
         self.columns: Collection[str] = schema.names
         self._of_rows = tuple(
@@ -60,7 +58,7 @@ class ParquetTable:
         self._group = functools.lru_cache(2 * _KEPT_GROUPS)(self._read_group)
 
     def __len__(self) -> int:
-        return int(self._stops[-1]) if len(self._stops) else 0
+        return len(self._numbering)
 
     def row(self, index: int, *, key: str) -> Mapping[str, Any]:
         """Column -> value, of all columns but those with bytes.
@@ -91,11 +89,11 @@ class ParquetTable:
     def _values(self, index: int, columns: tuple[str, ...], key: str) -> dict[str, Any]:
         import pyarrow
 
-        group = int(np.searchsorted(self._stops, index, side="right"))
+        group, place = self._numbering.place(index)
         try:
             with self._lock:
                 rows = self._group(group, columns)
-            (row,) = rows.slice(index - int(self._starts[group]), 1).to_pylist()
+            (row,) = rows.slice(place, 1).to_pylist()
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             if refusal_of_disk(error) is not None:
                 raise  # the disk is broken, not the row

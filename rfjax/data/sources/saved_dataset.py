@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from rfjax.data.numbering import Numbering
 from rfjax.data.sources.base import ImageSize
 from rfjax.data.sources.columns import Columns, check_column, choose_splits, find
 from rfjax.data.sources.parquet_table import has_bytes
@@ -94,23 +93,24 @@ class _DatasetRows:
             split.select_columns(_columns_of_rows(split, self._top, config.columns))
             for split in stored
         ]
-        self._starts = [0, *itertools.accumulate(map(len, stored))]
+        self._numbering = Numbering(map(len, stored))
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self._numbering)
 
     def key(self, index: int) -> str:
         """SPLIT:ROW, counted from 0."""
-        split, row = self._place(index)
+        split, row = self._numbering.place(index)
         return f"{self._names[split] or 'row'}:{row}"
 
     def split(self, index: int) -> str:
         """The split of a row, if there are several."""
-        return self._names[self._place(index)[0]] if len(self._names) > 1 else ""
+        split, _ = self._numbering.place(index)
+        return self._names[split] if len(self._names) > 1 else ""
 
     def row(self, index: int) -> Mapping[str, Any]:
         """Column -> value; see `Rows`."""
-        split, row = self._place(index)
+        split, row = self._numbering.place(index)
         (values,) = self._others[split][row].to_pylist()
         for name, feature in self._others[split].features.items():
             names = getattr(feature, "names", None)
@@ -122,16 +122,11 @@ class _DatasetRows:
 
     def picture(self, index: int) -> Picture:
         """What the column of pictures holds or names; see `Rows`."""
-        split, row = self._place(index)
+        split, row = self._numbering.place(index)
         (values,) = self._pictures[split][row].to_pylist()
         return picture_in(
             find(values, self._picture), folder=self._folder, key=self.key(index)
         )
-
-    def _place(self, index: int) -> tuple[int, int]:
-        """The number of a row's split, and its number there."""
-        split = bisect.bisect_right(self._starts, index) - 1
-        return split, index - self._starts[split]
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -7,13 +7,12 @@ else is known of them.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rfjax.data.numbering import Numbering
 from rfjax.data.sources.base import ImageSize
 from rfjax.data.sources.columns import Columns, check_column, find
 from rfjax.data.sources.file_patterns import find_files, relative_names
@@ -103,7 +102,7 @@ class TableRows:
         self._tables = [_open(path, named) for path in paths]
         self._names = relative_names(paths)
         self._folders = [Path(folder or path.parent) for path in paths]
-        self._starts = [0, *itertools.accumulate(map(len, self._tables))]
+        self._numbering = Numbering(map(len, self._tables))
         self.where = ", ".join(map(str, paths[:3])) + ", ..." * (len(paths) > 3)
         filled = [table for table in self._tables if len(table)] or self._tables
         # What every table has.
@@ -125,11 +124,11 @@ class TableRows:
                 )
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self._numbering)
 
     def key(self, index: int) -> str:
         """FILE:ROW, counted from 0."""
-        table, row = self._place(index)
+        table, row = self._numbering.place(index)
         return f"{self._names[table]}:{row}"
 
     def split(self, index: int) -> str:
@@ -138,23 +137,18 @@ class TableRows:
 
     def row(self, index: int) -> Mapping[str, Any]:
         """Column -> value; see `Rows`."""
-        table, row = self._place(index)
+        table, row = self._numbering.place(index)
         return self._tables[table].row(row, key=self.key(index))
 
     def picture(self, index: int) -> Picture:
         """What the column of pictures holds or names; see `Rows`."""
-        table, row = self._place(index)
+        table, row = self._numbering.place(index)
         key = self.key(index)
         if isinstance(self._tables[table], ParquetTable):
             value = self._tables[table].cell(row, self._picture, key=key)
         else:
             value = find(self.row(index), self._picture)
         return picture_in(value, folder=self._folders[table], key=key)
-
-    def _place(self, index: int) -> tuple[int, int]:
-        """The number of a row's table, and its number there."""
-        table = bisect.bisect_right(self._starts, index) - 1
-        return table, index - self._starts[table]
 
 
 def _open(

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rfjax.data.numbering import Numbering
 from rfjax.data.sources.base import ImageSize
 from rfjax.data.sources.columns import Columns, choose_splits
 from rfjax.data.sources.pictures import WHITE, BrokenPicture, Colour, Picture
@@ -89,19 +88,20 @@ class _Records:
         self._names = list(splits)
         opened = [_open_split(split, info.file_format) for split in splits.values()]
         self._splits = opened
-        self._starts = [0, *itertools.accumulate(map(len, opened))]
+        self._numbering = Numbering(map(len, opened))
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self._numbering)
 
     def key(self, index: int) -> str:
         """SPLIT:RECORD, counted from 0."""
-        split, record = self._place(index)
+        split, record = self._numbering.place(index)
         return f"{self._names[split]}:{record}"
 
     def split(self, index: int) -> str:
         """The split of a record, if there are several."""
-        return self._names[self._place(index)[0]] if len(self._names) > 1 else ""
+        split, _ = self._numbering.place(index)
+        return self._names[split] if len(self._names) > 1 else ""
 
     def row(self, index: int) -> Mapping[str, Any]:
         """Feature -> value; see `Rows`."""
@@ -115,7 +115,7 @@ class _Records:
         return bytes(self._read(index)[self._picture])
 
     def _read(self, index: int) -> Mapping[str, Any]:
-        split, number = self._place(index)
+        split, number = self._numbering.place(index)
         try:
             record = self._splits[split][number]
             return self._features.deserialize_example_np(record, decoders=self._raw)
@@ -126,11 +126,6 @@ class _Records:
                 f"record {self.key(index)} must be readable, got: "
                 f"{' '.join(str(error).split())[:200]}; copy its file again."
             ) from error
-
-    def _place(self, index: int) -> tuple[int, int]:
-        """The number of a record's split, and its number there."""
-        split = bisect.bisect_right(self._starts, index) - 1
-        return split, index - self._starts[split]
 
 
 def _open(path: Path) -> Any:

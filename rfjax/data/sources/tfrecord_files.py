@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import array
-import bisect
-import itertools
 import mmap
 import struct
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rfjax.data.numbering import Numbering
 from rfjax.errors import UserError
 
 
@@ -33,14 +32,14 @@ class TfRecords(Sequence):
         """
         self._paths = paths
         self._spans = [_spans(path) for path in paths]
-        self._starts = [0, *itertools.accumulate(map(len, self._spans))]
+        self._numbering = Numbering(map(len, self._spans))
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self._numbering)
 
     def __getitem__(self, index: int) -> bytes:
-        file = bisect.bisect_right(self._starts, index) - 1
-        start, stop = map(int, self._spans[file][index - self._starts[file]])
+        file, record = self._numbering.place(index)
+        start, stop = map(int, self._spans[file][record])
         with open(self._paths[file], "rb") as records:
             records.seek(start)
             return records.read(stop - start)

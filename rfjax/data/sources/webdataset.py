@@ -7,14 +7,13 @@ it. The tars are read at random, and stay as they are.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import functools
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rfjax.data.numbering import Numbering
 from rfjax.data.sources.base import ImageSize
 from rfjax.data.sources.columns import Columns, columns_of
 from rfjax.data.sources.file_patterns import find_files, relative_names
@@ -85,16 +84,16 @@ class _Samples:
         # Each is a file that stays open, and of those a process may have 1,024.
         self._index = functools.lru_cache(_OPEN_INDICES)(read_index)
         sizes = (self._index(path).num_rows for path in paths)
-        self._starts = [0, *itertools.accumulate(sizes)]
+        self._numbering = Numbering(sizes)
         self.where = ", ".join(map(str, paths[:3])) + ", ..." * (len(paths) > 3)
         self.columns: Collection[str] = columns_of(self.row, len(self))
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self._numbering)
 
     def key(self, index: int) -> str:
         """TAR/NAME."""
-        tar, row = self._place(index)
+        tar, row = self._numbering.place(index)
         name = self._index(self._paths[tar])["name"][row].as_py()
         return f"{self._names[tar]}/{name.decode(errors='backslashreplace')}"
 
@@ -130,7 +129,7 @@ class _Samples:
 
     def _files(self, index: int) -> dict[str, tuple[int, int]]:
         """Ending of each file of a sample -> its place in the tar, and its size."""
-        tar, row = self._place(index)
+        tar, row = self._numbering.place(index)
         names, offsets, sizes = (
             self._index(self._paths[tar])[name][row].as_py()
             for name in ("suffixes", "offsets", "sizes")
@@ -144,7 +143,7 @@ class _Samples:
 
     def _read(self, index: int, places: Sequence[tuple[int, int]]) -> list[bytes]:
         """The contents of files of a sample."""
-        tar, _ = self._place(index)
+        tar, _ = self._numbering.place(index)
         contents = []
         with self._paths[tar].open("rb") as archive:
             for offset, size in places:
@@ -156,8 +155,3 @@ class _Samples:
                         "restore it, and run the same command again."
                     )
         return contents
-
-    def _place(self, index: int) -> tuple[int, int]:
-        """The number of a sample's tar, and its number there."""
-        tar = bisect.bisect_right(self._starts, index) - 1
-        return tar, index - self._starts[tar]
