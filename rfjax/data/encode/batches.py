@@ -67,13 +67,17 @@ class BatchEncoder:
         self._text_encoders = text_encoders
         self._sizes = {shape: size for size, shape in config.latent_shapes().items()}
 
-    def load(self, index: int, shape: tuple[int, int, int]) -> Loaded:
-        """Opens a record whose latents are to have a shape.
+    def load(self, index: int, entry: Entry, shape: tuple[int, int, int]) -> Loaded:
+        """Opens a record.
+
+        Args:
+          index: its number in the source.
+          entry: what the source knows of it.
+          shape: that its latents are to have.
 
         Raises:
           BrokenPicture: it cannot be opened.
         """
-        entry = self._source.entry(index)
         facts = {
             "key": entry.key,
             "licence": entry.licence,

@@ -93,10 +93,9 @@ def encode_dataset(
     with work.held(alone=True):
         if manifest := encoding.published():  # by another process in the meantime
             return manifest
-        encoding.make_plan()
-        plan = encoding.tasks.plan
-        plan.check_source(encoding.tasks.source, work)
-        return encoding.finish(merge.unfinished(plan, work))
+        if not encoding.make_plan():
+            encoding.tasks.plan.check_source(encoding.tasks.source, work)
+        return encoding.finish(merge.unfinished(encoding.tasks.plan, work))
 
 
 def encode_share(
@@ -197,12 +196,12 @@ class _Encoding:
         for note in getattr(self.tasks.source, "notes", ()):
             self._warn(note)
 
-    def make_plan(self) -> None:
-        """Makes the plan, unless it is there."""
-        if not (self._work.plan / PLAN_FILE).is_file():
-            make_plan(
-                self._config, self.tasks.source, self._work, look_at=self._look_at
-            )
+    def make_plan(self) -> bool:
+        """Makes the plan, unless it is there; returns whether it was made now."""
+        if (self._work.plan / PLAN_FILE).is_file():
+            return False
+        make_plan(self._config, self.tasks.source, self._work, look_at=self._look_at)
+        return True
 
     def encode(self, numbers: Sequence[int]) -> None:
         """Encodes shards of the plan."""

@@ -13,7 +13,7 @@ import csv
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,11 +45,15 @@ def unfinished(plan: Plan, work: WorkFolder) -> list[int]:
 
 def find_changed(plan: Plan, work: WorkFolder) -> list[int]:
     """Numbers of the shards whose files are not those that their tasks wrote."""
-    damaged = [n for n in range(len(plan.shards)) if not _is_readable(work, n)]
+    notes, damaged = [], []
+    for number in range(len(plan.shards)):
+        try:
+            notes.append(_brief(work, number))
+        except (UserError, FileNotFoundError):
+            damaged.append(number)
     if damaged:
         return damaged
-    notes = [_brief(work, number) for number in range(len(plan.shards))]
-    files = _name_files(plan, work, notes)
+    files = _name_files(plan, work, notes, _as_encoded(plan, notes))
 
     def is_changed(number: int) -> bool:
         """Whether a file is missing, or has another size or checksum."""
@@ -94,7 +98,7 @@ def merge(
     shards.check_splits(manifest)
     creation = {**manifest.creation, "max_broken": max_broken}
     with needing_room(work.out.name, work.path):
-        files = _move_shards(plan, work, notes)
+        files = _move_shards(plan, work, notes, manifest)
         _copy_from_plan(plan, work)
         licences = _write_credits(plan, work)
         _write_broken(total.broken, work.dataset / BROKEN_FILE)
@@ -139,14 +143,6 @@ def _brief(work: WorkFolder, number: int) -> Notes:
     return dataclasses.replace(Notes.read(work.notes_file(number)), credits=[])
 
 
-def _is_readable(work: WorkFolder, number: int) -> bool:
-    try:
-        Notes.read(work.notes_file(number))
-    except (UserError, FileNotFoundError):
-        return False
-    return True
-
-
 def _as_encoded(plan: Plan, notes: Sequence[Notes]) -> Manifest:
     """The manifest of the records that could be encoded."""
     counts: collections.Counter[str] = collections.Counter()
@@ -163,10 +159,9 @@ def _as_encoded(plan: Plan, notes: Sequence[Notes]) -> Manifest:
 
 
 def _name_files(
-    plan: Plan, work: WorkFolder, notes: Sequence[Notes]
+    plan: Plan, work: WorkFolder, notes: Sequence[Notes], manifest: Manifest
 ) -> list[Path | None]:
     """Where TFDS looks for each shard; None: it has no record, so there is no file."""
-    manifest = _as_encoded(plan, notes)
     groups: dict[tuple, list[int]] = {}
     for number, shard in enumerate(plan.shards):
         if notes[number].num_records:
@@ -186,12 +181,11 @@ def _name_files(
 
 
 def _move_shards(
-    plan: Plan, work: WorkFolder, notes: Sequence[Notes]
+    plan: Plan, work: WorkFolder, notes: Sequence[Notes], manifest: Manifest
 ) -> list[StoredFile]:
     """Moves shards to where TFDS looks for them, and describes them."""
-    has_buckets = bool(_as_encoded(plan, notes).latent.buckets)
     files = []
-    for number, path in enumerate(_name_files(plan, work, notes)):
+    for number, path in enumerate(_name_files(plan, work, notes, manifest)):
         if path is None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +199,7 @@ def _move_shards(
                 sha256=notes[number].sha256,
                 split=shard.split,
                 num_records=notes[number].num_records,
-                bucket=shard.shape[:2] if has_buckets else None,
+                bucket=shard.shape[:2] if manifest.latent.buckets else None,
             )
         )
     return files
@@ -221,16 +215,16 @@ def _copy_from_plan(plan: Plan, work: WorkFolder) -> None:
 def _write_credits(plan: Plan, work: WorkFolder) -> dict[str, int]:
     """Writes whose each record is; returns licence -> records under it."""
     licences: collections.Counter[str] = collections.Counter()
-    with whole_files.replacing(work.dataset / CREDITS_FILE) as partial:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("key", "split", "licence", "attribution"))
-            for number, shard in enumerate(plan.shards):
-                for credit in Notes.read(work.notes_file(number)).credits:
-                    licences[credit.licence] += 1
-                    writer.writerow(
-                        (credit.key, shard.split, credit.licence, credit.attribution)
-                    )
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        """Of each record, in order; counts its licence."""
+        for number, shard in enumerate(plan.shards):
+            for each in Notes.read(work.notes_file(number)).credits:
+                licences[each.licence] += 1
+                yield each.key, shard.split, each.licence, each.attribution
+
+    header = ("key", "split", "licence", "attribution")
+    _write_table(work.dataset / CREDITS_FILE, header, rows())
     return {name: count for name, count in sorted(licences.items()) if name}
 
 
@@ -245,10 +239,17 @@ def _complete_report(plan: Plan, total: Notes, work: WorkFolder) -> None:
 
 def _write_broken(broken: Sequence[Broken], path: Path) -> None:
     """Writes which records were left out and why, if any were."""
-    if not broken:
-        return
+    if broken:
+        rows = ((each.key, each.reason) for each in broken)
+        _write_table(path, ("key", "reason"), rows)
+
+
+def _write_table(
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
+) -> None:
+    """Writes a CSV file, which appears whole."""
     with whole_files.replacing(path) as partial:
         with partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("key", "reason"))
-            writer.writerows((each.key, each.reason) for each in broken)
+            writer.writerow(header)
+            writer.writerows(rows)

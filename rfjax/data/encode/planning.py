@@ -6,7 +6,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -68,9 +68,11 @@ def make_plan(
     )
     num_seen = len(selection.kept) + len(broken)
     check_broken(broken, of=num_seen, max_broken=config.max_broken)
-    planned, numbers = _deal(config, source, selection)
+    planned, records = _deal(config, source, selection, pictures)
     _check_splits(config, planned)
-    codec = None if is_encoded else _make_codec(config, source, planned, numbers)
+    codec = (
+        None if is_encoded else _make_codec(config, source, planned, records["index"])
+    )
     manifest = describe(
         config,
         source,
@@ -82,10 +84,6 @@ def make_plan(
         },
         shapes=list(dict.fromkeys(sorted(shard.shape for shard in planned))),
     )
-    records = np.zeros(len(numbers), RECORD)
-    records["index"] = numbers
-    records["entry"] = [digest_of_entry(source.entry(int(i))) for i in numbers]
-    records["picture"] = [pictures.get(int(i), NOT_LOOKED_AT) for i in numbers]
     batches = BatchEncoder(config, source, manifest, codec, text_encoders)
     with whole_files.new_folder(work.plan) as folder:
         save_codec = source.save_codec if codec is None else codec.save
@@ -126,11 +124,22 @@ def _select(
 
 
 def _deal(
-    config: EncodeConfig, source: Source | EncodedSource, selection: Selection
+    config: EncodeConfig,
+    source: Source | EncodedSource,
+    selection: Selection,
+    pictures: Mapping[int, int],
 ) -> tuple[list[PlannedShard], np.ndarray]:
-    """The shards, and the numbers of their records in the source, in order."""
+    """The shards, and their records in order: [R] `RECORD`.
+
+    Args:
+      config: how they are dealt.
+      source: of the config.
+      selection: of its records.
+      pictures: number of a record -> digest of its picture, of those looked at.
+    """
     shapes = config.latent_shapes()
-    dealt: dict[tuple, list[int]] = {}
+    records = np.zeros(len(selection.kept), RECORD)
+    dealt: dict[tuple, list[int]] = {}  # places in these
     for place, index in enumerate(map(int, selection.kept)):
         entry = source.entry(index)
         if isinstance(source, EncodedSource):
@@ -142,7 +151,9 @@ def _deal(
             shape = shapes[nearest_bucket(height, width, tuple(shapes))]
         held_out = is_held_out(entry.captions[0], fraction=config.validation_fraction)
         split = entry.split or ("validation" if held_out else "train")
-        dealt.setdefault((SPLITS.index(split), shape), []).append(index)
+        picture = pictures.get(index, NOT_LOOKED_AT)
+        records[place] = index, digest_of_entry(entry), picture
+        dealt.setdefault((SPLITS.index(split), shape), []).append(place)
     planned, start = [], 0
     for split, shape in sorted(dealt):
         count = len(dealt[split, shape])
@@ -151,8 +162,7 @@ def _deal(
                 PlannedShard(SPLITS[split], shape, start + first, start + last)
             )
         start += count
-    numbers = [index for key in sorted(dealt) for index in dealt[key]]
-    return planned, np.array(numbers, np.int64)
+    return planned, records[[place for key in sorted(dealt) for place in dealt[key]]]
 
 
 def _report(

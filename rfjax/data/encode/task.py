@@ -140,7 +140,8 @@ class Tasks:
             loaded = []
             for index in batch:
                 with contextlib.suppress(BrokenPicture):
-                    loaded.append(batch_encoder.load(index, shape))
+                    entry = self.source.entry(index)
+                    loaded.append(batch_encoder.load(index, entry, shape))
             with limited_threads(self.config.num_threads):
                 records = batch_encoder.encode(loaded, Notes()) if loaded else []
             size = sum(len(encode(record)) for record in records)
@@ -197,26 +198,22 @@ class Tasks:
         for start in range(0, len(records), self.config.batch_size):
             planned = records[start : start + self.config.batch_size]
             loaded, broken = [], []
-            for index, entry, picture in planned.tolist():
-                self._check_entry(index, entry)
+            for index, digest, picture in planned.tolist():
+                entry = self.source.entry(index)
+                if digest_of_entry(entry) != digest:
+                    raise self._changed(entry.key)
                 try:
-                    opened = self._batches.load(index, shard.shape)
+                    opened = self._batches.load(index, entry, shard.shape)
                 except BrokenPicture as error:
-                    key = self.source.entry(index).key
-                    broken.append(Broken(key, str(error)))
+                    broken.append(Broken(entry.key, str(error)))
                     continue
                 if picture not in (NOT_LOOKED_AT, *opened.digests):
-                    raise self._changed(opened.entry.key)
+                    raise self._changed(entry.key)
                 loaded.append(opened)
             yield _Batch(tuple(loaded), tuple(broken), len(planned))
 
-    def _check_entry(self, index: int, digest: int) -> None:
-        """Raises UserError unless an entry is as it was when the plan was made."""
-        entry = self.source.entry(index)
-        if digest_of_entry(entry) != digest:
-            raise self._changed(entry.key)
-
     def _changed(self, key: str) -> UserError:
+        """The error about a record that is not as it was when the plan was made."""
         return UserError(
             f"source must hold what it held when the plan of {self.work.path} was "
             f"made, got another record {key!r}; restore it, or "
