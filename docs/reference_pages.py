@@ -45,6 +45,7 @@ PAGES = {
             "checksums",
             "whole_files",
             "disk",
+            "folder_lock",
             "partial_files",
             "stopping",
         ),

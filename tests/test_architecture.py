@@ -21,6 +21,7 @@ RANKS = {
     "schema": 2,
     "config_fields": 7,
     "disk": 0,
+    "folder_lock": 0,
     "partial_files": 0,
     "whole_files": 1,
     "checksums": 1,

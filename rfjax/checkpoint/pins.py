@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from rfjax import folder_lock
 from rfjax.checkpoint.steps import FOLDER, choose_step, removed
 from rfjax.parallel import processes
 
@@ -71,21 +72,13 @@ def _lock(folder: Path, operation: int) -> Iterator[bool]:
     Raises:
       BlockingIOError: `operation` does not wait, and another process has the lock.
     """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, operation)
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass  # a file system without locks
+            descriptor = stack.enter_context(folder_lock.held(folder, operation))
+        except FileNotFoundError:
+            yield False
+            return
         yield _is_at(folder, descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_at(folder: Path, descriptor: int) -> bool:

@@ -23,7 +23,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rfjax import disk, partial_files, whole_files
+from rfjax import disk, folder_lock, partial_files, whole_files
 from rfjax.errors import UserError
 
 ENDING = ".encoding"
@@ -72,10 +72,10 @@ class WorkFolder:
             then names the folder if anything is left in it.
         """
         disk.make_folder(self.path)
-        operation = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        operation = fcntl.LOCK_NB | (fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(_locked(self.path, operation | fcntl.LOCK_NB))
+                stack.enter_context(folder_lock.held(self.path, operation))
             except BlockingIOError:
                 raise UserError(
                     f"out must not be in use, got {self._shown}, which another process "
@@ -95,7 +95,7 @@ class WorkFolder:
     def turn(self) -> Iterator[None]:
         """Within the block no other process of this host plans or merges."""
         disk.make_folder(self.shards)
-        with _locked(self.shards, fcntl.LOCK_EX):
+        with folder_lock.held(self.shards, fcntl.LOCK_EX):
             yield
 
     def publish(self) -> None:
@@ -131,19 +131,3 @@ class WorkFolder:
         for folder in (self.looks, self.plan, self.shards, self.path):
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, operation: int) -> Iterator[None]:
-    """Holds a folder; raises BlockingIOError if `operation` does not wait."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, operation)
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(descriptor)
